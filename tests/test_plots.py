@@ -1,0 +1,194 @@
+"""Figures render whole: nothing outside the frame, no empty panel, no unreadable tick."""
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from medlib import metrics, plots
+
+LONG = "MedGemma 4B instruction-tuned, zero-shot, log-likelihood of both verdicts"
+
+
+def predictions(n=200, accuracy=0.9, modalities=("xray", "histopathology", "mri", "ultrasound")):
+    rng = np.random.default_rng(n)
+    valid = rng.random(n) < 0.5
+    called = np.where(rng.random(n) < accuracy, valid, ~valid)
+    return pd.DataFrame({
+        "id": [f"s{i}" for i in range(n)],
+        "modality": rng.choice(modalities, n),
+        "verdict": np.where(valid, "CORRECT", "ERROR"),
+        "predicted": np.where(called, "CORRECT", "ERROR"),
+        "p_correct": np.where(called, 0.5 + rng.random(n) / 2, rng.random(n) / 2),
+        "severity": np.where(valid, "none", "critical"),
+        "cost_impact": np.where(valid, 0, 500),
+    })
+
+
+def picture(width=60, height=40, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def miss(**changed):
+    return {"id": "val-1", "modality": "mri", "finding": "a mass " * 30,
+            "treatment": "rest, $5 or $9", "verdict": "ERROR", "predicted": "CORRECT",
+            "p_correct": 0.9, **changed}
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return {
+        LONG: metrics.score(predictions(1500, 0.6)),
+        "tuned": metrics.score(predictions(1500, 0.95)),
+        "two modalities": metrics.score(predictions(40, 0.5, ("xray", "mri"))),
+        "always right": metrics.score(predictions(30, 1.0)),
+    }
+
+
+FIGURES = {
+    "forest": lambda s: plots.forest(s, LONG * 2, bar=0.9),
+    "forest_of_one": lambda s: plots.forest({"tuned": s["tuned"]}, "One"),
+    "ablation_bars": lambda s: plots.ablation_bars(s),
+    "sensitivity": lambda s: plots.modality_heatmap(s),
+    "specificity": lambda s: plots.modality_heatmap(s, "specificity"),
+    "confusion": lambda s: plots.confusion(predictions(), LONG),
+    "confusion_one_class": lambda s: plots.confusion(
+        predictions().query("verdict == 'ERROR'"), "Errors only"),
+    "reliability": lambda s: plots.reliability(predictions(12_000), LONG),
+    "reliability_one_value": lambda s: plots.reliability(
+        predictions(9).assign(p_correct=1.0), "Constant"),
+    "learning_curve": lambda s: plots.learning_curve(
+        [{"step": i, "loss": 1 / i} for i in range(1, 90)] + [{"step": 50, "eval_loss": 0.3}]),
+    "learning_curve_of_one": lambda s: plots.learning_curve([{"step": 1, "eval_loss": 0.3}]),
+    "contact_sheet": lambda s: plots.contact_sheet(
+        [picture(30 * i, 200, mode) for i, mode in enumerate(["RGB", "L", "1", "RGBA", "P"], 1)],
+        ["short", "a caption of many words " * 5, "W" * 60, "$5 to $9", LONG]),
+    "contact_sheet_of_two_rows_long_banner": lambda s: plots.contact_sheet(
+        [picture()] * 3, ["a", "b " * 80, LONG], columns=2, banner=LONG),
+    "contact_sheet_of_one": lambda s: plots.contact_sheet([picture()], [LONG], banner=""),
+    "misses": lambda s: plots.misses([miss(), miss(finding="long " * 150)], [picture()] * 2),
+    "no_misses": lambda s: plots.misses([miss(predicted="ERROR")], [picture()]),
+}
+
+
+def shown_ticks(axis):
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks()
+            if low <= tick.get_loc() <= high and tick.label1.get_visible()]
+
+
+def clipped(figure):
+    """By how many inches the ink leaves the frame."""
+    ink, frame = figure.get_tightbbox(), figure.bbox_inches
+    return max(frame.x0 - ink.x0, ink.x1 - frame.x1, frame.y0 - ink.y0, ink.y1 - frame.y1)
+
+
+@pytest.fixture(scope="module", params=FIGURES)
+def figure(request, scores):
+    return FIGURES[request.param](scores)
+
+
+def test_figure_is_seven_inches_wide_and_unknown_to_pyplot(figure):
+    assert isinstance(figure, Figure)
+    assert figure.get_figwidth() == 7
+    assert not plt.get_fignums()
+
+
+def test_nothing_leaves_the_frame(figure):
+    assert clipped(figure) <= 0.01
+    for text in figure.texts:
+        box = (text.get_bbox_patch() or text).get_window_extent()
+        assert box.y1 <= figure.bbox.y1 and box.y0 >= figure.bbox.y0
+
+
+def test_letters_are_readable(figure):
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text()]
+    assert min(sizes, default=11) >= 11
+
+
+def test_ticks_are_named_and_apart(figure):
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+            labels = shown_ticks(axis)
+            assert all(label.get_text().strip() for label in labels)
+            boxes = [label.get_window_extent() for label in labels]
+            for i, box in enumerate(boxes):
+                assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_no_panel_is_empty(figure):
+    file = io.BytesIO()
+    figure.savefig(file, dpi=60)
+    image = np.asarray(Image.open(file).convert("RGB"))
+    height = image.shape[0]
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1
+    for axes in figure.axes:
+        box = axes.get_position()
+        panel = image[int((1 - box.y1) * height) : int((1 - box.y0) * height),
+                      int(box.x0 * image.shape[1]) : int(box.x1 * image.shape[1])]
+        assert panel.std() > 1
+
+
+def test_the_frame_check_can_fail():
+    figure = Figure(figsize=(2, 2))
+    figure.subplots().text(0.9, 0.5, "far outside")
+    assert clipped(figure) > 0.1
+
+
+def words(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
+
+
+def test_figures_say_their_numbers(scores):
+    drawn = words(plots.forest(scores, "Title"))
+    for rate in (result["accuracy"] for result in scores.values()):
+        assert f"{100 * rate['value']:.1f} % n = {rate['n']:,}" in drawn
+    drawn = words(plots.modality_heatmap(scores))
+    assert drawn.count("n/a") == 2  # the two modalities that one system never saw
+    assert f"{100 * scores['tuned']['per_modality']['mri']['sensitivity']['value']:.0f}" in drawn
+    frame = predictions(300)
+    error = metrics.expected_calibration_error(frame["p_correct"], frame["verdict"] == "CORRECT")
+    assert f"ECE = {error:.3f} (15 bins), n = 300" in words(plots.reliability(frame, "Title"))
+
+
+def test_confusion_rows_are_gold():
+    frame = pd.DataFrame({"verdict": ["CORRECT"] * 4 + ["ERROR"],
+                          "predicted": ["CORRECT"] * 3 + ["ERROR"] * 2})
+    cells = [text.get_text() for text in plots.confusion(frame, "").axes[0].texts]
+    assert cells == ["3\n75.0 %", "1\n25.0 %", "0\n0.0 %", "1\n100.0 %"]
+
+
+def test_captions_are_kept_whole():
+    sheet = plots.contact_sheet([picture()] * 4, [LONG, "W" * 50, "costs $5, then $7", "d"])
+    assert [axes.get_xlabel().replace("\n", " ") for axes in sheet.axes][::2] == [
+        LONG, "costs $5, then $7"]
+    assert sheet.axes[1].get_xlabel().replace("\n", "") == "W" * 50
+    boxes = [axes.xaxis.label.get_window_extent() for axes in sheet.axes]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
+    assert "SYNTHETIC" in words(sheet)
+
+
+def test_misses_shows_only_misses_up_to_the_limit():
+    rows = [miss(id=f"row-{i}", predicted="ERROR" if i == 0 else "CORRECT") for i in range(6)]
+    drawn = words(plots.misses(rows, [picture()] * 6, limit=3))
+    assert "3 of 5 shown" in drawn and "row-0" not in drawn and "row-4" not in drawn
+    assert "rest, $5 or $9" in drawn and "p(CORRECT) = 0.90" in drawn
+
+
+@pytest.mark.parametrize("draw, message", [
+    (lambda: plots.forest({}, ""), "forest: nothing to draw"),
+    (lambda: plots.learning_curve([{"step": 1}]), "learning_curve: nothing"),
+    (lambda: plots.contact_sheet([], []), "contact_sheet: nothing"),
+    (lambda: plots.contact_sheet([picture()], []), "1 images but 0 captions"),
+    (lambda: plots.misses([miss()], []), "1 rows but 0 images"),
+    (lambda: plots.modality_heatmap({"a": {}}, "recall"), "'recall' is none of"),
+])
+def test_bad_input_is_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
