@@ -378,8 +378,9 @@ def misses(
     Parameters
     ----------
     predictions_rows : sequence of mappings
-        Each with ``verdict``, ``predicted``, ``p_correct``, ``finding`` and ``treatment``; ``id``
-        and ``modality`` are shown if they are there. Right verdicts are passed over.
+        Each with ``verdict``, ``predicted``, ``p_correct``, ``finding`` and ``treatment``; ``id``,
+        ``modality`` and ``shown`` (what the picture was drawn to show) are shown if they are
+        there. Right verdicts are passed over.
     images : sequence of PIL images
         One for each row.
     limit : int
@@ -410,7 +411,8 @@ def _miss_text(row: Mapping, inches: float) -> str:
     head = " · ".join(str(row[key]) for key in ("id", "modality") if key in row)
     parts = [
         head,
-        f"Finding: {row['finding']}",
+        f"Note: {row['finding']}",
+        f"Picture: {row['shown']}" if "shown" in row else "",
         f"Treatment: {row['treatment']}",
         f"Gold: {row['verdict']}",
         f"Predicted: {row['predicted']}, p(CORRECT) = {row['p_correct']:.2f}",

@@ -1,0 +1,52 @@
+# `make report` and `make test` work on a fresh machine: they build .venv first.
+# On Linux without an NVIDIA GPU, PyTorch's own package index has a much smaller CPU build; pass
+# its address: make report TORCH_INDEX=<address of PyTorch's CPU index>
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+TORCH := torch>=2.13,<2.14
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help report test data standin lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+report: $(INSTALLED)  ## run all notebooks and write the report (ARGS='--help' lists options)
+	$(BIN)/python -m medlib report $(ARGS)
+
+# One thread for each process, or the test processes take the cores from each other.
+test: export OMP_NUM_THREADS := 1
+test: $(INSTALLED)  ## run the tests, then every notebook
+	$(BIN)/python -m pytest -n 2 tests/
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks/
+
+data: $(INSTALLED)  ## make the scenarios and their images
+	$(BIN)/python -m medlib data $(ARGS)
+
+standin: $(INSTALLED)  ## make the small stand-in model that knows no medicine
+	$(BIN)/python -m medlib standin $(ARGS)
+
+lint: $(INSTALLED)  ## check style
+	$(BIN)/ruff check .
+
+clean:  ## remove the virtual environment and caches, never data, models or runs
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache *.egg-info
+	find medlib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+# The stamp is written last, so an installation that broke off is tried again.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " \
+		+ sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@if [ -z '$(TORCH_INDEX)' ] && ! command -v nvidia-smi >/dev/null; then \
+		echo 'No NVIDIA GPU found: see the head of the Makefile for a smaller PyTorch.'; fi
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@

@@ -1,0 +1,3 @@
+from medlib.cli import main
+
+main()

@@ -1,0 +1,157 @@
+"""Command line over the same functions as the notebooks: ``python -m medlib --help``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Fine-tune MedGemma with LoRA to audit clinical decisions, and measure it.")
+
+Profile = Annotated[str, typer.Option(help="settings file in profiles/")]
+Model = Annotated[Optional[str], typer.Option(help="hub name or folder, e.g. google/medgemma-4b-it")]
+RunDir = Annotated[Optional[str], typer.Option(help="folder of the run")]
+Images = Annotated[Optional[Path], typer.Option("--images", "--images-dir", help="folder with the real core24 pictures")]
+Masks = Annotated[Optional[bool], typer.Option("--allow-masks/--no-allow-masks", help="accept masks in place of scans")]
+Settings = Annotated[Optional[list[str]], typer.Option("--set", help="any other setting: name=value, repeatable")]
+Seed = Annotated[Optional[int], typer.Option(help="seed of everything random")]
+
+
+def _config(profile: str, settings: list[str] | None, images=None, **values):
+    import yaml
+
+    from medlib.config import ConfigError, resolve
+
+    for item in settings or []:
+        name, found, value = item.partition("=")
+        if not found:
+            raise ConfigError(f"--set {item!r}: expected name=value")
+        values[name] = yaml.safe_load(value)
+    return resolve(profile, images_dir=str(images.resolve()) if images else None, **values)
+
+
+@app.command()
+def data(profile: Profile = "standin", images: Images = None, allow_masks: Masks = None, seed: Seed = None,
+         audit: Annotated[bool, typer.Option(help="also look for shortcuts, leaks and broken pictures")] = True,
+         settings: Settings = None) -> None:
+    """Rebuild the core set and the suites, check them and audit the core set."""
+    from medlib import core24
+    from medlib import data as datasets
+
+    config = _config(profile, settings, images, allow_masks=allow_masks, seed=seed)
+    counts = core24.build(datasets.CORE_DIR)
+    core24.verify(datasets.CORE_DIR)
+    print(f"core24, hashes match: {json.dumps(counts)}")
+    if audit:
+        for issue in datasets.audit_core(config):
+            print(f"{issue.severity.upper():8} {issue.check}: {issue.message}")
+    for name, suite in datasets.prepare(config).items():
+        print(f"{name}: {len(suite.scenarios)} scenarios, sha256 {suite.sha256[:16]}")
+
+
+@app.command()
+def standin(out: Annotated[Path, typer.Option(help="where to write the model")] = Path("models/medgemma-nano"),
+            seed: Annotated[int, typer.Option()] = 0) -> None:
+    """Rebuild the stand-in model from nothing (about half an hour on two cores)."""
+    from medlib.standin import build
+
+    captions = build(out, seed=seed)["captions"]
+    print(f"captions of held-out pictures: {captions['accuracy']:.1%} right (n={captions['n']})")
+
+
+@app.command()
+def train(
+    profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
+    allow_masks: Masks = None, seed: Seed = None,
+    epochs: Annotated[Optional[float], typer.Option(help="passes over the training data")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="scenarios a forward pass")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="peak learning rate")] = None,
+    lora_rank: Annotated[Optional[int], typer.Option()] = None,
+    lora_alpha: Annotated[Optional[int], typer.Option()] = None,
+    lora_dropout: Annotated[Optional[float], typer.Option()] = None,
+    weight_decay: Annotated[Optional[float], typer.Option()] = None,
+    use_8bit: Annotated[Optional[bool], typer.Option("--use-8bit/--no-use-8bit", help="base in 8 bit")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="load and count, train nothing")] = False,
+    settings: Settings = None,
+) -> None:
+    """Train a LoRA adapter; run again to resume after an interruption."""
+    from medlib import workflow
+
+    config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed,
+                     epochs=epochs, batch_size=batch_size, lr=lr, lora_rank=lora_rank, lora_alpha=lora_alpha,
+                     lora_dropout=lora_dropout, weight_decay=weight_decay, use_8bit=use_8bit)
+    if dry_run:
+        print(json.dumps(workflow.dry_run(config), indent=2))
+        return
+    print(f"adapter: {workflow.train(config)}")
+
+
+@app.command()
+def evaluate(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
+             allow_masks: Masks = None, seed: Seed = None,
+             adapter: Annotated[Optional[str], typer.Option(help="adapter folder")] = None,
+             settings: Settings = None) -> None:
+    """Score base and adapter: core24, folds over core24, held-out suite, ablations."""
+    from medlib import workflow
+
+    config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed,
+                     adapter=adapter)
+    _print_scores(workflow.evaluate(config))
+
+
+@app.command()
+def benchmark(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
+              allow_masks: Masks = None, seed: Seed = None,
+              adapter: Annotated[Optional[str], typer.Option(help="adapter folder")] = None,
+              settings: Settings = None) -> None:
+    """Score the whole ladder on the held-out suite."""
+    from medlib import workflow
+
+    config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed,
+                     adapter=adapter)
+    _print_scores(workflow.benchmark(config))
+
+
+@app.command()
+def report(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
+           allow_masks: Masks = None, seed: Seed = None,
+           update_readme: Annotated[bool, typer.Option(help="write the results into README.md")] = False,
+           settings: Settings = None) -> None:
+    """Run every notebook headless and render the run as web pages."""
+    from medlib import provenance
+    from medlib import report as reporting
+
+    run_dir = run_dir or f"runs/{provenance.new_run_id(profile)}"
+    config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
+    reporting.run_notebooks(run_dir, config.model_dump() | {"profile": profile})
+    page = reporting.render(run_dir)
+    if update_readme:
+        reporting.update_readme(run_dir)
+    print(f"report: {page}")
+
+
+def _print_scores(frames) -> None:
+    from medlib import metrics
+
+    for suite in sorted({key.split("/")[1] for key in frames}):
+        scores = {key.split("/")[0]: metrics.score(f) for key, f in frames.items() if key.endswith(f"/{suite}")}
+        print(f"\n{suite}\n{metrics.to_markdown(metrics.results_table(scores))}")
+
+
+def main() -> None:
+    """Run a command; a problem that the user can mend is one message, not a traceback."""
+    from medlib.config import ConfigError
+    from medlib.schema import DataError
+
+    try:
+        app()
+    except (ConfigError, DataError) as error:
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "ModelError" and "notebook" not in str(error):
+            raise
+        sys.exit(f"error: {error}")

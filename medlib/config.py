@@ -1,0 +1,104 @@
+"""One typed configuration: notebook parameters, command-line flags and profiles share its names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1]
+STANDIN = "models/medgemma-nano"
+
+
+class ConfigError(ValueError):
+    """An unknown profile, an unknown name or a value out of range."""
+
+
+class RunConfig(BaseModel):
+    """Everything that a run can be told; every field is a notebook parameter and a flag."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(STANDIN, description="hub name or folder; the one switch to the real MedGemma")
+    adapter: str | None = Field(None, description="adapter folder to evaluate; default: this run's own")
+    trust_remote_code: bool = Field(False, description="let a hub model run its own code")
+    run_dir: str = Field("runs/latest", description="where results go")
+    seed: int = Field(0, ge=0, description="seed of data, initialisation, shuffling and dropout")
+
+    images_dir: str | None = Field(None, description="folder with the real core24 pictures")
+    allow_masks: bool = Field(False, description="accept segmentation masks in place of scans")
+    train_pairs: int = Field(1200, ge=0, description="counterfactual pairs to train on")
+    val_pairs: int = Field(96, ge=0, description="pairs for early stopping and calibration")
+    test_pairs: int = Field(600, ge=1, description="pairs of the held-out suite")
+
+    epochs: float = Field(3, gt=0)
+    batch_size: int = Field(4, ge=1, description="scenarios a forward pass")
+    gradient_accumulation: int = Field(1, ge=1, description="forward passes an optimizer step")
+    lr: float = Field(2e-4, gt=0, description="peak learning rate of AdamW")
+    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    lora_targets: str = Field("attention", pattern="^(attention|attention[+]mlp)$",
+                              description="attention: q, k, v, o; attention+mlp: gate, up, down too")
+    early_stopping_patience: int = Field(3, ge=0, description="evaluations without gain; 0: never stop")
+    evaluations_per_epoch: int = Field(2, ge=1)
+    use_8bit: bool = Field(False, description="load the base in 8 bit (bitsandbytes)")
+    cache_image_features: bool = Field(True, description="run the frozen vision tower once a picture")
+
+    eval_batch_size: int = Field(32, ge=1)
+    generate: bool = Field(True, description="also let the model answer freely")
+    core_folds: bool = Field(True, description="leave-one-image-group-out over core24")
+    core_fold_epochs: float = Field(6, gt=0)
+    ablations: bool = Field(True, description="text-only, image-only and swapped-image runs")
+
+
+def load_profile(name: str) -> dict[str, Any]:
+    """Read ``profiles/<name>.yaml``; ConfigError lists the profiles there are."""
+    path = ROOT / "profiles" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise ConfigError(f"profile {name!r} not found; profiles: {known}")
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def resolve(profile: str | None = "standin", **overrides: Any) -> RunConfig:
+    """Defaults, then the profile, then every override that is not None.
+
+    Examples
+    --------
+    >>> resolve("standin", lr=1e-3, epochs=None).lr
+    0.001
+    """
+    values = load_profile(profile) if profile else {}
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise ConfigError("bad configuration: " + "; ".join(lines)) from None
+
+
+def from_notebook(names: Mapping[str, Any]) -> RunConfig:
+    """Build the configuration from a notebook's ``globals()``; parameters left at None are the profile's.
+
+    The environment variable ``MEDLIB_PROFILE`` takes the place of a profile left at "standin", so that
+    tests can run the committed notebooks in a minute; their results then go to a folder of their own.
+    """
+    known = {name: names[name] for name in RunConfig.model_fields if name in names}
+    profile = names.get("profile", "standin")
+    if profile == "standin" and (other := os.environ.get("MEDLIB_PROFILE")):
+        profile = other
+        if known.get("run_dir") == "runs/latest":
+            known["run_dir"] = f"runs/{other}"
+    return resolve(profile, **known)
+
+
+def path(name: str | Path) -> Path:
+    """A path given relative to the repository works from any notebook's folder."""
+    name = Path(name).expanduser()
+    return name if name.is_absolute() else ROOT / name
