@@ -8,8 +8,9 @@ microscope does.  Lengths in this module are pixels of a 224 px field times ``sc
 import math
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
+
+from medlib.draw.fields import smooth_noise, soft_step, zoom
 
 FINDINGS: tuple[str, ...] = ("normal", "adenocarcinoma", "poorly_differentiated")
 
@@ -329,7 +330,7 @@ def wall_distance(rng, size, spacing):
     squared = down**2 + right**2
     own_duct = duct[np.argmin(squared, axis=0)]
     to_other = np.where(duct[:, None, None] == own_duct, np.inf, squared).min(axis=0)
-    return resize((np.sqrt(to_other) - np.sqrt(squared.min(axis=0))) / 2, size)
+    return zoom((np.sqrt(to_other) - np.sqrt(squared.min(axis=0))) / 2, size)
 
 
 def place_glands(rng, wanted):
@@ -380,24 +381,9 @@ def window_around(centre_row, centre_column, reach, size):
     return (row, column), *np.ogrid[row, column]
 
 
-def smooth_noise(rng, size, cells):
-    """Gaussian noise of about unit variance with `cells` independent values across the image."""
-    return resize(rng.standard_normal((cells, cells), dtype=np.float32), size)
-
-
-def resize(field, size):
-    """Zoom a float32 field to (size, size); draw low frequencies small, zooming is cheap."""
-    return np.asarray(Image.fromarray(field).resize((size, size), Image.Resampling.BICUBIC))
-
-
 def fraction(x, y):
     """Position in a 224 px field as fractions of its width."""
     return [round(float(x) / 224, 3), round(float(y) / 224, 3)]
-
-
-def soft_step(distance, softness):
-    """0 far outside, 1 far inside, with a linear edge of the given half width."""
-    return np.clip(0.5 + 0.5 * distance / softness, 0, 1).astype(np.float32)
 
 
 def to_index(position, size):

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from medlib.draw.fields import smooth_noise, soft_step
+
 FINDINGS: tuple[str, ...] = ("normal", "ring_enhancing_mass", "well_circumscribed_mass")
 
 # Signal of each tissue on T1 after contrast, as a share of the brightest.
@@ -285,14 +287,3 @@ def acquire(signal, rng):
     magnitude = np.hypot(np.maximum(signal, 0) * shading + real, imaginary)
     display = rng.uniform(0.88, 1.08) * magnitude ** np.float32(rng.uniform(0.88, 1.12))
     return (255 * np.clip(display, 0, 1)).astype(np.uint8)
-
-
-def smooth_noise(rng, size, cells):
-    """Gaussian noise of about unit variance with `cells` independent values across the image."""
-    coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def soft_step(distance, softness):
-    """0 far outside, 1 far inside, with a linear edge of the given half width."""
-    return np.clip(0.5 + 0.5 * distance / softness, 0, 1).astype(np.float32)

@@ -8,8 +8,9 @@ Coordinates: x (lateral) and z (depth) run from 0 to 1 over the image.
 """
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
+
+from medlib.draw.fields import bumps, step
 
 FINDINGS = ("normal", "simple_cyst", "spiculated_mass")
 
@@ -57,20 +58,20 @@ def _draw_layers(rng, x, z):
     """Echo map in dB of skin, fat, fibroglandular tissue and muscle, and the layers' depths."""
     size = len(z)
     tilt = rng.uniform(-0.06, 0.06) * (x - 0.5)
-    wave = 0.018 * _smooth_noise(rng, size, 5, 3)
+    wave = 0.018 * bumps(rng, size, 5, 3)
     skin, fat = rng.uniform(0.035, 0.06), rng.uniform(0.18, 0.30)
     muscle = rng.uniform(0.78, 0.88)
-    below_skin = _step(z - skin - 0.15 * wave, 0.015)
-    below_fat = _step(z - fat - tilt - 1.6 * wave, 0.04)
-    below_gland = _step(z - muscle - tilt - 0.8 * wave, 0.02)
+    below_skin = step(z - skin - 0.15 * wave, 0.015)
+    below_fat = step(z - fat - tilt - 1.6 * wave, 0.04)
+    below_gland = step(z - muscle - tilt - 0.8 * wave, 0.02)
 
     # Septa are the zero crossings of a noise field wider than it is deep: lobules between lines.
-    lobules = _smooth_noise(rng, size, 7, 12)
+    lobules = bumps(rng, size, 7, 12)
     septa = np.exp(-((lobules / 0.12) ** 2))
     fat_echo = -19 + 1.0 * lobules + 9 * septa
-    gland_echo = -7 + 2.5 * _smooth_noise(rng, size, 10, 16)
-    gland_echo += 2.5 * _smooth_noise(rng, size, 16, 40)
-    muscle_echo = -17 + 4 * _smooth_noise(rng, size, 5, 60)
+    gland_echo = -7 + 2.5 * bumps(rng, size, 10, 16)
+    gland_echo += 2.5 * bumps(rng, size, 16, 40)
+    muscle_echo = -17 + 4 * bumps(rng, size, 5, 60)
     fascia = 12 * np.exp(-(((z - muscle - tilt - 0.8 * wave) / 0.012) ** 2))
 
     echo = -2 + below_skin * (fat_echo + 2)
@@ -86,14 +87,14 @@ def _draw_cyst(rng, x, z, echo):
     radius_z = radius_x * rng.uniform(0.75, 1.0)
     across, down = (x - centre_x) / radius_x, (z - centre_z) / radius_z
     distance = np.hypot(across, down)
-    inside = _step(1 - distance, 0.10)
+    inside = step(1 - distance, 0.10)
 
     # The wall is brightest where the beam meets it head on.
     wall = np.exp(-(((distance - 1.02) / 0.035) ** 2)) * (4 + 8 * np.abs(down))
-    behind = _step(down - np.sqrt(np.clip(1 - across**2, 0, 1)), 0.1)
-    behind *= _step(1 - np.abs(across), 0.5)
+    behind = step(down - np.sqrt(np.clip(1 - across**2, 0, 1)), 0.1)
+    behind *= step(1 - np.abs(across), 0.5)
     fade = np.exp(-np.clip(z - centre_z - radius_z, 0, 1) / 0.5)
-    edge_shadow = np.exp(-(((np.abs(across) - 1.04) / 0.07) ** 2)) * _step(down, 0.4)
+    edge_shadow = np.exp(-(((np.abs(across) - 1.04) / 0.07) ** 2)) * step(down, 0.4)
     gain = rng.uniform(8, 12)
     echo = echo + gain * behind * fade - 5 * edge_shadow + wall
     # Faint reverberation of the near wall is allowed in a simple cyst.
@@ -115,7 +116,7 @@ def _draw_spiculated_mass(rng, x, z, echo):
     across, down = (x - centre_x) / radius_x, (z - centre_z) / radius_z
     distance, angle = np.hypot(across, down), np.arctan2(down, across)
 
-    angle += 0.07 * _smooth_noise(rng, size, 12, 12)  # bends the spicules
+    angle += 0.07 * bumps(rng, size, 12, 12)  # bends the spicules
 
     # One outline in polar form: a few slow lobes, then narrow spikes of unequal length.
     directions = np.linspace(-np.pi, np.pi, 361)
@@ -129,14 +130,14 @@ def _draw_spiculated_mass(rng, x, z, echo):
         length, width = rng.uniform(0.3, 1.2), rng.uniform(0.03, 0.10)
         outline += length * np.exp(-np.abs(offset) / width)
     edge = np.interp(angle, directions, outline).astype(np.float32)
-    edge += 0.07 * _smooth_noise(rng, size, 36, 36)
-    inside = _step(edge - distance, 0.3)
+    edge += 0.07 * bumps(rng, size, 36, 36)
+    inside = step(edge - distance, 0.3)
 
     halo = rng.uniform(5, 8) * np.exp(-(((distance - edge - 0.18) / 0.18) ** 2)) * (down < 0.8)
     depth = rng.uniform(14, 20)
-    streaks = 1 + 0.15 * _smooth_noise(rng, size, 30, 2)
-    shadow = depth * streaks * _step(0.95 - np.abs(across), 0.5) * _step(down - 0.5, 0.9)
-    mass_echo = rng.uniform(-31, -27) + 2.0 * _smooth_noise(rng, size, 16, 16)
+    streaks = 1 + 0.15 * bumps(rng, size, 30, 2)
+    shadow = depth * streaks * step(0.95 - np.abs(across), 0.5) * step(down - 0.5, 0.9)
+    mass_echo = rng.uniform(-31, -27) + 2.0 * bumps(rng, size, 16, 16)
     echo = (echo + halo) * (1 - inside) + inside * mass_echo - shadow * (1 - 0.5 * inside)
 
     calcifications = int(rng.integers(0, 6))
@@ -162,21 +163,9 @@ def _scan(rng, echo, z):
     field = rng.standard_normal((2, size, size), dtype=np.float32)
     power = sum(ndimage.gaussian_filter(part, blur, truncate=2.5) ** 2 for part in field)
     decibel = echo + 10 * np.log10(power / power.mean() + 0.03)
-    decibel += rng.uniform(-5, 1) * z + 1.2 * _smooth_noise(rng, size, 3, 3)
+    decibel += rng.uniform(-5, 1) * z + 1.2 * bumps(rng, size, 3, 3)
     dynamic_range, gain = rng.uniform(46, 56), rng.uniform(-2, 4)
     grey = np.clip((decibel + gain + dynamic_range - 8) / dynamic_range, 0, 1)
     grey = ndimage.gaussian_filter(grey, 0.7 * size / 224, truncate=2.5)
     grey += rng.uniform(0.004, 0.015) * rng.standard_normal(grey.shape, dtype=np.float32)
     return (255 * np.clip(grey, 0, 1) ** rng.uniform(1.0, 1.3)).astype(np.uint8)
-
-
-def _step(signed_distance, width):
-    """Smooth step from 0 to 1 as the signed distance rises from -width/2 to width/2."""
-    t = np.clip(signed_distance / width + 0.5, 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _smooth_noise(rng, size, columns, rows):
-    """Noise of about unit variance with so many bumps across and down, drawn small, zoomed up."""
-    coarse = 1.4 * rng.standard_normal((rows, columns), dtype=np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))

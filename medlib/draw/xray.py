@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from medlib.draw.fields import bumps, step
+
 FINDINGS = ("normal", "consolidation", "ground_glass", "diffuse_infiltrates")
 ZONE_HEIGHT = {"upper": -0.38, "middle": -0.05, "lower": 0.24}  # y of the zone's centre
 
@@ -84,7 +86,7 @@ def _draw_lungs(rng, x, y):
     # The liver lifts the right dome; both fall off steeply at the costophrenic angles.
     dome = base - 0.10 + 0.17 * ((depth - 0.42) / 0.44) ** 2
     dome += np.where(x > 0, rng.uniform(0.02, 0.08), 0)
-    return _step(depth - inner, 0.05) * _step(outer - depth, 0.06) * _step(dome - y, 0.04)
+    return step(depth - inner, 0.05) * step(outer - depth, 0.06) * step(dome - y, 0.04)
 
 
 def _draw_soft_tissue(rng, x, y):
@@ -92,12 +94,12 @@ def _draw_soft_tissue(rng, x, y):
     contour_y = [-1.2, -0.94, -0.80, -0.60, 0.0, 1.2]
     contour_x = np.array([0.30, 0.38, 0.90, 1.04, 1.02, 1.0]) * rng.uniform(0.96, 1.12)
     edge = np.interp(y, contour_y, contour_x).astype(np.float32) - np.abs(x)
-    body = _step(edge, 0.14)
+    body = step(edge, 0.14)
 
     tissue = 0.74 + 0.05 * y + 0.14 * _bump(x, 0, 0.20)
     tissue += 0.08 * _ellipse(x, y, 0.14, 0.30, 0.36, 0.32, soft=0.6)  # heart
-    tissue += 0.10 * _step(y - 0.5, 0.3)  # abdomen
-    tissue -= 0.13 * _bump(x, 0.01, 0.05) * _step(-0.30 - y, 0.12)  # trachea
+    tissue += 0.10 * step(y - 0.5, 0.3)  # abdomen
+    tissue -= 0.13 * _bump(x, 0.01, 0.05) * step(-0.30 - y, 0.12)  # trachea
     if rng.random() < 0.5:  # breast shadows
         density, height = rng.uniform(0.05, 0.11), rng.uniform(0.26, 0.42)
         tissue += density * _ellipse(np.abs(x), y, 0.54, height, 0.38, 0.30, soft=0.35)
@@ -110,18 +112,18 @@ def _draw_bones(rng, x, y):
     """Attenuation of ribs, clavicles and spine."""
     depth = np.abs(x)
     spacing, phase = rng.uniform(0.155, 0.185), rng.uniform()
-    cage = _step(0.92 - depth, 0.1) * _step(depth - 0.10, 0.06) * _step(y + 0.86, 0.1)
-    cage *= _step(0.72 - y, 0.35)
+    cage = step(0.92 - depth, 0.1) * step(depth - 0.10, 0.06) * step(y + 0.86, 0.1)
+    cage *= step(0.72 - y, 0.35)
     # Ribs of one side are parallel curves, so one periodic profile draws all of them.
     posterior = _stripes((y + 0.34 * depth - 0.62 * depth**2) / spacing + phase, 0.36)
     anterior = _stripes((y - 0.62 * depth) / (1.25 * spacing) + phase, 0.36)
-    anterior *= _step(depth - 0.35, 0.25) * _step(y + 0.65, 0.15)
+    anterior *= step(depth - 0.35, 0.25) * step(y + 0.65, 0.15)
     bone = rng.uniform(0.08, 0.12) * cage * posterior + rng.uniform(0.03, 0.06) * cage * anterior
     bone += _bump(x, 0, 0.09) * (0.05 + 0.025 * _stripes(y / 0.15 + phase, 0.7))  # vertebrae
 
     along = (depth - 0.10) / 0.66  # 0 at the sternal end of the clavicle
     middle = rng.uniform(-0.66, -0.58) - 0.17 * along + 0.05 * np.sin(5 * along)
-    clavicle = _step(0.038 - np.abs(y - middle), 0.03) * _step(along, 0.08) * _step(1 - along, 0.1)
+    clavicle = step(0.038 - np.abs(y - middle), 0.03) * step(along, 0.08) * step(1 - along, 0.1)
     return bone + rng.uniform(0.08, 0.13) * clavicle
 
 
@@ -172,13 +174,13 @@ def _draw_consolidation(rng, x, y, lung):
     centre_y = ZONE_HEIGHT[zone] + rng.uniform(-0.06, 0.06)
     radius_x, radius_y = rng.uniform(0.32, 0.40), rng.uniform(0.30, 0.38)
     distance = np.hypot((x - centre_x) / radius_x, (y - centre_y) / radius_y)
-    distance += 0.16 * _smooth_noise(rng, len(y), 9) + 0.07 * _smooth_noise(rng, len(y), 24)
-    opacity = rng.uniform(0.85, 0.97) * _step(1.05 - distance, 0.45)
-    opacity *= 1 - 0.06 * _smooth_noise(rng, len(y), 30)
+    distance += 0.16 * bumps(rng, len(y), 9) + 0.07 * bumps(rng, len(y), 24)
+    opacity = rng.uniform(0.85, 0.97) * step(1.05 - distance, 0.45)
+    opacity *= 1 - 0.06 * bumps(rng, len(y), 30)
 
     fissure = bool(rng.random() < 0.4) and zone == "upper"
     if fissure:  # the lobe ends at a fissure: one straight, sharp border
-        opacity *= _step(centre_y + 0.4 * radius_y + 0.1 * (np.abs(x) - 0.4) - y, 0.03)
+        opacity *= step(centre_y + 0.4 * radius_y + 0.1 * (np.abs(x) - 0.4) - y, 0.03)
     bronchograms = bool(rng.random() < 0.5)
     if bronchograms:
         size = len(y)
@@ -206,18 +208,18 @@ def _draw_ground_glass(rng, x, y):
     """Hazy patches in the periphery and bases of both lungs, thin enough to see vessels through."""
     haze = np.zeros_like(x)
     patches = {}
-    warp = 0.18 * _smooth_noise(rng, len(y), 8)
+    warp = 0.18 * bumps(rng, len(y), 8)
     for side, sign in (("right", -1), ("left", 1)):
         count = int(rng.integers(2, 5))
         for height in np.linspace(0.30, -0.18, count).tolist():
             height += rng.uniform(-0.08, 0.08)
             radius = rng.uniform(0.26, 0.34)
             centre = sign * rng.uniform(0.52, 0.64)
-            patch = _step(1.1 - np.hypot((x - centre) / radius, (y - height) / radius) + warp, 0.8)
+            patch = step(1.1 - np.hypot((x - centre) / radius, (y - height) / radius) + warp, 0.8)
             haze = np.maximum(haze, patch * rng.uniform(0.85, 1.0))
         patches[side] = count
     density = rng.uniform(0.48, 0.58)
-    texture = 1 + 0.06 * _smooth_noise(rng, len(y), 40)
+    texture = 1 + 0.06 * bumps(rng, len(y), 40)
     return density * haze * texture, {"patches": patches, "density": round(density, 2)}
 
 
@@ -230,10 +232,10 @@ def _draw_diffuse_infiltrates(rng, x, y):
     for column, row, radius in rng.uniform([0, 0, 0.009], [1, 1, 0.026], (count, 3)) * size:
         pen.ellipse([column - radius, row - radius, column + radius, row + radius], fill=255)
     nodules = ndimage.gaussian_filter(np.float32(canvas) / 255, 1.8 * size / 224, truncate=2.5)
-    nodules *= 0.95 + 0.2 * _smooth_noise(rng, size, 50) + 0.2 * _smooth_noise(rng, size, 20)
+    nodules *= 0.95 + 0.2 * bumps(rng, size, 50) + 0.2 * bumps(rng, size, 20)
 
     # The zero crossings of a noise field form a net.
-    field = _smooth_noise(rng, size, 26) + 0.5 * _smooth_noise(rng, size, 60)
+    field = bumps(rng, size, 26) + 0.5 * bumps(rng, size, 60)
     net = _bump(field, 0, 0.3)
     reticular = rng.uniform(0.3, 0.6)  # strength of the lines relative to the nodules
     density = rng.uniform(0.75, 0.95)
@@ -249,28 +251,22 @@ def _expose(rng, attenuation):
     """Turn attenuation into uint8 grey: blur, scatter, quantum noise, gamma and window."""
     size = len(attenuation)
     film = ndimage.gaussian_filter(attenuation, 0.7 * size / 224, truncate=2.5)
-    film += 0.012 * _smooth_noise(rng, size, 5)
+    film += 0.012 * bumps(rng, size, 5)
     film += rng.uniform(0.008, 0.02) * rng.standard_normal(film.shape, dtype=np.float32)
     low, high = rng.uniform(-0.03, 0.05), rng.uniform(1.04, 1.22)
     grey = np.clip((film - low) / (high - low), 0, 1) ** rng.uniform(0.9, 1.25)
     return (255 * grey).astype(np.uint8)
 
 
-def _step(signed_distance, width):
-    """Smooth step from 0 to 1 as the signed distance rises from -width/2 to width/2."""
-    t = np.clip(signed_distance / width + 0.5, 0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def _stripes(position, share):
     """Soft bands of period 1, each covering about `share` of the period."""
-    return _step(np.cos(2 * np.pi * position) - np.cos(np.pi * share), 0.5)
+    return step(np.cos(2 * np.pi * position) - np.cos(np.pi * share), 0.5)
 
 
 def _ellipse(x, y, centre_x, centre_y, radius_x, radius_y, soft):
     """Filled ellipse, 1 inside and 0 outside, with an edge `soft` radii wide."""
     distance = np.hypot((x - centre_x) / radius_x, (y - centre_y) / radius_y)
-    return _step(1 - distance, soft)
+    return step(1 - distance, soft)
 
 
 def _bump(position, middle, width):
@@ -282,9 +278,3 @@ def _pixel_at(x, y, at_x, at_y):
     """Pixel (column, row) at a point of the body; the grids are affine, so two slopes do."""
     slopes = [[g[0, 1] - g[0, 0], g[1, 0] - g[0, 0]] for g in (x, y)]
     return tuple(np.linalg.solve(slopes, [at_x - x[0, 0], at_y - y[0, 0]]))
-
-
-def _smooth_noise(rng, size, cells):
-    """Noise of about unit variance with `cells` bumps across, drawn small and zoomed up."""
-    coarse = 1.4 * rng.standard_normal((cells, cells), dtype=np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
