@@ -22,9 +22,11 @@ report: $(INSTALLED)  ## run all notebooks and write the report (ARGS='--help' l
 
 # One thread for each process, or the test processes take the cores from each other.
 test: export OMP_NUM_THREADS := 1
+# The notebooks are tested on a small budget; strict nbval compares every output that is not tagged.
+test: export MEDLIB_PROFILE := tiny
 test: $(INSTALLED)  ## run the tests, then every notebook
-	$(BIN)/python -m pytest -n 2 tests/
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks/
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/
+	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks/
 
 data: $(INSTALLED)  ## make the scenarios and their images
 	$(BIN)/python -m medlib data $(ARGS)

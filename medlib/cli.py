@@ -24,14 +24,20 @@ Seed = Annotated[Optional[int], typer.Option(help="seed of everything random")]
 def _config(profile: str, settings: list[str] | None, images=None, **values):
     import yaml
 
-    from medlib.config import ConfigError, resolve
+    from medlib.config import ConfigError, RunConfig, resolve
 
+    values["images_dir"] = str(images.resolve()) if images else None
     for item in settings or []:
         name, found, value = item.partition("=")
         if not found:
             raise ConfigError(f"--set {item!r}: expected name=value")
-        values[name] = yaml.safe_load(value)
-    return resolve(profile, images_dir=str(images.resolve()) if images else None, **values)
+        if name not in RunConfig.model_fields:
+            raise ConfigError(f"--set {item!r}: {name!r} is not one of {', '.join(RunConfig.model_fields)}")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
+    return resolve(profile, **values)
 
 
 @app.command()

@@ -147,6 +147,7 @@ def _missing(value) -> bool:
 
 def read_predictions(path: str | Path) -> dict[str, pd.DataFrame]:
     """The inverse of :func:`write_predictions`."""
-    frame = pd.read_json(path, lines=True, dtype={"id": str})
+    # not pd.read_json: it rounds floats and turns the text "12" into a number
+    frame = pd.DataFrame([json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()])
     return {f"{system}/{suite}": part.reset_index(drop=True)
             for (system, suite), part in frame.groupby(["system", "suite"], sort=False)}

@@ -7,6 +7,7 @@ written from the numbers it states, so that it reads right whatever they are.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -24,6 +25,7 @@ from medlib.workflow import ADAPTER, BASE
 BAR = workflow.BARS["accuracy"]
 ALPHA = 0.05  # below this a p-value is called evidence
 SPACE = "\N{NO-BREAK SPACE}"
+UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2 % [0.1, 2.3]"
 
 NOT_RUN = [
     ("biomedclip", "contrastive image-text model, zero-shot", "needs weights from the hub"),
@@ -44,7 +46,8 @@ def rate_text(rate: Mapping) -> str:
     """A rate of `medlib.metrics.proportion` with its interval."""
     if not rate["n"]:
         return "n/a (no case)"
-    return f"{percent(rate['value'])} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    low, high = (f"{100 * rate[end]:.1f}" for end in ("low", "high"))
+    return f"{percent(rate['value'])} [{low},{SPACE}{high}]"
 
 
 def p_text(p: float) -> str:
@@ -76,7 +79,7 @@ def system_names(config: RunConfig) -> dict[str, str]:
     }
 
 
-def table(frame: pd.DataFrame, name: str = "table", index: bool = False) -> HTML:
+def table(frame: pd.DataFrame, name: str = "table") -> HTML:
     """A table with wrapped text, words to the left and numbers to the right.
 
     Parameters
@@ -84,17 +87,15 @@ def table(frame: pd.DataFrame, name: str = "table", index: bool = False) -> HTML
     frame : DataFrame
     name : str
         Prefix of its styles, so that two tables of one page do not share them.
-    index : bool
-        Show the index as first column.
     """
-    frame = frame.reset_index() if index else frame
     columns = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
     numbers = [f".col{i}" for i, column in enumerate(frame.columns) if column in columns]
     styles = [
         {"selector": "th, td", "props": "text-align: left; vertical-align: top; "
-                                        "white-space: normal; max-width: 24em"},
+                                        "white-space: normal; max-width: 34em"},
         *({"selector": f"td{n}, th{n}", "props": "text-align: right"} for n in numbers),
     ]
+    frame = frame.map(lambda cell: UNBROKEN.sub(SPACE, cell) if isinstance(cell, str) else cell)
     styler = frame.style.hide(axis="index").set_table_styles(styles).format(
         na_rep="n/a", thousands=",", precision=3, escape="html")
     styler.cell_ids = False
@@ -171,43 +172,47 @@ def answers_sentence(answers: pd.DataFrame) -> str:
 
 
 def core_counts(scenarios: list[Scenario]) -> pd.DataFrame:
-    """Cases by modality: verdicts, error types, severities and cost of the errors."""
+    """Cases by modality: verdicts, error types and severities that occur, cost of the errors."""
     def row(rows: list[Scenario]) -> dict:
         counted = {"Cases": len(rows), "CORRECT": sum(s.verdict == "CORRECT" for s in rows)}
         counted |= {name.replace("_", " "): sum(s.error_type == name for s in rows)
                     for name in get_args(Scenario.model_fields["error_type"].annotation)[1:]}
         counted |= {name: sum(s.severity == name for s in rows)
                     for name in ("moderate", "high", "critical")}
-        return counted | {"US dollars at stake": sum(s.cost_impact for s in rows)}
+        return counted | {"At stake, US dollars": sum(s.cost_impact for s in rows)}
 
     rows = [{"Modality": m} | row([s for s in scenarios if s.modality == m]) for m in MODALITIES]
-    return pd.DataFrame([*rows, {"Modality": "all"} | row(scenarios)])
+    counts = pd.DataFrame([*rows, {"Modality": "all"} | row(scenarios)])
+    return counts.loc[:, (counts != 0).any()]  # no column for a kind of error that does not occur
 
 
 def core_list(scenarios: list[Scenario]) -> pd.DataFrame:
     """Every case in words."""
     return pd.DataFrame([
         {"Modality": s.modality, "Finding": s.finding, "Treatment": s.treatment,
-         "Verdict": s.verdict, "Error": s.error_type.replace("_", " "), "Severity": s.severity,
-         "US dollars": s.cost_impact}
+         "Verdict": s.verdict, "Error": "" if s.verdict == "CORRECT" else
+         f"{s.error_type.replace('_', ' ')}, {s.severity}", "US dollars": s.cost_impact}
         for s in scenarios
     ])
 
 
 def issues(found: list[audit.Issue]) -> pd.DataFrame:
     """The audit's findings without their evidence, worst first."""
-    frame = audit.audit_table(found)[["severity", "check", "message", "files"]]
-    return frame.rename(columns=str.capitalize)
+    frame = audit.audit_table(found)
+    return pd.DataFrame({"Issue": frame["severity"] + ": " + frame["check"],
+                         "What was found": frame["message"], "Files": frame["files"]})
 
 
 def audit_sentence(found: list[audit.Issue]) -> str:
     """Count of errors and warnings, and what they mean for a score."""
     counts = {level: sum(i.severity == level for i in found) for level in ("error", "warning")}
-    meaning = "no error: nothing here makes a score meaningless"
+    meaning = "Nothing of this speaks against a score on these cases."
     if counts["error"]:
-        meaning = "with an error of this kind, a high score on these cases proves little"
-    return (f"The audit finds **{counts['error']} errors and {counts['warning']} warnings** "
-            f"({meaning}).")
+        meaning = "After an error, a high score on these cases proves little."
+    elif counts["warning"]:
+        meaning = "No score on these cases should be quoted without the warnings."
+    return (f"The audit finds **{counts['error']} errors and {counts['warning']} warnings**. "
+            f"{meaning}")
 
 
 def shortcut_table(scenarios: list[Scenario]) -> pd.DataFrame:
@@ -573,7 +578,7 @@ def gallery(frame: pd.DataFrame, suite: Suite, limit: int = 6) -> Figure:
     rows = with_factors(frame, suite.scenarios)
     rows = rows[rows["verdict"] != rows["predicted"]]
     rows = rows.iloc[(rows["p_correct"] - 0.5).abs().argsort(kind="stable")[::-1]]
-    records = rows.rename(columns={"image_finding": "shown"}).to_dict(orient="records")
+    records = rows.assign(shown=rows["image_finding"].str.replace("_", " ")).to_dict("records")
     pictures = [load_image(suite.images_dir / record["image"]) for record in records]
     return plots.misses(records, pictures, limit)
 
@@ -606,7 +611,7 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
         "Grouped by": groups["Grouped"], "Group": groups["Group"], "n": groups["n"],
         "Misses": misses, "Accuracy there": groups["accuracy"].map(percent),
         "Accuracy of all, were it solved": ((right + misses) / len(frame)).map(percent),
-        "Points gained": (100 * misses / len(frame)).round(1),
+        "Points gained": (100 * misses / len(frame)).map("{:.1f}".format),
     })
     return found.sort_values("Misses", ascending=False, kind="stable").reset_index(drop=True)
 
@@ -619,7 +624,7 @@ def gain_sentence(gained: pd.DataFrame) -> str:
     first = sources.iloc[0]
     return (f"Most misses come from **{first['Group']}**: {first['Misses']:,} of {first['n']:,} "
             f"scenarios there are wrong. Solving that group alone would add "
-            f"{first['Points gained']:.1f} points.")
+            f"{first['Points gained']} points.")
 
 
 def harm(scores: Mapping[str, dict]) -> pd.DataFrame:

@@ -75,15 +75,16 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False):
 
 def _eight_bit() -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("8-bit loading needs bitsandbytes: pip install 'medlib[gpu]'")
+        raise ModelError("8-bit loading needs bitsandbytes: pip install '.[gpu]'")
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def _explain(name: str, error: Exception) -> str:
-    chain = [error, error.__cause__, error.__context__]
-    names = {type(e).__name__ for e in chain if e is not None}
-    text = " ".join(str(e) for e in chain if e is not None)
-    if "GatedRepoError" in names or "gated repo" in text or "401" in text or "403" in text:
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    names, text = {type(e).__name__ for e in chain}, " ".join(map(str, chain))
+    if "GatedRepoError" in names or "gated repo" in text or "401 Client" in text or "403 Client" in text:
         return (
             f"{name} is gated. 1. Log in at huggingface.co and accept the terms on the page of {name} "
             "(Health AI Developer Foundations for MedGemma). 2. Run `hf auth login` with a read token, "

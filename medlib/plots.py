@@ -412,7 +412,7 @@ def _miss_text(row: Mapping, inches: float) -> str:
     parts = [
         head,
         f"Note: {row['finding']}",
-        f"Picture: {row['shown']}" if "shown" in row else "",
+        f"Picture shows: {row['shown']}" if "shown" in row else "",
         f"Treatment: {row['treatment']}",
         f"Gold: {row['verdict']}",
         f"Predicted: {row['predicted']}, p(CORRECT) = {row['p_correct']:.2f}",

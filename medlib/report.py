@@ -22,6 +22,7 @@ from markupsafe import Markup
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
@@ -217,6 +218,7 @@ blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 4px solid #d1d9e0;
 details.code { margin: .6rem 0; font-size: .85rem; }
 summary { cursor: pointer; color: #59636e; padding: .25rem 0; }
 .jp-Cell { margin: .75rem 0; }
+.jp-OutputArea-output pre { white-space: pre-wrap; }
 .jp-OutputArea-output { max-width: 100%; overflow-x: auto; }
 .notice { margin: 1rem 0; padding: .7rem 1rem; border-left: 5px solid #bf8700;
   background: #fff8c5; }
@@ -265,6 +267,9 @@ NOTEBOOK_PAGE = (
 <summary>Show {{ {'parameters': 'default parameters', 'injected-parameters':
     'parameters of this run'}[(cell.metadata.tags or [''])[0]] or 'code' }}</summary>
 {{ super() }}</details>{% endblock %}
+{% block stream_stdout %}{% if 'log' in (cell.metadata.tags or []) %}<details class="code">
+<summary>Show log</summary>
+{{ super() }}</details>{% else %}{{ super() }}{% endif %}{% endblock %}
 {% block body_footer %}</main></body>{% endblock %}
 {% block footer %}</html>{% endblock %}
 """
@@ -417,6 +422,7 @@ def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
         exclude_anchor_links=True,
         embed_images=True,
     )
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     exporter.log.disabled = True  # it warns of each figure without a description
     resources = {
         "metadata": {"name": page["title"], "path": str(NOTEBOOKS)},

@@ -199,7 +199,7 @@ def _schedule(step: int, steps: int, warm_up: int = 100) -> float:
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.01
 
 
-def warm_up_tower(model, pictures, labels, steps=2400, batch_size=64, lr=1e-3, seed=0) -> list[float]:
+def warm_up_tower(model, pictures, labels, steps=1000, batch_size=64, lr=1e-3, seed=0) -> list[float]:
     """Teach the tower to name findings; the linear head is thrown away. Returns the losses."""
     tower = model.model.vision_tower
     head = torch.nn.Linear(tower.config.hidden_size, len(FINDINGS))
@@ -340,7 +340,7 @@ def answer_loss(model, batch: dict, features: torch.Tensor | None) -> torch.Tens
     return torch.nn.functional.cross_entropy(logits, target[chosen])
 
 
-def pretrain_decoder(model, processor, features, labels, steps=3000, batch_size=32, lr=1.5e-3,
+def pretrain_decoder(model, processor, features, labels, steps=2400, batch_size=32, lr=1.5e-3,
                      seed=0) -> list[dict]:
     """Teach decoder and projector captions and statements; the tower stays frozen."""
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
@@ -349,7 +349,7 @@ def pretrain_decoder(model, processor, features, labels, steps=3000, batch_size=
     rng, history, recent = np.random.default_rng(seed), [], {"picture": [], "text": []}
     model.train()
     for step in (bar := tqdm(range(steps), desc="decoder")):
-        kind = "text" if step % 3 == 2 else "picture"
+        kind = ("picture", "text")[step % 2]
         if kind == "picture":
             rows = rng.integers(len(labels), size=batch_size)
             samples = [picture_sample(rng, FINDINGS[labels[row]]) for row in rows]
@@ -428,7 +428,7 @@ def statement_accuracy(model, processor, pictures, labels, seed=1, count=600) ->
     return result
 
 
-def build(out_dir: str | Path, per_finding=1500, tower_steps=1500, decoder_steps=4000, seed=0) -> dict:
+def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps=2400, seed=0) -> dict:
     """Rebuild the stand-in from nothing; a second call resumes after the last finished stage.
 
     Writes weights (safetensors), processor, ``standin.json`` (what was measured) and a model card.

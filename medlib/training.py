@@ -147,10 +147,10 @@ def train_adapter(
     if not resume:
         clear_checkpoints(out_dir)
     last = _last_checkpoint(checkpoints)
+    epochs_before = json.loads((Path(last) / "trainer_state.json").read_text())["epoch"] if last else 0
     set_seed(config.seed)
     forward = base.__dict__.get("forward")
     model = get_peft_model(base, lora_config(config))
-    model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
     try:
         trainer = _trainer(model, processor, train_rows, val_rows, config, checkpoints)
         if not quiet:
@@ -158,9 +158,10 @@ def train_adapter(
                   flush=True)
         started = time.time()
         result = trainer.train(resume_from_checkpoint=last)
-        model.save_pretrained(out_dir)
+        model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
+        model.save_pretrained(out_dir, save_embedding_layers=False)  # untouched; "auto" would ask the hub
         processor.save_pretrained(out_dir)
-        metadata = _metadata(model, trainer, result, config, time.time() - started, last)
+        metadata = _metadata(model, trainer, result, config, time.time() - started, epochs_before)
         (out_dir / "training_metadata.json").write_text(json.dumps(metadata | (extra or {}), indent=2) + "\n")
     finally:  # the base comes back as it was, after an interruption too
         model.unload()
@@ -229,10 +230,9 @@ def _dataset(rows: list[dict]) -> Dataset:
     return Dataset.from_dict({"row": list(range(len(rows)))}).with_transform(look_up)
 
 
-def _metadata(model, trainer, result, config, seconds, resumed_from) -> dict:
+def _metadata(model, trainer, result, config, seconds, epochs_before) -> dict:
     trainable, total, share = trainable_share(model)
-    before = json.loads((Path(resumed_from) / "trainer_state.json").read_text())["epoch"] if resumed_from else 0
-    samples = (trainer.state.epoch - before) * len(trainer.train_dataset)  # TRL counts those not run, too
+    samples = (trainer.state.epoch - epochs_before) * len(trainer.train_dataset)  # TRL counts those not run, too
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
         "base_model": config.model, "trainable_parameters": trainable, "total_parameters": total,
@@ -241,7 +241,7 @@ def _metadata(model, trainer, result, config, seconds, resumed_from) -> dict:
         "loss_per_epoch": losses_per_epoch(history), "history": history,
         "samples_per_second": round(samples / seconds, 2), "wall_seconds": round(seconds, 1),
         "peak_memory_mib": round(peak_memory_mib()), "device": str(next(model.parameters()).device),
-        "resumed": resumed_from is not None, "config": config.model_dump(),
+        "resumed": epochs_before > 0, "config": config.model_dump(),
     }
 
 

@@ -143,7 +143,7 @@ def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
     dict of predictions tables by ``system/suite``; each is kept on disk, so that an interrupted
     evaluation goes on where it stopped.
     """
-    training_metadata(config) if not config.adapter else _file_hash(adapter_dir(config) / "adapter_model.safetensors")
+    _file_hash(adapter_dir(config) / "adapter_model.safetensors")  # a missing one is told before the hours of work
     suites = data.prepare(config)
     processor, base = load_model(config)
     everything = Suite("core24_all", suites["core_train"].scenarios + suites["core_val"].scenarios,

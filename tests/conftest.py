@@ -1,0 +1,69 @@
+"""Shared by the tests: a random model of MedGemma's classes, and a small drawn suite."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+
+from medlib.config import RunConfig  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def nano_folder(tmp_path_factory):
+    """Folder of a randomly initialised stand-in; it knows nothing."""
+    import torch
+
+    from medlib import standin
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("nano")
+    processor = standin.build_processor(standin.corpus())
+    model = standin.build_model(processor)
+    model.config.standin = True
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano(nano_folder):
+    """(processor, model, folder), loaded as any other model is."""
+    from medlib import models
+
+    return *models.load(str(nano_folder)), nano_folder
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory):
+    """(scenarios, images_dir): 12 pairs, one of each modality and kind."""
+    from medlib import grammar
+
+    folder = tmp_path_factory.mktemp("suites")
+    return grammar.build_suite("small", "train", 12, 0, folder), folder / "small" / "images"
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def small_config(nano_folder, shared_data, tmp_path, monkeypatch):
+    """A run of seconds that writes nothing into the repository."""
+    from medlib import data
+
+    monkeypatch.setattr(data, "SUITES_DIR", shared_data / "suites")
+    monkeypatch.setattr(data, "CORE_DIR", shared_data / "core24")
+    return RunConfig(
+        model=str(nano_folder),
+        run_dir=str(tmp_path / "run"),
+        train_pairs=12,
+        val_pairs=12,
+        test_pairs=12,
+        epochs=1,
+        batch_size=8,
+        lr=3e-3,
+        eval_batch_size=24,
+        core_folds=False,
+    )

@@ -1,0 +1,224 @@
+"""Scoring: equal to the plain way, blind to batching, and ablations that hide what they say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medlib import evaluation, grammar, prompts
+from medlib.schema import ANSWERS, load_image
+
+
+@pytest.fixture(scope="module")
+def predictions(nano, suite):
+    """Of the random model, with free answers; one batch."""
+    processor, model, _ = nano
+    return evaluation.predict(model, processor, *suite, generate=True, batch_size=24)
+
+
+def plain_scores(model, processor, scenario, picture):
+    """Log-likelihood of both answers from whole sequences, one at a time, without any cache."""
+    scores = []
+    for answer in ANSWERS.values():
+        inputs = processor.apply_chat_template(
+            prompts.messages(scenario, picture),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        start = inputs["input_ids"].shape[1]
+        ids = processor.tokenizer(
+            answer + "<end_of_turn>", add_special_tokens=False, return_tensors="pt"
+        ).input_ids
+        whole = {
+            "input_ids": torch.cat([inputs["input_ids"], ids], dim=1),
+            "token_type_ids": torch.cat([inputs["token_type_ids"], torch.zeros_like(ids)], dim=1),
+            "pixel_values": inputs["pixel_values"],
+        }
+        whole = {name: tensor.to(model.device) for name, tensor in whole.items()}
+        with torch.no_grad():
+            logp = model(**whole).logits[0].float().log_softmax(-1).cpu()
+        scores.append(sum(float(logp[start + i - 1, token]) for i, token in enumerate(ids[0])))
+    return scores
+
+
+def test_shared_prefix_scores_are_those_of_whole_sequences(nano, suite):
+    processor, model, _ = nano
+    scenarios, images_dir = suite[0][:6], suite[1]
+    pictures = [load_image(images_dir / s.image) for s in scenarios]
+    batch = evaluation._prompt_batch(processor, scenarios, pictures, model.device)
+    assert (batch["attention_mask"] == 0).any()  # some rows are padded
+    plain = [plain_scores(model, processor, s, p) for s, p in zip(scenarios, pictures)]
+    assert np.allclose(evaluation.score_answers(model, processor, batch), plain, rtol=0, atol=1e-4)
+
+
+def test_batch_size_and_padding_do_not_matter(nano, suite, predictions):
+    processor, model, _ = nano
+    for batch_size in (1, 5):
+        other = evaluation.predict(model, processor, *suite, batch_size=batch_size)
+        assert np.allclose(other.p_correct, predictions.p_correct, rtol=0, atol=1e-5)
+
+
+def test_rows_in_order_with_the_facts_of_their_scenario(predictions, suite):
+    scenarios = suite[0]
+    assert list(predictions.id) == [s.id for s in scenarios]
+    for name in ("modality", "verdict", "error_type", "severity", "cost_impact"):
+        assert list(predictions[name]) == [getattr(s, name) for s in scenarios]
+    for name in ("source", "pair", "pair_kind"):
+        assert list(predictions[name]) == [s.factors[name] for s in scenarios]
+
+
+def test_probability_and_verdict_agree(predictions):
+    assert predictions.p_correct.between(0, 1).all() and predictions.p_correct.nunique() > 12
+    assert ((predictions.p_correct >= 0.5) == (predictions.predicted == "CORRECT")).all()
+    assert [
+        prompts.parse_verdict(text) for text in predictions.generated
+    ] == predictions.parsed.tolist()
+
+
+@pytest.mark.parametrize(
+    "logp, p",
+    [([0.0, 0.0], 0.5), ([-1e4, 0.0], 0.0), ([0.0, -1e4], 1.0), ([np.log(3.0), 0.0], 0.75)],
+)
+def test_probability_of_two_likelihoods(logp, p, suite):
+    row = evaluation._row(suite[0][0], np.array(logp), None, False)
+    assert row["p_correct"] == pytest.approx(p, abs=1e-12)
+
+
+# --- ablations ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(nano, suite, monkeypatch):
+    """What each scenario's prompt was made of under an ablation: {id: (scenario, picture)}."""
+    processor, model, _ = nano
+    seen = {}
+
+    def prompt_batch(processor, scenarios, pictures, device):
+        seen.update({s.id: (s, p) for s, p in zip(scenarios, pictures)})
+        return {"rows": len(scenarios)}
+
+    monkeypatch.setattr(evaluation, "_prompt_batch", prompt_batch)
+    monkeypatch.setattr(
+        evaluation, "score_answers", lambda m, p, batch: np.zeros((batch["rows"], 2))
+    )
+
+    def ask(ablation):
+        seen.clear()
+        evaluation.predict(model, processor, *suite, ablation=ablation)
+        assert len(seen) == len(suite[0])
+        return dict(seen)
+
+    return ask
+
+
+def test_no_ablation_shows_own_picture_and_words(shown, suite):
+    for s in suite[0]:
+        scenario, picture = shown(None)[s.id]
+        assert scenario == s and picture.tobytes() == load_image(suite[1] / s.image).tobytes()
+
+
+def test_text_only_shows_one_grey_picture_to_all(shown, suite):
+    for s, (scenario, picture) in zip(
+        suite[0], map(shown("text_only").get, [s.id for s in suite[0]])
+    ):
+        assert scenario == s
+        assert picture.getcolors() == [(picture.width * picture.height, (127, 127, 127))]
+
+
+def test_image_only_says_nothing_that_could_decide(shown, suite):
+    seen = shown("image_only")
+    for s in suite[0]:
+        scenario, picture = seen[s.id]
+        text = prompts.clinical_text(scenario)
+        assert text == (
+            f"Patient: {s.patient.age} years, {s.patient.sex}. withheld.\n"
+            "Clinical finding: withheld.\nPrescribed treatment: withheld."
+        )
+        assert picture.tobytes() == load_image(suite[1] / s.image).tobytes()
+
+
+def test_swapped_never_shows_the_own_picture(shown, suite):
+    seen = shown("swapped")
+    of_modality = {
+        m: {load_image(suite[1] / s.image).tobytes() for s in suite[0] if s.modality == m}
+        for m in {s.modality for s in suite[0]}
+    }
+    for s in suite[0]:
+        scenario, picture = seen[s.id]
+        assert scenario == s and picture.tobytes() != load_image(suite[1] / s.image).tobytes()
+        assert picture.tobytes() in of_modality[s.modality]
+
+
+def test_words_alone_cannot_tell_an_image_pair_apart(nano, suite):
+    processor, model, _ = nano
+    image_pairs = [s for s in suite[0] if s.factors["pair_kind"] == "image"]
+    blind = evaluation.predict(
+        model, processor, image_pairs, suite[1], ablation="text_only", batch_size=3
+    )
+    assert np.allclose(*(blind.p_correct[i::2] for i in (0, 1)), rtol=0, atol=1e-5)
+    assert (blind.predicted == blind.verdict).mean() == 0.5
+    assert evaluation.pair_accuracy(blind) == (0, 4)
+
+
+def test_an_unknown_ablation_is_refused(nano, suite):
+    with pytest.raises(ValueError, match="'blind'"):
+        evaluation.predict(nano[1], nano[0], *suite, ablation="blind")
+
+
+# --- answers and files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        (ANSWERS["CORRECT"], "CORRECT"),
+        (ANSWERS["ERROR"], "ERROR"),
+        (' "ERROR - no"', "ERROR"),
+        ("**CORRECT**", "CORRECT"),
+        ("\nERROR", "ERROR"),
+        ("", None),
+        ("CORRECTED", None),
+        ("It is CORRECT", None),
+        ("INCORRECT", None),
+    ],
+)
+def test_parse_verdict(text, verdict):
+    assert prompts.parse_verdict(text) == verdict
+
+
+def test_predictions_file_gives_back_what_was_written(predictions, tmp_path):
+    strange = predictions.assign(
+        generated=["", "12", "1e5", "true", "naïve \u2028 line\nbreak", "NaN"] * 4,
+        parsed=[None, "ERROR"] * 12,
+    )
+    core = strange.head(4).assign(pair=None, pair_kind=None).drop(columns=["generated", "parsed"])
+    evaluation.write_predictions(
+        tmp_path / "p.jsonl", {"lora text_only/heldout": strange, "base/core": core}
+    )
+    back = evaluation.read_predictions(tmp_path / "p.jsonl")
+    assert list(back) == ["lora text_only/heldout", "base/core"]
+    for name in ("id", "p_correct", "predicted", "generated", "cost_impact", "pair"):
+        assert back["lora text_only/heldout"][name].tolist() == strange[name].tolist(), (
+            name
+        )  # to the last bit
+    assert back["lora text_only/heldout"].parsed.isna().tolist() == [True, False] * 12
+    assert back["base/core"][["generated", "parsed", "pair"]].isna().all(axis=None)
+    assert back["base/core"].id.tolist() == core.id.tolist()
+
+
+def test_a_pair_counts_as_a_whole():
+    frame = pd.DataFrame(
+        {
+            "pair": ["a", "a", "b", "b", "c", "c"],
+            "verdict": ["CORRECT", "ERROR"] * 3,
+            "predicted": ["CORRECT", "ERROR", "CORRECT", "CORRECT", "ERROR", "CORRECT"],
+        }
+    )
+    assert evaluation.pair_accuracy(frame) == (1, 3)
+
+
+def test_a_lone_picture_is_not_swapped_away_to_nothing():
+    [lone] = [s for s in grammar.generate("val", 1) if s.verdict == "CORRECT"]
+    assert evaluation._swap_images([lone], 0) == [lone.image]

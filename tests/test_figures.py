@@ -1,0 +1,210 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
+
+from medlib import audit, core24, evaluation, figures, grammar, metrics, systems, workflow
+from medlib.config import resolve
+
+SCENARIOS = grammar.generate("test", 24, seed=0)
+# an empty mean, an undefined rate or a forgotten f-string would show as one of these
+BAD_WORDS = ("nan", "None", "inf", "{", "}")
+
+
+def answers(share_right, sure=0.95, seed=0, scenarios=SCENARIOS):
+    """Predictions of a made-up system that is right in about this share of the scenarios."""
+    right = np.random.default_rng(seed).random(len(scenarios)) < share_right
+    is_valid = np.array([s.verdict == "CORRECT" for s in scenarios])
+    frame = systems.frame(scenarios, np.where(right == is_valid, sure, 1 - sure))
+    return frame.assign(generated=frame["predicted"], parsed=frame["predicted"])
+
+
+def run(share_right, ablations=True):
+    """Frames of a whole run under the names that `workflow.benchmark` gives."""
+    frames = {
+        "constant/heldout": systems.constant(SCENARIOS),
+        "heuristics/heldout": systems.heuristics(SCENARIOS),
+        "keyword-probe/heldout": answers(0.6, seed=1),
+        "medgemma/heldout": answers(0.5, seed=2),
+        "medgemma-lora/heldout": answers(share_right),
+    }
+    for number, ablation in enumerate(evaluation.ABLATIONS if ablations else ()):
+        frames[f"medgemma-lora {ablation}/heldout"] = answers(0.5, seed=3 + number)
+    return frames
+
+
+def all_sentences(frames, config):
+    """Every sentence of notebooks 03 to 05 about one run."""
+    tuned, base = frames["medgemma-lora/heldout"], frames["medgemma/heldout"]
+    score, scores = metrics.score(tuned), figures.ladder(frames, config)
+    return {
+        "paired": figures.paired_sentence(tuned, base, "the adapter", "the base"),
+        "small": figures.small_sample_sentence(metrics.score(tuned.head(8))),
+        "verdict": figures.verdict_sentence(score),
+        "generation": figures.generation_sentence(frames),
+        "picture": figures.picture_sentence(frames),
+        "targets": figures.targets_sentence(workflow.bars(score)),
+        "ladder": figures.ladder_sentence(scores),
+        "modality": figures.modality_sentence(scores),
+        "pair": figures.pair_sentence(frames),
+        "power": figures.power_sentence(score),
+        "gain": figures.gain_sentence(figures.gains(figures.with_factors(tuned, SCENARIOS))),
+        "harm": figures.harm_sentence(score),
+        "calibration": figures.calibration_sentence(tuned),
+        "reliance": figures.reliance_sentence(frames),
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return resolve("tiny", model="somebody/some-model", run_dir=str(tmp_path_factory.mktemp("run")))
+
+
+@pytest.mark.parametrize("share_right", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("ablations", [True, False])
+def test_every_sentence_reads_right_whatever_the_numbers(share_right, ablations, config):
+    for name, text in all_sentences(run(share_right, ablations), config).items():
+        assert text.endswith("."), name
+        assert not [word for word in BAD_WORDS if word in text], (name, text)
+
+
+def test_sentences_do_not_claim_what_the_numbers_do_not_show(config):
+    good, poor = all_sentences(run(1.0), config), all_sentences(run(0.0), config)
+    assert "**the adapter is better**" in good["paired"]
+    assert "**the base is better**" in poor["paired"]
+    same = answers(0.7)
+    assert "do not tell them apart" in figures.paired_sentence(same, same, "a", "b")
+    assert "**the picture decides some of its verdicts**" in good["picture"]
+    assert "**nothing here shows that it uses the picture**" in poor["picture"]
+    assert "whole interval" in good["ladder"] and "above the target" in good["ladder"]
+    assert "below the target" in poor["ladder"]
+    assert "no number of cases would do" in poor["power"]
+    assert "There are no misses" in good["gain"]
+    assert "overconfident" in poor["calibration"] and "overconfident" not in good["calibration"]
+    assert all_sentences(run(1.0), config)["targets"].startswith("All 4 targets")
+
+
+def test_eight_cases_are_called_too_few_and_a_thousand_are_not():
+    eight = figures.small_sample_sentence(metrics.score(answers(1.0).head(8)))
+    assert "8 of 8 cases" in eight and "**too few to show**" in eight
+    many = answers(1.0, scenarios=grammar.generate("test", 60, seed=0))
+    assert "**enough to show**" in figures.small_sample_sentence(metrics.score(many))
+
+
+def test_a_constant_answer_is_called_one():
+    score = metrics.score(systems.constant(SCENARIOS))
+    assert "hardly discriminates" in figures.verdict_sentence(score)
+
+
+def test_what_a_model_of_no_verdicts_writes_counts_as_unparsed(config):
+    frames = run(0.9)
+    frames["medgemma/heldout"] = frames["medgemma/heldout"].drop(columns="parsed")
+    base, tuned = figures.generation(frames, config).to_dict(orient="records")
+    assert base["Answers that are a verdict"].startswith("0.0")
+    assert tuned["Answers that are a verdict"].startswith("100.0")
+
+
+def test_solving_all_groups_of_one_kind_solves_everything():
+    frame = figures.with_factors(answers(0.7), SCENARIOS)
+    gained, misses = figures.gains(frame), int((frame["verdict"] != frame["predicted"]).sum())
+    assert misses > 0
+    assert gained.groupby("Grouped by")["Misses"].sum().eq(misses).all()
+    assert gained["Misses"].is_monotonic_decreasing
+
+
+def test_factors_are_joined_by_id_not_by_order():
+    shuffled = answers(0.7).sample(frac=1, random_state=1)
+    joined = figures.with_factors(shuffled, SCENARIOS).set_index("id")
+    for scenario in SCENARIOS:
+        row = joined.loc[scenario.id]
+        assert row["finding"] == scenario.finding
+        assert row["image_finding"] == f"{scenario.modality}: {scenario.factors['image_finding']}"
+
+
+def test_the_image_pairs_are_told_apart():
+    frames = figures.ablation_frames(run(0.9), pair_kind="image")
+    assert list(frames)[0] == "untouched base" and len(frames) == 5
+    assert all((frame["pair_kind"] == "image").all() for frame in frames.values())
+
+
+def test_paired_tests_are_those_that_the_run_wrote(config):
+    frames = run(0.9)
+    workflow.write_metrics(config, frames)
+    written = json.loads((workflow.run_dir(config) / "metrics.json").read_text())["tests"]
+    shown = figures.paired_tests(config)
+    assert shown["Only adapter right"].tolist() == [test["b"] for test in written.values()]
+    assert shown["Adapter against"].tolist()[0] == "Always CORRECT"
+
+
+def test_core_tables_count_the_published_cases():
+    cases = core24.load_facts()
+    counts = figures.core_counts(cases).set_index("Modality")
+    assert counts.loc["all", "Cases"] == 24 and counts.loc["all", "CORRECT"] == 12
+    assert counts.drop(index="all")["Cases"].tolist() == [6, 6, 6, 6]
+    assert "undertreatment" not in counts  # none occurs
+    assert counts.loc["all", "At stake, US dollars"] == sum(s.cost_impact for s in cases)
+    assert len(figures.core_list(cases)) == 24
+
+
+def test_the_shortcut_is_named_in_the_core_set_and_not_in_the_generated_one():
+    assert "24 of 24" in figures.shortcut_sentence(core24.load_facts())
+    assert "Nobody needs the picture" not in figures.shortcut_sentence(SCENARIOS)
+
+
+def test_audit_and_overlap_are_worded_by_what_was_found():
+    error = audit.Issue("mask", "error", "6 masks")
+    warning = audit.Issue("balance", "warning", "uneven")
+    assert "proves little" in figures.audit_sentence([error, warning])
+    assert "without the warnings" in figures.audit_sentence([warning])
+    assert "Nothing of this" in figures.audit_sentence([])
+    assert "Nothing of the test" in figures.overlap_sentence({"finding": 0, "image": 0})
+    assert "2 images" in figures.overlap_sentence({"finding": 0, "image": 2})
+
+
+def test_table_escapes_text_and_aligns_numbers_by_column():
+    frame = pd.DataFrame({"text": ["<b>a & b</b>"], "number": [1234.5]})
+    soup = BeautifulSoup(figures.table(frame, "one").data, "html.parser")
+    cells = soup.select("tbody td")
+    assert cells[0].get_text() == "<b>a & b</b>" and cells[1].get_text() == "1,234.500"
+    assert figures.table(frame, "one").data == figures.table(frame, "one").data  # no random id
+    assert "td.col1" in soup.style.get_text() and "td.col0" not in soup.style.get_text()
+
+
+def test_examples_cover_modalities_verdicts_and_a_pair():
+    chosen = figures.one_per_modality(SCENARIOS)
+    assert len({s.modality for s in chosen}) == 4 and len({s.verdict for s in chosen}) == 2
+    a, b = figures.counterfactual_pair(SCENARIOS, "image")
+    assert (a.finding, a.treatment) == (b.finding, b.treatment) and a.image != b.image
+    assert figures.counterfactual_pair(core24.load_facts()) == []
+
+
+def test_a_stand_in_is_never_shown_as_medgemma(monkeypatch, config):
+    assert figures.system_names(config)["medgemma"] == "some-model, untouched"
+    assert "Stand-in" not in figures.disclaimer(config)
+    monkeypatch.setattr(figures.models, "is_standin", lambda model: True)
+    assert figures.system_names(config)["medgemma"] == "some-model (stand-in), untouched"
+    assert "Stand-in model" in figures.disclaimer(config)
+
+
+def test_loss_sentence_tells_an_early_best_from_a_late_one():
+    early = [{"step": s, "eval_loss": v} for s, v in ((1, 0.9), (2, 0.5), (3, 0.7))]
+    assert "the one of step 2" in figures.loss_sentence({"history": early})
+    assert "still at its best" in figures.loss_sentence({"history": early[:2]})
+    assert "no validation suite" in figures.loss_sentence({"history": [{"step": 1, "loss": 1.0}]})
+
+
+def test_facts_are_worded_for_people():
+    shown = figures.facts({"a_b": 12345, "c": None, "d": True, "e": 0.123456}).set_index("Fact")
+    assert shown["Value"].tolist() == ["12,345", "none", "yes", "0.1235"]
+    assert shown.index[0] == "a b"
+
+
+def test_figures_are_drawn(config):
+    frames = run(0.8)
+    frame = figures.with_factors(frames["medgemma-lora/heldout"], SCENARIOS)
+    assert isinstance(figures.group_figure(frame, "source"), Figure)
+    assert isinstance(figures.ablation_figure(frames, "image"), Figure)
+    assert len(figures.finding_sheet("mri", each=1).axes) == 3
