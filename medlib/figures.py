@@ -622,8 +622,8 @@ def gain_sentence(gained: pd.DataFrame) -> str:
     if not sources["Misses"].sum():
         return "There are no misses on this suite: it is too easy to show what to work on next."
     first = sources.iloc[0]
-    return (f"Most misses come from **{first['Group']}**: {first['Misses']:,} of {first['n']:,} "
-            f"scenarios there are wrong. Solving that group alone would add "
+    return (f"The source with most misses is **{first['Group']}**: {first['Misses']:,} of "
+            f"{first['n']:,} scenarios there are wrong. Solving that group alone would add "
             f"{first['Points gained']} points.")
 
 

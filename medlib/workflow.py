@@ -204,7 +204,7 @@ def _kept(config: RunConfig, key: str, suite: Suite, compute: Callable[[], pd.Da
                config.seed, config.use_8bit]
     if key.startswith(ADAPTER):
         made_by.append(_file_hash(adapter_dir(config) / "adapter_model.safetensors"))
-    if key.endswith("folds"):
+    if key == f"{ADAPTER}/core24_folds":
         made_by.append([getattr(config, name) for name in TRAINING_FIELDS] + [config.core_fold_epochs])
     fingerprint = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
     file = run_dir(config) / "predictions" / f"{key.replace('/', '_').replace(' ', '_')}-{fingerprint}.jsonl"

@@ -114,6 +114,18 @@ def test_splits_share_no_words_and_no_picture(one, other):
     assert not used
 
 
+def test_no_two_uses_can_draw_the_same_picture():
+    bases = sorted(grammar.SEED_BASE.values())
+    assert min(b - a for a, b in zip(bases, bases[1:])) >= 100_000
+    for split in ("train", "val", "test"):
+        seeds = [
+            s.factors["image_seed"] - grammar.SEED_BASE[split] for s in grammar.generate(split, 300)
+        ]
+        assert 0 <= min(seeds) and max(seeds) < 900_000
+        above = [b for b in bases if b > grammar.SEED_BASE[split]]
+        assert not above or min(above) - grammar.SEED_BASE[split] >= 900_000
+
+
 def test_no_picture_is_drawn_twice_in_a_suite():
     seeds = defaultdict(set)
     for s in grammar.generate("train", 1200):

@@ -46,7 +46,14 @@ def train(model, images_dir, out_dir):
     return training.train_adapter(base, processor, rows, rows[:8], config, out_dir, quiet=True)
 
 
-def test_a_killed_training_resumes_to_the_same_adapter(nano_folder, suite, tmp_path):
+def test_a_killed_training_resumes_to_the_same_adapter(nano_folder, suite, tmp_path, monkeypatch):
+    steps, training_step = [], training.SFTTrainer.training_step
+
+    def counted_step(trainer, *args, **kwargs):
+        steps.append(trainer.state.global_step)
+        return training_step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(training.SFTTrainer, "training_step", counted_step)
     model, images_dir = str(nano_folder), suite[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
@@ -64,6 +71,7 @@ def test_a_killed_training_resumes_to_the_same_adapter(nano_folder, suite, tmp_p
     (checkpoints / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"half")
 
     resumed = train(model, images_dir, tmp_path / "killed")
+    assert steps == list(range(3, 12))  # it went on from its checkpoint
     whole = train(model, images_dir, tmp_path / "whole")
     metadata = {
         folder: json.loads((folder / "training_metadata.json").read_text())
