@@ -110,15 +110,20 @@ def generate_answers(model, processor, batch: dict[str, torch.Tensor], max_new_t
     return processor.tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
-def _row(scenario: Scenario, logp: np.ndarray, text: str | None, generate: bool) -> dict:
-    p_correct = float(1 / (1 + np.exp(np.clip(logp[1] - logp[0], -500, 500))))
-    row = {
+def prediction(scenario: Scenario, p_correct: float) -> dict:
+    """One row of a predictions table, whichever system gave the probability of CORRECT."""
+    return {
         "id": scenario.id, "modality": scenario.modality, "verdict": scenario.verdict,
         "error_type": scenario.error_type, "severity": scenario.severity, "cost_impact": scenario.cost_impact,
         "source": scenario.factors.get("source"), "pair": scenario.factors.get("pair"),
         "pair_kind": scenario.factors.get("pair_kind"), "p_correct": p_correct,
         "predicted": "CORRECT" if p_correct >= 0.5 else "ERROR",
     }
+
+
+def _row(scenario: Scenario, logp: np.ndarray, text: str | None, generate: bool) -> dict:
+    p_correct = float(1 / (1 + np.exp(np.clip(logp[1] - logp[0], -500, 500))))
+    row = prediction(scenario, p_correct)
     if generate:
         row |= {"generated": text, "parsed": prompts.parse_verdict(text)}
     return row

@@ -7,6 +7,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from medlib.evaluation import prediction
 from medlib.schema import Scenario
 
 NORMAL_WORDS = ("normal", "clear", "benign", "no ", "unremarkable", "cyst", "without", "bi-rads 1", "bi-rads 2")
@@ -16,13 +17,7 @@ INVASIVE_WORDS = ("surg", "resect", "ectomy", "chemo", "radio", "radiation", "bi
 
 def frame(scenarios: list[Scenario], p_correct) -> pd.DataFrame:
     """Predictions table of a system that gives one probability of CORRECT a scenario."""
-    return pd.DataFrame([
-        {"id": s.id, "modality": s.modality, "verdict": s.verdict, "error_type": s.error_type,
-         "severity": s.severity, "cost_impact": s.cost_impact, "source": s.factors.get("source"),
-         "pair": s.factors.get("pair"), "pair_kind": s.factors.get("pair_kind"), "p_correct": float(p),
-         "predicted": "CORRECT" if p >= 0.5 else "ERROR"}
-        for s, p in zip(scenarios, p_correct)
-    ])
+    return pd.DataFrame([prediction(s, float(p)) for s, p in zip(scenarios, p_correct)])
 
 
 def constant(scenarios: list[Scenario]) -> pd.DataFrame:
