@@ -15,10 +15,16 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Profile = Annotated[str, typer.Option(help="settings file in profiles/")]
 Model = Annotated[Optional[str], typer.Option(help="hub name or folder, e.g. google/medgemma-4b-it")]
 RunDir = Annotated[Optional[str], typer.Option(help="folder of the run")]
-Images = Annotated[Optional[Path], typer.Option("--images", "--images-dir", help="folder with the real core24 pictures")]
-Masks = Annotated[Optional[bool], typer.Option("--allow-masks/--no-allow-masks", help="accept masks in place of scans")]
-Settings = Annotated[Optional[list[str]], typer.Option("--set", help="any other setting: name=value, repeatable")]
+Images = Annotated[Optional[Path], typer.Option("--images", "--images-dir",
+                                                help="folder with the real core24 pictures")]
+Masks = Annotated[Optional[bool], typer.Option("--allow-masks/--no-allow-masks",
+                                               help="accept masks in place of scans")]
+Settings = Annotated[Optional[list[str]], typer.Option("--set", help="another setting, name=value; repeatable")]
 Seed = Annotated[Optional[int], typer.Option(help="seed of everything random")]
+Rows = Annotated[Optional[list[str]], typer.Option(
+    "--model", help="a row of the benchmark (constant, biomedclip, medgemma-lora, openai:gpt-4o, ...; repeatable), "
+                    "or the hub name or folder of the base model")]
+Adapter = Annotated[Optional[str], typer.Option(help="adapter folder")]
 
 
 def _config(profile: str, settings: list[str] | None, images=None, **values):
@@ -38,6 +44,18 @@ def _config(profile: str, settings: list[str] | None, images=None, **values):
         except yaml.YAMLError:
             raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
     return resolve(profile, **values)
+
+
+def _rows_and_base(names: list[str] | None) -> tuple[list[str] | None, str | None]:
+    """Split ``--model`` into rows of the benchmark and the base model's name."""
+    from medlib import systems
+    from medlib.config import ConfigError
+
+    rows = [name for name in names or [] if systems.is_system(name)]
+    bases = [name for name in names or [] if name not in rows]
+    if len(bases) > 1:
+        raise ConfigError(f"--model names two base models: {', '.join(bases)}; rows: {', '.join(systems.names())}")
+    return rows or None, bases[0] if bases else None
 
 
 @app.command()
@@ -97,29 +115,29 @@ def train(
 
 
 @app.command()
-def evaluate(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
-             allow_masks: Masks = None, seed: Seed = None,
-             adapter: Annotated[Optional[str], typer.Option(help="adapter folder")] = None,
-             settings: Settings = None) -> None:
-    """Score base and adapter: core24, folds over core24, held-out suite, ablations."""
-    from medlib import workflow
+def evaluate(model: Rows = None, profile: Profile = "standin", run_dir: RunDir = None, images: Images = None,
+             allow_masks: Masks = None, seed: Seed = None, adapter: Adapter = None, settings: Settings = None,
+             ) -> None:
+    """Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations."""
+    from medlib import benchmark
 
-    config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed,
-                     adapter=adapter)
-    _print_scores(workflow.evaluate(config))
+    rows, base = _rows_and_base(model)
+    config = _config(profile, settings, images, model=base, run_dir=run_dir, allow_masks=allow_masks,
+                     seed=seed, adapter=adapter, systems=rows)
+    _print_scores(benchmark.benchmark(config) if rows else benchmark.evaluate(config))
 
 
-@app.command()
-def benchmark(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
-              allow_masks: Masks = None, seed: Seed = None,
-              adapter: Annotated[Optional[str], typer.Option(help="adapter folder")] = None,
-              settings: Settings = None) -> None:
-    """Score the whole ladder on the held-out suite."""
-    from medlib import workflow
+@app.command("benchmark")
+def run_benchmark(model: Rows = None, profile: Profile = "standin", run_dir: RunDir = None, images: Images = None,
+                  allow_masks: Masks = None, seed: Seed = None, adapter: Adapter = None, settings: Settings = None,
+                  ) -> None:
+    """Score every row of the ladder, or the rows named, on every suite."""
+    from medlib import benchmark
 
-    config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed,
-                     adapter=adapter)
-    _print_scores(workflow.benchmark(config))
+    rows, base = _rows_and_base(model)
+    config = _config(profile, settings, images, model=base, run_dir=run_dir, allow_masks=allow_masks,
+                     seed=seed, adapter=adapter, systems=rows)
+    _print_scores(benchmark.benchmark(config))
 
 
 @app.command()

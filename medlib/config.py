@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parents[1]
 STANDIN = "models/medgemma-nano"
+DUAL_STANDIN = "models/biomedclip-nano"
+
+#: Rows of the benchmark unless told otherwise; ``openai:<model>`` costs money and must be asked for.
+ROWS = ("constant", "heuristics", "keyword-probe", "biomedclip", "biomedclip-probe", "medgemma",
+        "medgemma-lora", "medgemma-lora+biomedclip")
 
 
 class ConfigError(ValueError):
@@ -32,7 +37,7 @@ class RunConfig(BaseModel):
     allow_masks: bool = Field(False, description="accept segmentation masks in place of scans")
     train_pairs: int = Field(1200, ge=0, description="counterfactual pairs to train on")
     val_pairs: int = Field(96, ge=0, description="pairs for early stopping and calibration")
-    test_pairs: int = Field(600, ge=1, description="pairs of the held-out suite")
+    test_pairs: int = Field(1000, ge=1, description="pairs of the held-out suite")
 
     epochs: float = Field(3, gt=0)
     batch_size: int = Field(4, ge=1, description="scenarios a forward pass")
@@ -54,7 +59,17 @@ class RunConfig(BaseModel):
     generate: bool = Field(True, description="also let the model answer freely")
     core_folds: bool = Field(True, description="leave-one-image-group-out over core24")
     core_fold_epochs: float = Field(6, gt=0)
-    ablations: bool = Field(True, description="text-only, image-only and swapped-image runs")
+    ablations: bool = Field(True, description="parts of the input withheld, one at a time")
+
+    systems: list[str] = Field(list(ROWS), description="rows of the benchmark, lowest rung first")
+    biomedclip: str = Field(DUAL_STANDIN, description="hub name or folder of the dual encoder")
+    contradiction_pairs: int = Field(200, ge=4, description="pairs whose note contradicts the picture")
+    corruption_pairs: int = Field(24, ge=4, description="pairs shown through each altered picture")
+    api_base_url: str | None = Field(None, description="OpenAI-compatible endpoint; None: OpenAI's")
+    api_timeout_s: float = Field(60, gt=0, description="seconds a request may take")
+    api_retries: int = Field(5, ge=0, description="tries after a failed request, with back-off")
+    api_workers: int = Field(4, ge=1, description="requests at a time")
+    api_allow_real_images: bool = Field(False, description="let pictures of images_dir leave this machine")
 
 
 def load_profile(name: str) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medlib import audit, core24, grammar
+from PIL import Image
+
+from medlib import audit, core24, corruptions, grammar
 from medlib.config import ROOT, RunConfig, path
-from medlib.schema import Scenario, check_images, check_split, read_scenarios, scenario_hash
+from medlib.schema import Scenario, check_images, check_split, load_image, read_scenarios, scenario_hash
 
 CORE_DIR = ROOT / "data" / "core24"
 SUITES_DIR = ROOT / "data" / "suites"
@@ -15,15 +19,43 @@ SUITES_DIR = ROOT / "data" / "suites"
 
 @dataclass(frozen=True)
 class Suite:
-    """Scenarios and the folder that holds their pictures."""
+    """Scenarios, the folder that holds their pictures, and how those are shown.
+
+    ``view`` is "" for the pictures as they are, or names an alteration of `medlib.corruptions`,
+    such as ``grey`` or ``noise-3``.
+    """
 
     name: str
     scenarios: list[Scenario]
     images_dir: Path
+    view: str = ""
+
+    def __len__(self) -> int:
+        return len(self.scenarios)
 
     @property
     def sha256(self) -> str:
         return scenario_hash(self.scenarios)
+
+    def rows(self, numbers) -> Suite:
+        """The scenarios of these row numbers, as a suite."""
+        return replace(self, scenarios=[self.scenarios[i] for i in numbers])
+
+    def picture(self, scenario: Scenario) -> Image.Image:
+        """What an auditor is shown; RGB."""
+        picture = load_image(self.images_dir / scenario.image)
+        return corruptions.apply(self.view, picture, scenario.image) if self.view else picture
+
+    def keys(self) -> list[str]:
+        """One SHA-256 a scenario over all that an auditor sees: words, picture's bytes and view."""
+        files = {name: hashlib.sha256((self.images_dir / name).read_bytes()).hexdigest()
+                 for name in {s.image for s in self.scenarios}}
+        return [
+            hashlib.sha256(json.dumps(
+                [s.modality, s.patient.model_dump(), s.finding, s.treatment, files[s.image], self.view]
+            ).encode()).hexdigest()
+            for s in self.scenarios
+        ]
 
 
 def core(config: RunConfig, split: str) -> Suite:

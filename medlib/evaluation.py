@@ -8,73 +8,39 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from tqdm.auto import tqdm
 
 from medlib import prompts
-from medlib.schema import ANSWERS, Scenario, load_image
-
-ABLATIONS = ("text_only", "image_only", "swapped")
-
-
-def predict(
-    model, processor, scenarios: list[Scenario], images_dir: str | Path, ablation: str | None = None,
-    generate: bool = False, batch_size: int = 32, seed: int = 0, label: str = "scoring",
-) -> pd.DataFrame:
-    """Verdicts of one model over scenarios.
-
-    Parameters
-    ----------
-    ablation : {None, "text_only", "image_only", "swapped"}
-        ``text_only`` shows a plain grey picture, ``image_only`` withholds finding, treatment and
-        complaint, ``swapped`` shows the picture of another scenario of the same modality.
-    generate : bool
-        Also let the model answer freely (greedy) and parse what it says.
-
-    Returns
-    -------
-    DataFrame in the order of ``scenarios``: id, modality, verdict, error_type, severity,
-    cost_impact, source, pair, pair_kind, p_correct (probability of CORRECT, by likelihood),
-    predicted, and with ``generate`` generated, parsed.
-    """
-    if ablation not in (None, *ABLATIONS):
-        raise ValueError(f"ablation {ablation!r} is not one of {ABLATIONS}")
-    asked = [prompts.withhold_text(s) for s in scenarios] if ablation == "image_only" else scenarios
-    files = _swap_images(scenarios, seed) if ablation == "swapped" else [s.image for s in scenarios]
-    order = np.argsort([len(s.finding) + len(s.treatment) for s in asked])  # little padding in a batch
-    results: dict[int, dict] = {}
-    for start in tqdm(range(0, len(order), batch_size), desc=label, leave=False):
-        rows = order[start : start + batch_size]
-        pictures = [_picture(Path(images_dir) / files[i], ablation) for i in rows]
-        batch = _prompt_batch(processor, [asked[i] for i in rows], pictures, model.device)
-        logp, generated = score_answers(model, processor, batch), [None] * len(rows)
-        if generate:
-            generated = generate_answers(model, processor, batch)
-        for i, scores, text in zip(rows, logp, generated):
-            results[i] = _row(scenarios[i], scores, text, generate)
-    return pd.DataFrame([results[i] for i in range(len(scenarios))])
+from medlib.data import Suite
+from medlib.schema import ANSWERS, Scenario
 
 
-def _picture(path: Path, ablation: str | None) -> Image.Image:
-    picture = load_image(path)
-    return Image.new("RGB", picture.size, (127, 127, 127)) if ablation == "text_only" else picture
+def p_correct(model, processor, suite: Suite, batch_size: int = 32) -> np.ndarray:
+    """Probability of CORRECT by likelihood, float array (n,), in the suite's order."""
+    logp = [score_answers(model, processor, batch) for batch in _batches(model, processor, suite, batch_size)]
+    return 1 / (1 + np.exp(np.clip(np.concatenate(logp) @ [-1, 1], -500, 500)))
 
 
-def _swap_images(scenarios: list[Scenario], seed: int) -> list[str]:
-    """Another scenario's picture of the same modality, never one's own."""
-    rng, files = np.random.default_rng(seed), []
-    for scenario in scenarios:
-        others = sorted({s.image for s in scenarios if s.modality == scenario.modality} - {scenario.image})
-        files.append(str(rng.choice(others)) if others else scenario.image)
-    return files
+def free_answers(model, processor, suite: Suite, batch_size: int = 32) -> pd.DataFrame:
+    """What the model writes (greedy) and the verdict in it: columns ``generated`` and ``parsed``."""
+    texts = [text for batch in _batches(model, processor, suite, batch_size)
+             for text in generate_answers(model, processor, batch)]
+    return pd.DataFrame({"generated": texts, "parsed": [prompts.parse_verdict(text) for text in texts]})
 
 
-def _prompt_batch(processor, scenarios, pictures, device) -> dict[str, torch.Tensor]:
+def _batches(model, processor, suite: Suite, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    for start in range(0, len(suite), batch_size):
+        scenarios = suite.scenarios[start : start + batch_size]
+        yield prompt_batch(processor, scenarios, [suite.picture(s) for s in scenarios], model.device)
+
+
+def prompt_batch(processor, scenarios, pictures, device) -> dict[str, torch.Tensor]:
+    """Tensors of the audit question for a list of scenarios and their pictures, padded at the left."""
     turns = [prompts.messages(s, p) for s, p in zip(scenarios, pictures)]
     batch = processor.apply_chat_template(
         turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -96,7 +62,8 @@ def score_answers(model, processor, batch: dict[str, torch.Tensor]) -> np.ndarra
         ids = torch.tensor(processor.tokenizer(f"{answer}<end_of_turn>", add_special_tokens=False).input_ids)
         ids = ids.to(first.device).expand(len(first), -1)
         mask = torch.cat([batch["attention_mask"], torch.ones_like(ids[:, :-1])], dim=1)
-        rest = model(input_ids=ids[:, :-1], attention_mask=mask, cache=copy.deepcopy(prompt.cache), use_cache=True)
+        rest = model(input_ids=ids[:, :-1], attention_mask=mask, cache=copy.deepcopy(prompt.cache),
+                     use_cache=True)
         logp = torch.cat([first[:, None], rest.logits.float().log_softmax(-1)], dim=1)
         scores.append(logp.gather(-1, ids[..., None]).squeeze(-1).sum(-1))
     return torch.stack(scores, dim=1).cpu().numpy()
@@ -121,12 +88,10 @@ def prediction(scenario: Scenario, p_correct: float) -> dict:
     }
 
 
-def _row(scenario: Scenario, logp: np.ndarray, text: str | None, generate: bool) -> dict:
-    p_correct = float(1 / (1 + np.exp(np.clip(logp[1] - logp[0], -500, 500))))
-    row = prediction(scenario, p_correct)
-    if generate:
-        row |= {"generated": text, "parsed": prompts.parse_verdict(text)}
-    return row
+def predictions(scenarios: list[Scenario], answered: pd.DataFrame) -> pd.DataFrame:
+    """Predictions table, a row a scenario: `prediction` and whatever else was answered."""
+    rows = [prediction(s, float(p)) for s, p in zip(scenarios, answered["p_correct"])]
+    return pd.concat([pd.DataFrame(rows), answered.drop(columns="p_correct").reset_index(drop=True)], axis=1)
 
 
 def pair_accuracy(predictions: pd.DataFrame) -> tuple[int, int]:
@@ -139,15 +104,16 @@ def write_predictions(path: str | Path, frames: dict[str, pd.DataFrame]) -> Path
     """All systems and suites in one JSONL file; keys of ``frames`` are ``system/suite``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tagged = [frame.assign(system=key.split("/")[0], suite=key.split("/")[1]) for key, frame in frames.items()]
+    tagged = [frame.assign(system=system, suite=suite)
+              for (system, suite), frame in ((key.rsplit("/", 1), frame) for key, frame in frames.items())]
     records = pd.concat(tagged, ignore_index=True).to_dict(orient="records")
-    lines = [json.dumps({k: v for k, v in r.items() if not _missing(v)}) + "\n" for r in records]
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text("".join(json.dumps(without_missing(r)) + "\n" for r in records), encoding="utf-8")
     return path
 
 
-def _missing(value) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
+def without_missing(record: dict) -> dict:
+    """The record without values that are None or nan, which JSON does not have."""
+    return {k: v for k, v in record.items() if not (v is None or (isinstance(v, float) and np.isnan(v)))}
 
 
 def read_predictions(path: str | Path) -> dict[str, pd.DataFrame]:

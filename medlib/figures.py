@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,22 +17,24 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from medlib import audit, draw, evaluation, grammar, lexicon, metrics, models, plots, workflow
+from medlib import (
+    audit, benchmark, calibration, draw, evaluation, grammar, lexicon, metrics, models, plots, workflow,
+)
 from medlib.config import RunConfig
 from medlib.data import Suite
 from medlib.schema import MODALITIES, Scenario, load_image
 from medlib.workflow import ADAPTER, BASE
 
-BAR = workflow.BARS["accuracy"]
+BAR = benchmark.BARS["accuracy"]
 ALPHA = 0.05  # below this a p-value is called evidence
 SPACE = "\N{NO-BREAK SPACE}"
 UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2 % [0.1, 2.3]"
 
-NOT_RUN = [
-    ("biomedclip", "contrastive image-text model, zero-shot", "needs weights from the hub"),
-    ("openai:gpt-4o", "general commercial model", "needs a network and a key"),
-    ("reward model + PPO", "reinforcement learning after LoRA", "no such training in this project"),
-]
+API_ROW = "openai:gpt-4o"
+NOT_ASKED = {
+    API_ROW: f"costs money and sends the cases away: ask for it with `--model {API_ROW}`",
+    "reward model + PPO": "no such training in this project yet",
+}
 
 
 # ---- words and numbers ---------------------------------------------------------------------------
@@ -67,16 +70,6 @@ def disclaimer(config: RunConfig) -> str:
         f"> **Research only.** This run used {workflow.model_label(config)}. The held-out suite "
         "has synthetic pictures, so its numbers say nothing about patients. Not a medical device."
     )
-
-
-def system_names(config: RunConfig) -> dict[str, str]:
-    """How figures name the rungs of the ladder; a stand-in is never called MedGemma."""
-    label = Path(config.model).name
-    label += " (stand-in)" if models.is_standin(config.model) else ""
-    return {
-        "constant": "Always CORRECT", "heuristics": "Hand-written rules",
-        "keyword-probe": "Bag of words", BASE: f"{label}, untouched", ADAPTER: f"{label} + LoRA",
-    }
 
 
 def table(frame: pd.DataFrame, name: str = "table") -> HTML:
@@ -149,7 +142,10 @@ def finding_sheet(modality: str, each: int = 2) -> Figure:
 def base_answers(config: RunConfig, suite: Suite, scenarios: list[Scenario]) -> pd.DataFrame:
     """What the untouched model says to a few scenarios, beside the gold verdict."""
     processor, base = workflow.load_model(config)
-    frame = evaluation.predict(base, processor, scenarios, suite.images_dir, generate=True)
+    asked = replace(suite, scenarios=scenarios)
+    answered = evaluation.free_answers(base, processor, asked)
+    answered["p_correct"] = evaluation.p_correct(base, processor, asked)
+    frame = evaluation.predictions(scenarios, answered)
     return pd.DataFrame({
         "Scenario": frame["id"], "Gold verdict": frame["verdict"],
         "The model's own words": [text.strip() or "(nothing)" for text in frame["generated"]],
@@ -317,7 +313,7 @@ def loss_sentence(metadata: Mapping) -> str:
 
 def results(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
     """Base and adapter on every suite."""
-    names = system_names(config)
+    names = benchmark.figure_names(config)
     parts = []
     for suite, label in SUITES.items():
         scores = {names[s]: metrics.score(frames[f"{s}/{suite}"])
@@ -383,7 +379,7 @@ def generation(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.Data
             frame = frame if "parsed" in frame else frame.assign(parsed=None)
             score = metrics.score(frame)
             rows.append({
-                "System": system_names(config)[system],
+                "System": benchmark.figure_names(config)[system],
                 "Answers that are a verdict": rate_text(score["generation"]["parse_rate"]),
                 "Right, free answer": rate_text(score["generation"]["accuracy"]),
                 "Right, by likelihood": rate_text(score["accuracy"]),
@@ -407,6 +403,7 @@ def generation_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
 ABLATION_NAMES = {
     None: "picture and words", "text_only": "words only, grey picture",
     "image_only": "picture only, words withheld", "swapped": "words and a wrong picture",
+    "masked_words": "labelling words blanked",
 }
 
 
@@ -468,7 +465,8 @@ def targets_sentence(bars: pd.DataFrame) -> str:
 
 def ladder(frames: Mapping[str, pd.DataFrame], config: RunConfig, suite: str = "heldout") -> dict:
     """Scores of the ladder under names that a reader knows, lowest rung first."""
-    return {system_names(config)[name]: s for name, s in workflow.ladder(frames, suite).items()}
+    names = benchmark.figure_names(config)
+    return {names.get(name, name): s for name, s in benchmark.scores_on(frames, suite).items()}
 
 
 def ladder_sentence(scores: Mapping[str, dict], bar: float = BAR) -> str:
@@ -500,15 +498,16 @@ def modality_sentence(scores: Mapping[str, dict]) -> str:
 
 
 def paired_tests(config: RunConfig) -> pd.DataFrame:
-    """The adapter against every rung below, as `workflow.benchmark` wrote it to metrics.json."""
+    """The adapter against every rung below, as `medlib.benchmark` wrote it to metrics.json."""
     tests = json.loads((workflow.run_dir(config) / "metrics.json").read_text())["tests"]
-    names = system_names(config)
+    names = benchmark.figure_names(config)
     return pd.DataFrame([
-        {"Adapter against": names[name],
+        {"Adapter against": names.get(name, name),
          "Difference (points)": f"{100 * t['difference']:+.1f} [{100 * t['low']:+.1f}, "
                                 f"{100 * t['high']:+.1f}]",
          "Only adapter right": t["b"], "Only the other right": t["c"],
          "p, exact McNemar": p_text(t["p"]), "p, Holm": p_text(t["p_holm"]),
+         "p, whole pairs": p_text(t["p_cluster"]),
          "Better": "not shown" if t["p_holm"] >= ALPHA else
          ("adapter" if t["difference"] > 0 else "the other")}
         for name, t in tests.items()
@@ -517,13 +516,12 @@ def paired_tests(config: RunConfig) -> pd.DataFrame:
 
 def pair_table(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
     """Counterfactual pairs with both members right, by kind of pair."""
-    names, rows = system_names(config), []
-    for system in workflow.LADDER:
-        frame = frames[f"{system}/heldout"]
+    names, rows = benchmark.figure_names(config), []
+    for system, frame in benchmark.systems_on(frames, "heldout").items():
         counts = {"all pairs": evaluation.pair_accuracy(frame)}
         counts |= {f"{kind} pairs": evaluation.pair_accuracy(frame[frame["pair_kind"] == kind])
                    for kind in grammar.PAIR_KINDS}
-        rows.append({"System": names[system]} | {
+        rows.append({"System": names.get(system, system)} | {
             label: rate_text(metrics.proportion(right, pairs)) + f" of {pairs:,}"
             for label, (right, pairs) in counts.items()
         })
@@ -552,12 +550,12 @@ def power_sentence(score: Mapping, bar: float = BAR) -> str:
             "or picture, so they count for somewhat less than as many independent cases.")
 
 
-def not_run() -> pd.DataFrame:
-    """Rungs that were left out, and why; no number is borrowed for them."""
-    return pd.DataFrame([
-        {"System": name, "What it is": what, "Result": "not run here", "Why": why}
-        for name, what, why in NOT_RUN
-    ])
+def not_run(config: RunConfig) -> pd.DataFrame:
+    """Rows that were left out, and why; no number is borrowed for them."""
+    reasons = json.loads((workflow.run_dir(config) / "metrics.json").read_text())["not_run"]
+    asked = {name.partition(":")[0] for name in config.systems}
+    reasons |= {name: why for name, why in NOT_ASKED.items() if name.partition(":")[0] not in asked}
+    return pd.DataFrame([{"System": name, "Result": "not run", "Why": why} for name, why in reasons.items()])
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -20,14 +20,23 @@ from pathlib import Path
 import numpy as np
 
 from medlib.lexicon import (
-    CARE_ORDER, COMPLAINTS, DEGREES, FINDINGS, OVERTREATMENT, SPLITS, TREATMENTS, UNDERTREATMENT,
-    Finding, findings_of,
+    CARE_ORDER,
+    COMPLAINTS,
+    DEGREES,
+    FINDINGS,
+    OVERTREATMENT,
+    SPLITS,
+    TREATMENTS,
+    UNDERTREATMENT,
+    Finding,
+    findings_of,
 )
 from medlib.schema import MODALITIES, Patient, Scenario, read_scenarios, scenario_hash, write_scenarios
 
 PAIR_KINDS = ("treatment", "finding", "image")
 
-#: First picture seed of each use; a million apart, so no picture is drawn twice.
+#: First picture seed of each use; a million apart, so no picture is drawn twice. `generate` uses the
+#: first 900,000 of a split and `note_pairs` the 100,000 behind them.
 SEED_BASE = {
     "pretrain": 0, "pretrain_held_out": 900_000, "train": 1_000_000, "val": 2_000_000,
     "test": 3_000_000, "core24": 9_000_000,
@@ -61,23 +70,19 @@ def generate(split: str, pairs: int, seed: int = 0) -> list[Scenario]:
 def _pair(pair_id, modality, kind, split, image_seeds, rng) -> list[Scenario]:
     """The right member first, then its twin with one factor changed."""
     finding, other = _two_findings(modality, rng)
-    patient = Patient(
-        age=int(rng.integers(25, 86)),
-        sex="female" if modality == "ultrasound" else str(rng.choice(["female", "male"])),
-        complaint=str(rng.choice(COMPLAINTS[modality])),
-    )
-    shared = {"modality": modality, "patient": patient}
+    shared = {"modality": modality, "patient": draw_patient(modality, rng)}
     right = {
         "shown": finding, "noted": finding, "care": finding.care, "image_seed": int(next(image_seeds)),
-        "finding": _word_finding(finding, split, rng), "treatment": _word_treatment(modality, finding.care, split, rng),
+        "finding": word_finding(finding, split, rng),
+        "treatment": word_treatment(modality, finding.care, split, rng),
     }
     twin = dict(right)
     if kind == "treatment":
-        twin |= {"care": other.care, "treatment": _word_treatment(modality, other.care, split, rng)}
+        twin |= {"care": other.care, "treatment": word_treatment(modality, other.care, split, rng)}
     else:
         twin |= {"shown": other, "image_seed": int(next(image_seeds))}
         if kind == "finding":
-            twin |= {"noted": other, "finding": _word_finding(other, split, rng)}
+            twin |= {"noted": other, "finding": word_finding(other, split, rng)}
     return [
         _scenario(f"{pair_id}_{letter}", kind, pair_id, shared, member)
         for letter, member in (("a", right), ("b", twin))
@@ -92,17 +97,65 @@ def _two_findings(modality: str, rng: np.random.Generator) -> tuple[Finding, Fin
     )
 
 
-def _word_finding(finding: Finding, split: str, rng: np.random.Generator) -> str:
+def note_pairs(split: str, pairs: int, seed: int = 0) -> list[Scenario]:
+    """Pairs whose picture and note disagree; the twin trusts the note, and that is the error.
+
+    Both members have one picture (of finding A) and one note (of finding B). The first member's
+    treatment fits the picture, the second one's fits the note. The words agree with each other on the
+    wrong side, so whoever reads only the words gets every pair wrong, and picture alone is not enough
+    either: the treatment has to be read.
+
+    Parameters
+    ----------
+    split, seed
+        As for `generate`; the pictures are others than those of any generated suite of the split.
+    pairs : int
+        At most 100,000.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {SPLITS}")
+    rng = np.random.default_rng([seed, SPLITS.index(split), 1])  # 1: not the stream of `generate`
+    image_seeds = SEED_BASE[split] + 900_000 + rng.permutation(100_000)[:pairs]
+    scenarios = []
+    for index in range(pairs):
+        modality = MODALITIES[index % len(MODALITIES)]
+        pictured, noted = _two_findings(modality, rng)
+        shared = {"modality": modality, "patient": draw_patient(modality, rng)}
+        words = word_finding(noted, split, rng)
+        for letter, care in (("a", pictured.care), ("b", noted.care)):
+            member = {
+                "shown": pictured, "noted": noted, "care": care, "image_seed": int(image_seeds[index]),
+                "finding": words, "treatment": word_treatment(modality, care, split, rng),
+            }
+            pair_id = f"{split}_note_{index:05d}"
+            scenarios.append(_scenario(f"{pair_id}_{letter}", "note", pair_id, shared, member))
+    return scenarios
+
+
+def draw_patient(modality: str, rng: np.random.Generator) -> Patient:
+    """A patient who says nothing of the verdict."""
+    return Patient(
+        age=int(rng.integers(25, 86)),
+        sex="female" if modality == "ultrasound" else str(rng.choice(["female", "male"])),
+        complaint=str(rng.choice(COMPLAINTS[modality])),
+    )
+
+
+def word_finding(finding: Finding, split: str, rng: np.random.Generator) -> str:
+    """One of the split's phrases for a finding, its degree filled in."""
     template = str(rng.choice(finding.phrases[split]))
-    return _capitalised(template.replace("{degree}", str(rng.choice(DEGREES)).lower()))
+    return fill(template, str(rng.choice(DEGREES)))
 
 
-def _word_treatment(modality: str, care: str, split: str, rng: np.random.Generator) -> str:
-    return str(rng.choice(TREATMENTS[modality, care][split]))
-
-
-def _capitalised(text: str) -> str:
+def fill(template: str, degree: str) -> str:
+    """A phrase template as a sentence, with this degree where it has a slot for one."""
+    text = template.replace("{degree}", degree.lower())
     return text[0].upper() + text[1:]
+
+
+def word_treatment(modality: str, care: str, split: str, rng: np.random.Generator) -> str:
+    """One of the split's phrases for a care."""
+    return str(rng.choice(TREATMENTS[modality, care][split]))
 
 
 def _scenario(scenario_id: str, kind: str, pair_id: str, shared: dict, member: dict) -> Scenario:
@@ -156,23 +209,29 @@ def draw_images(scenarios: list[Scenario], images_dir: str | Path, size: int = 2
 
 def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Path) -> list[Scenario]:
     """Write ``out_dir/name/scenarios.jsonl`` and draw its pictures beside it; cheap to call again."""
-    folder = Path(out_dir) / name
     scenarios = generate(split, pairs, seed)
-    path = folder / "scenarios.jsonl"
-    if not path.is_file() or scenario_hash(read_scenarios(path)) != scenario_hash(scenarios):
-        write_scenarios(path, scenarios)
+    folder = Path(out_dir) / name
+    card = {"name": name, "split": split, "pairs": pairs, "seed": seed, "pictures": "synthetic"}
+    keep(scenarios, folder, card)
     draw_images(scenarios, folder / "images")
-    card = {"name": name, "split": split, "pairs": pairs, "seed": seed, "pictures": "synthetic",
-            "sha256": scenario_hash(scenarios)}
-    (folder / "suite.json").write_text(json.dumps(card, indent=2) + "\n")
     return scenarios
+
+
+def keep(scenarios: list[Scenario], folder: str | Path, card: dict) -> bool:
+    """Write ``scenarios.jsonl`` and ``suite.json``; returns whether the same rows were there already."""
+    path, name = Path(folder) / "scenarios.jsonl", scenario_hash(scenarios)
+    same = path.is_file() and scenario_hash(read_scenarios(path)) == name
+    if not same:
+        write_scenarios(path, scenarios)
+    path.with_name("suite.json").write_text(json.dumps(card | {"sha256": name}, indent=2) + "\n")
+    return same
 
 
 def phrases(split: str | None = None) -> list[str]:
     """Every finding and treatment phrase of a split (all splits by default), slots filled."""
     splits = SPLITS if split is None else (split,)
     found = [
-        _capitalised(template.replace("{degree}", degree.lower()))
+        fill(template, degree)
         for finding in FINDINGS for name in splits for template in finding.phrases[name]
         for degree in (DEGREES if "{degree}" in template else DEGREES[:1])
     ]

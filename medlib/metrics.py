@@ -10,20 +10,23 @@ p_correct       probability that the model gives to ``CORRECT``
 predicted       the more likely verdict, ``CORRECT`` or ``ERROR``
 severity        ``none``, ``moderate``, ``high`` or ``critical``
 cost_impact     US dollars lost if the error goes through
+pair            name of the counterfactual pair, missing for a single scenario (optional)
 generated       free answer of the model (optional)
 parsed          verdict found in ``generated``, missing if none was found (optional)
 ==============  ==================================================================
 
 Rates are fractions (0 to 1) and come as ``{"value", "n", "low", "high"}``, see `proportion`.
+What is about the probability more than about the verdict is in `medlib.calibration`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binned_statistic, binom, bootstrap
+from scipy.stats import binned_statistic, binom, binomtest
 from sklearn.metrics import (
     balanced_accuracy_score,
     brier_score_loss,
@@ -38,6 +41,7 @@ from statsmodels.stats.proportion import proportion_confint, proportion_effectsi
 from medlib.schema import VERDICTS
 
 NAN = float("nan")
+RESAMPLES = 10_000  # of every bootstrap
 
 
 def proportion(successes: int, n: int, level: float = 0.95) -> dict:
@@ -98,14 +102,22 @@ def expected_calibration_error(p, y, bins: int = 15) -> float:
     ----------
     C. Guo et al. (2017), "On calibration of modern neural networks", ICML.
     """
+    p, y = checked_probabilities(p, y)
+    # count x |mean p - mean y| of a bin is |sum of (p - y)| in it
+    gaps = binned_statistic(p, p - y, statistic="sum", bins=bins, range=(0, 1)).statistic
+    return float(np.abs(gaps).sum() / p.size)
+
+
+def checked_probabilities(p, y) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and labels as two float arrays (n,); ValueError unless they can be that."""
     p, y = np.asarray(p, dtype=float), np.asarray(y, dtype=float)
     if p.shape != y.shape or p.ndim != 1 or not p.size:
         raise ValueError(f"p and y need one equal, non-empty axis, got {p.shape} and {y.shape}")
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("p holds values outside [0, 1]")
-    # count x |mean p - mean y| of a bin is |sum of (p - y)| in it
-    gaps = binned_statistic(p, p - y, statistic="sum", bins=bins, range=(0, 1)).statistic
-    return float(np.abs(gaps).sum() / p.size)
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("y holds values other than 0 and 1")
+    return p, y
 
 
 def score(predictions: pd.DataFrame) -> dict:
@@ -134,6 +146,9 @@ def score(predictions: pd.DataFrame) -> dict:
           ``upper``, the one-sided 95 % Clopper-Pearson limit of their rate;
         - ``expected_cost``: US dollars lost through missed errors, ``total`` and ``per_1000``
           scenarios;
+        - ``accuracy_clustered`` (if there is a column ``pair`` with a value in it): the accuracy
+          with a 95 % bootstrap interval that resamples whole pairs, because twins share words or
+          picture; ``clusters`` is their number, a scenario without a pair being its own;
         - ``generation`` (if there is a free answer): ``parse_rate``, and ``accuracy`` with
           unparsed answers counted as wrong. Rows whose ``generated`` is missing were not
           generated and do not count; an empty answer is ``""`` and does.
@@ -168,6 +183,8 @@ def score(predictions: pd.DataFrame) -> dict:
         "critical_misses": _critical_misses(frame, missed),
         "expected_cost": {"total": cost, "per_1000": 1000 * cost / len(frame)},
     }
+    if "pair" in frame and frame["pair"].notna().any():
+        result["accuracy_clustered"] = _clustered_accuracy(frame)
     if "parsed" in frame:
         asked = frame[frame["generated"].notna()] if "generated" in frame else frame
         if len(asked):
@@ -227,6 +244,49 @@ def _critical_misses(frame: pd.DataFrame, missed: pd.DataFrame) -> dict:
     return {"count": count, "n": n, "upper": float(upper)}
 
 
+def _clustered_accuracy(frame: pd.DataFrame) -> dict:
+    right = (frame["verdict"] == frame["predicted"]).to_numpy()
+    cluster = _cluster_numbers(frame["pair"])
+    hits, sizes = np.bincount(cluster, right), np.bincount(cluster)
+    order = np.lexsort((hits, sizes))  # the draws must not depend on the order of the rows
+    low, high = _bootstrap_interval(hits[order], sizes[order], floor=0.0)
+    return {"value": float(right.mean()), "n": len(frame), "clusters": len(sizes),
+            "low": low, "high": high}
+
+
+def _cluster_numbers(names: pd.Series) -> np.ndarray:
+    """Cluster of every row as 0, 1, ...; a row without a name is a cluster of its own."""
+    numbers, found = pd.factorize(names, sort=True)
+    single = numbers < 0
+    numbers[single] = len(found) + np.arange(single.sum())
+    return numbers
+
+
+def _bootstrap_interval(
+    totals: np.ndarray, sizes: np.ndarray, floor: float, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap of ``totals.sum() / sizes.sum()`` over clusters.
+
+    Clusters of one total and size are interchangeable, so it is enough to draw how often each kind
+    comes up (multinomial): the same distribution as drawing the clusters one by one, and fast.
+    A mean lies between ``floor`` and 1.
+    """
+    means = totals / sizes
+    if (means == means[0]).all():
+        # a bootstrap of equal values has no width: bound the share of other values, never seen
+        centre = float(means[0])
+        unseen = float(proportion_confint(0, len(means), 1 - level, method="beta")[1])
+        return centre - unseen * (centre - floor), centre + unseen * (1 - centre)
+    # kinds in order of appearance, so that swapping two systems mirrors the draws
+    kinds = pd.DataFrame({"total": totals, "size": sizes}).groupby(["total", "size"], sort=False)
+    counts = kinds.size().rename("count").reset_index()
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(totals), counts["count"] / len(totals), size=RESAMPLES)
+    means = (drawn @ counts["total"].to_numpy()) / (drawn @ counts["size"].to_numpy())
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def by_group(predictions: pd.DataFrame, column: str) -> pd.DataFrame:
     """Accuracy of every group.
 
@@ -252,8 +312,13 @@ def by_group(predictions: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare(a: pd.DataFrame, b: pd.DataFrame, level: float = 0.95, seed: int = 0) -> dict:
+def compare(
+    a: pd.DataFrame, b: pd.DataFrame, level: float = 0.95, seed: int = 0, cluster: str | None = None
+) -> dict:
     """Two systems on the same scenarios: exact McNemar test and paired accuracy difference.
+
+    McNemar's test takes the scenarios as independent. Counterfactual twins are not: with
+    ``cluster`` the interval and a second test take only the clusters as independent.
 
     Parameters
     ----------
@@ -262,75 +327,168 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, level: float = 0.95, seed: int = 0
     level : float
         Confidence level of the interval.
     seed : int
-        Of the paired percentile bootstrap (10,000 resamples of scenarios).
+        Of the paired percentile bootstrap (10,000 resamples of scenarios, or of clusters).
+    cluster : str, optional
+        Column that names the cluster of a scenario, such as ``pair``; a scenario without a name is
+        a cluster of its own.
 
     Returns
     -------
     dict
         ``n``; ``accuracy_a``, ``accuracy_b``; ``b`` and ``c``: McNemar's discordant counts (only
         ``a`` right, only ``b`` right); ``difference``: accuracy of ``a`` minus that of ``b``, with
-        ``low`` and ``high``; ``p``: two-sided.
+        ``low`` and ``high``; ``p``: two-sided, by scenario. With ``cluster`` also ``clusters``;
+        ``clusters_a`` and ``clusters_b``: clusters in which ``a`` or ``b`` has more right than the
+        other; ``p_cluster``: two-sided exact sign test of these two counts.
 
     Raises
     ------
     ValueError
-        If an id is missing on one side, is used twice, or has two gold verdicts.
+        If an id is missing on one side, is used twice, or has two gold verdicts or clusters.
     """
-    columns = ("id", "verdict", "predicted")
-    tables = {}
-    for name, table in {"a": a, "b": b}.items():
-        table = _checked(table, columns)[list(columns)].set_index("id")
-        twice = table.index[table.index.duplicated()].unique()
-        if len(twice):
-            raise ValueError(f"{name}, field 'id': used twice: {_listed(twice)}")
-        tables[name] = table
-    a, b = tables["a"], tables["b"]
+    columns = ["id", "verdict", "predicted"] + ([cluster] if cluster else [])
+    a, b = _by_id("a", a, columns), _by_id("b", b, columns)
     missing = {"a": b.index.difference(a.index), "b": a.index.difference(b.index)}
     problems = [f"missing in {name}: {_listed(ids)}" for name, ids in missing.items() if len(ids)]
     if problems:
         raise ValueError(f"the systems saw different scenarios; ids {'; '.join(problems)}")
     # one order for both, so that the bootstrap does not depend on the order of the rows
     a, b = a.sort_index(), b.loc[a.sort_index().index]
-    clash = a.index[a["verdict"] != b["verdict"]]
-    if len(clash):
-        raise ValueError(f"field 'verdict': a and b disagree on ids {_listed(clash)}")
+    for column in ["verdict"] + ([cluster] if cluster else []):
+        _same_values(a, b, column)
 
     a_right = (a["verdict"] == a["predicted"]).to_numpy()
     b_right = (b["verdict"] == b["predicted"]).to_numpy()
-    table = pd.crosstab(pd.Categorical(a_right, [True, False]),
-                        pd.Categorical(b_right, [True, False]), dropna=False).to_numpy()
-    low, high = _paired_interval(a_right.astype(int) - b_right.astype(int), level, seed)
-    return {
+    only_a, only_b = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
+    # without a column every scenario is a cluster of its own
+    numbers = _cluster_numbers(a[cluster]) if cluster else np.arange(len(a))
+    gains, sizes = np.bincount(numbers, a_right * 1.0 - b_right), np.bincount(numbers)
+    low, high = _bootstrap_interval(gains, sizes, floor=-1.0, level=level, seed=seed)
+    result = {
         "n": len(a),
         "accuracy_a": float(a_right.mean()),
         "accuracy_b": float(b_right.mean()),
-        "b": int(table[0, 1]),
-        "c": int(table[1, 0]),
+        "b": only_a,
+        "c": only_b,
         "difference": float(a_right.mean() - b_right.mean()),
         "low": low,
         "high": high,
-        "p": float(mcnemar(table, exact=True).pvalue),
+        # the test looks at the discordant counts only
+        "p": float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue),
     }
+    if cluster:
+        more_a, more_b = int((gains > 0).sum()), int((gains < 0).sum())
+        p_cluster = binomtest(more_a, more_a + more_b).pvalue if more_a + more_b else 1.0
+        result |= {"clusters": len(sizes), "clusters_a": more_a, "clusters_b": more_b,
+                   "p_cluster": float(p_cluster)}
+    return result
 
 
-def _paired_interval(differences: np.ndarray, level: float, seed: int) -> tuple[float, float]:
-    """Interval of the mean of per-scenario differences in {-1, 0, 1}."""
-    n = len(differences)
-    if (differences == differences[0]).all():
-        # a bootstrap of equal values has no width: bound the share of other values, never seen
-        centre = float(differences[0])
-        reach = (1 + abs(centre)) * float(proportion_confint(0, n, 1 - level, method="beta")[1])
-        return max(centre - reach, -1.0), min(centre + reach, 1.0)
-    interval = bootstrap(
-        (differences,), np.mean, n_resamples=10_000, batch=500, method="percentile",
-        confidence_level=level, rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+def _by_id(name: str, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    table = _checked(table, tuple(columns))[columns].set_index("id")
+    twice = table.index[table.index.duplicated()].unique()
+    if len(twice):
+        raise ValueError(f"{name}, field 'id': used twice: {_listed(twice)}")
+    return table
+
+
+def _same_values(a: pd.DataFrame, b: pd.DataFrame, column: str) -> None:
+    differ = (a[column] != b[column]) & ~(a[column].isna() & b[column].isna())
+    if differ.any():
+        raise ValueError(f"field '{column}': a and b disagree on ids {_listed(a.index[differ])}")
 
 
 def _listed(ids, limit: int = 10) -> str:
     more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
     return ", ".join(map(str, ids[:limit])) + more
+
+
+def compare_all(
+    frames: Mapping[str, pd.DataFrame], level: float = 0.95, seed: int = 0,
+    cluster: str | None = None,
+) -> pd.DataFrame:
+    """Every pair of systems on the same scenarios, with p-values adjusted over all pairs.
+
+    Parameters
+    ----------
+    frames : mapping of str to DataFrame
+        Predictions by name of the system, two or more.
+    level, seed, cluster
+        As in `compare`.
+
+    Returns
+    -------
+    DataFrame
+        One row a pair, in the order of ``frames``: first, second, n, accuracy_first,
+        accuracy_second, only_first, only_second (scenarios that only one has right), difference
+        (first minus second), low, high, p (exact McNemar), p_holm. With ``cluster`` also clusters,
+        clusters_first, clusters_second, p_cluster (exact sign test), p_cluster_holm.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two systems, or two that do not match; see `compare`.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"compare_all: two or more systems are needed, got {len(frames)}")
+    names = {"accuracy_a": "accuracy_first", "accuracy_b": "accuracy_second", "b": "only_first",
+             "c": "only_second", "clusters_a": "clusters_first", "clusters_b": "clusters_second"}
+    rows = []
+    for first, second in combinations(frames, 2):
+        try:
+            test = compare(frames[first], frames[second], level, seed, cluster)
+        except ValueError as error:
+            raise ValueError(f"a = {first}, b = {second}: {error}") from None
+        rows.append({"first": first, "second": second} | test)
+    table = pd.DataFrame(rows).rename(columns=names)
+    for column in ("p", "p_cluster"):
+        if column in table:
+            adjusted = list(holm(dict(enumerate(table[column]))).values())
+            table.insert(table.columns.get_loc(column) + 1, f"{column}_holm", adjusted)
+    return table
+
+
+def consistency(a: pd.DataFrame, b: pd.DataFrame) -> dict:
+    """One system on two suites that should make no difference to it, such as paraphrases.
+
+    Parameters
+    ----------
+    a, b : DataFrame
+        Predictions on either suite, columns ``id``, ``verdict``, ``predicted``. Scenarios are
+        matched by id.
+
+    Returns
+    -------
+    dict
+        ``same``: share of the matched scenarios with one and the same predicted verdict;
+        ``accuracy_a``, ``accuracy_b``: on the matched scenarios; each as in `proportion`.
+        ``unmatched``: ids that only one suite has, which do not count. Whether one suite is harder
+        is what `compare` tests.
+
+    Raises
+    ------
+    ValueError
+        If no id matches, an id is used twice, or a scenario has two gold verdicts.
+    """
+    columns = ["id", "verdict", "predicted"]
+    a, b = _by_id("a", a, columns), _by_id("b", b, columns)
+    shared = a.index.intersection(b.index)
+    if shared.empty:
+        raise ValueError(f"field 'id': none is in a ({_listed(a.index, 2)}) and in "
+                         f"b ({_listed(b.index, 2)}) too")
+    unmatched = len(a.index.union(b.index)) - len(shared)
+    a, b = a.loc[shared], b.loc[shared]
+    _same_values(a, b, "verdict")
+
+    def share(values: pd.Series) -> dict:
+        return proportion(int(values.sum()), len(values))
+
+    return {
+        "same": share(a["predicted"] == b["predicted"]),
+        "accuracy_a": share(a["predicted"] == a["verdict"]),
+        "accuracy_b": share(b["predicted"] == b["verdict"]),
+        "unmatched": unmatched,
+    }
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -393,31 +551,75 @@ def cases_needed(
     return int(n[~enough][-1]) + 1
 
 
-def results_table(scores: Mapping[str, dict]) -> pd.DataFrame:
+def power_table(
+    bar: float = 0.90, accuracies: Sequence[float] = (0.92, 0.93, 0.95, 0.97, 0.99),
+    power: float = 0.8, level: float = 0.95,
+) -> pd.DataFrame:
+    """Cases needed to show an accuracy above a bar, for several true accuracies.
+
+    Parameters
+    ----------
+    bar, power, level : float
+        As in `cases_needed`.
+    accuracies : sequence of float
+        Each above ``bar``.
+
+    Returns
+    -------
+    DataFrame
+        true_accuracy; cases: see `cases_needed`; right_needed: of so many cases, the fewest right
+        ones with which the test rejects "accuracy <= bar".
+    """
+    cases = [cases_needed(accuracy, bar, power, level) for accuracy in accuracies]
+    right = [int(binom.isf(1 - level, n, bar)) + 1 for n in cases]
+    return pd.DataFrame({"true_accuracy": list(accuracies), "cases": cases, "right_needed": right})
+
+
+def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFrame:
     """The table of results, one row per system, ready to print.
 
     Parameters
     ----------
     scores : mapping of str to dict
         Results of `score` by name of the system.
+    full : bool
+        Also balanced accuracy, MCC, AUROC, Brier score, calibration error, critical misses (with
+        the one-sided 95 % limit of their rate) and US dollars lost in 1,000 cases.
 
     Returns
     -------
     DataFrame
         Strings only, rates as ``91.2 % [89.3, 92.8] (n=1,024)``.
     """
-    columns = ["System", "n", "Accuracy (95 % CI)", "Valid treatments recognised",
-               "Errors caught", "Spread (points)"]
-    rows = [
-        [
-            system,
-            f"{result['n']:,}",
-            *(_rate_text(result[key]) for key in ("accuracy", "sensitivity", "specificity")),
-            "n/a" if np.isnan(result["spread"]) else f"{result['spread']:.1f}",
-        ]
-        for system, result in scores.items()
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    rows = []
+    for system, result in scores.items():
+        row = {
+            "System": system,
+            "n": f"{result['n']:,}",
+            "Accuracy (95 % CI)": _rate_text(result["accuracy"]),
+            "Valid treatments recognised": _rate_text(result["sensitivity"]),
+            "Errors caught": _rate_text(result["specificity"]),
+            "Spread (points)": _number_text(result["spread"], ".1f"),
+        }
+        if full:
+            missed = result["critical_misses"]
+            limit = f" (≤ {100 * missed['upper']:.1f} %)" if missed["n"] else ""
+            row |= {
+                "Balanced": _number_text(result["balanced_accuracy"], ".1%").replace("%", " %"),
+                "MCC": _number_text(result["mcc"], ".3f"),
+                "AUROC": _number_text(result["auroc"], ".3f"),
+                "Brier": _number_text(result["brier"], ".3f"),
+                "ECE": _number_text(result["ece"], ".3f"),
+                "Critical misses": f"{missed['count']:,} of {missed['n']:,}{limit}",
+                "USD lost / 1,000": _number_text(result["expected_cost"]["per_1000"], ",.0f"),
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _number_text(value: float | None, form: str) -> str:
+    # None is what a written file has in place of nan
+    return "n/a" if value is None or np.isnan(value) else format(value, form)
 
 
 def _rate_text(rate: dict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -31,6 +32,20 @@ def is_standin(model: str) -> bool:
     """True for a model of this repository that knows no medicine (marked in its config.json)."""
     config = Path(locate(model)) / "config.json"
     return config.is_file() and bool(json.loads(config.read_text()).get("standin"))
+
+
+def file_hash(file: str | Path) -> str:
+    """SHA-256 of a file of weights; ModelError if it is missing."""
+    file = Path(file)
+    if not file.is_file():
+        raise ModelError(f"{file.parent}: {file.name} is missing; train first (`python -m medlib train`)")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def weights_hash(model: str) -> str:
+    """SHA-256 of a local model's weights; a hub model is known by its name."""
+    file = Path(locate(model)) / "model.safetensors"
+    return file_hash(file) if file.is_file() else model
 
 
 def pick_device() -> torch.device:

@@ -26,7 +26,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
-from medlib import metrics, workflow
+from medlib import metrics
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -459,8 +459,9 @@ def _without_network(html: str) -> str:
 
 def _index_html(pages: list[dict], record: dict, found: dict) -> str:
     tables = []
-    systems = found.get("systems")
+    systems, names = found.get("systems"), found.get("names") or {}
     if isinstance(systems, dict) and systems:
+        systems = {names.get(name, name): scores for name, scores in systems.items()}
         tables.append(("Results", _table_html(_score_rows(systems))))
         if by_modality := _modality_rows(systems):
             tables.append(("Accuracy by modality", _table_html(by_modality)))
@@ -594,17 +595,22 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     return readme
 
 
+SUITE_TITLES = {
+    "heldout": "Held-out suite, generated", "core24_val": "Core set, 8 validation cases",
+    "core24_folds": "Core set, all 24, leave one image group out (adapter of the other core cases only)",
+}
+
+
 def _results_markdown(found: dict, record: dict) -> str:
     scores, parameters = found["scores"], record["parameters"]
-    suites = {"heldout": "Held-out suite, generated", "core24_val": "Core set, 8 validation cases",
-              "core24_folds": "Core set, all 24, leave one image group out (adapter of the other core cases only)"}
-    parts = [found["headline"]]
-    for suite, title in suites.items():
-        rows = {key.split("/")[0]: score for key, score in scores.items() if key.endswith(f"/{suite}")}
-        order = [name for name in workflow.LADDER if name in rows]
+    names, parts = found.get("names") or {}, [found["headline"]]
+    for suite, title in SUITE_TITLES.items():
+        rows = {key.rsplit("/", 1)[0]: score for key, score in scores.items() if key.endswith(f"/{suite}")}
+        order = [name for name in names if name in rows]
         order += sorted(set(rows) - set(order))
-        table = metrics.results_table({name: rows[name] for name in order})
-        parts += [f"**{title}**", metrics.to_markdown(table)]
+        if order:
+            table = metrics.results_table({names.get(name, name): rows[name] for name in order})
+            parts += [f"**{title}**", metrics.to_markdown(table)]
     for title, rows in found["tables"].items():
         parts += [f"**{title}**", metrics.to_markdown(pd.DataFrame(rows))]
     made = f"Model `{parameters['model']}` ({parameters['model_kind']}), seed {parameters['seed']}, "

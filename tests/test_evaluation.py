@@ -5,15 +5,20 @@ import pandas as pd
 import pytest
 import torch
 
-from medlib import evaluation, grammar, prompts
+from medlib import evaluation, prompts
+from medlib.data import Suite
 from medlib.schema import ANSWERS, load_image
+from medlib.suites import ablate
 
 
 @pytest.fixture(scope="module")
 def predictions(nano, suite):
     """Of the random model, with free answers; one batch."""
     processor, model, _ = nano
-    return evaluation.predict(model, processor, *suite, generate=True, batch_size=24)
+    asked = Suite("small", *suite)
+    answered = evaluation.free_answers(model, processor, asked, batch_size=24)
+    answered["p_correct"] = evaluation.p_correct(model, processor, asked, batch_size=24)
+    return evaluation.predictions(suite[0], answered)
 
 
 def plain_scores(model, processor, scenario, picture):
@@ -47,7 +52,7 @@ def test_shared_prefix_scores_are_those_of_whole_sequences(nano, suite):
     processor, model, _ = nano
     scenarios, images_dir = suite[0][:6], suite[1]
     pictures = [load_image(images_dir / s.image) for s in scenarios]
-    batch = evaluation._prompt_batch(processor, scenarios, pictures, model.device)
+    batch = evaluation.prompt_batch(processor, scenarios, pictures, model.device)
     assert (batch["attention_mask"] == 0).any()  # some rows are padded
     plain = [plain_scores(model, processor, s, p) for s, p in zip(scenarios, pictures)]
     assert np.allclose(evaluation.score_answers(model, processor, batch), plain, rtol=0, atol=1e-4)
@@ -56,8 +61,8 @@ def test_shared_prefix_scores_are_those_of_whole_sequences(nano, suite):
 def test_batch_size_and_padding_do_not_matter(nano, suite, predictions):
     processor, model, _ = nano
     for batch_size in (1, 5):
-        other = evaluation.predict(model, processor, *suite, batch_size=batch_size)
-        assert np.allclose(other.p_correct, predictions.p_correct, rtol=0, atol=1e-5)
+        other = evaluation.p_correct(model, processor, Suite("small", *suite), batch_size=batch_size)
+        assert np.allclose(other, predictions.p_correct, rtol=0, atol=1e-5)
 
 
 def test_rows_in_order_with_the_facts_of_their_scenario(predictions, suite):
@@ -81,90 +86,20 @@ def test_probability_and_verdict_agree(predictions):
     "logp, p",
     [([0.0, 0.0], 0.5), ([-1e4, 0.0], 0.0), ([0.0, -1e4], 1.0), ([np.log(3.0), 0.0], 0.75)],
 )
-def test_probability_of_two_likelihoods(logp, p, suite):
-    row = evaluation._row(suite[0][0], np.array(logp), None, False)
-    assert row["p_correct"] == pytest.approx(p, abs=1e-12)
-
-
-# --- ablations ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def shown(nano, suite, monkeypatch):
-    """What each scenario's prompt was made of under an ablation: {id: (scenario, picture)}."""
-    processor, model, _ = nano
-    seen = {}
-
-    def prompt_batch(processor, scenarios, pictures, device):
-        seen.update({s.id: (s, p) for s, p in zip(scenarios, pictures)})
-        return {"rows": len(scenarios)}
-
-    monkeypatch.setattr(evaluation, "_prompt_batch", prompt_batch)
-    monkeypatch.setattr(
-        evaluation, "score_answers", lambda m, p, batch: np.zeros((batch["rows"], 2))
-    )
-
-    def ask(ablation):
-        seen.clear()
-        evaluation.predict(model, processor, *suite, ablation=ablation)
-        assert len(seen) == len(suite[0])
-        return dict(seen)
-
-    return ask
-
-
-def test_no_ablation_shows_own_picture_and_words(shown, suite):
-    for s in suite[0]:
-        scenario, picture = shown(None)[s.id]
-        assert scenario == s and picture.tobytes() == load_image(suite[1] / s.image).tobytes()
-
-
-def test_text_only_shows_one_grey_picture_to_all(shown, suite):
-    for s, (scenario, picture) in zip(
-        suite[0], map(shown("text_only").get, [s.id for s in suite[0]])
-    ):
-        assert scenario == s
-        assert picture.getcolors() == [(picture.width * picture.height, (127, 127, 127))]
-
-
-def test_image_only_says_nothing_that_could_decide(shown, suite):
-    seen = shown("image_only")
-    for s in suite[0]:
-        scenario, picture = seen[s.id]
-        text = prompts.clinical_text(scenario)
-        assert text == (
-            f"Patient: {s.patient.age} years, {s.patient.sex}. withheld.\n"
-            "Clinical finding: withheld.\nPrescribed treatment: withheld."
-        )
-        assert picture.tobytes() == load_image(suite[1] / s.image).tobytes()
-
-
-def test_swapped_never_shows_the_own_picture(shown, suite):
-    seen = shown("swapped")
-    of_modality = {
-        m: {load_image(suite[1] / s.image).tobytes() for s in suite[0] if s.modality == m}
-        for m in {s.modality for s in suite[0]}
-    }
-    for s in suite[0]:
-        scenario, picture = seen[s.id]
-        assert scenario == s and picture.tobytes() != load_image(suite[1] / s.image).tobytes()
-        assert picture.tobytes() in of_modality[s.modality]
+def test_probability_of_two_likelihoods(logp, p, nano, suite, monkeypatch):
+    monkeypatch.setattr(evaluation, "score_answers", lambda *_: np.array([logp]))
+    [answer] = evaluation.p_correct(nano[1], nano[0], Suite("one", suite[0][:1], suite[1]))
+    assert answer == pytest.approx(p, abs=1e-12)
 
 
 def test_words_alone_cannot_tell_an_image_pair_apart(nano, suite):
     processor, model, _ = nano
-    image_pairs = [s for s in suite[0] if s.factors["pair_kind"] == "image"]
-    blind = evaluation.predict(
-        model, processor, image_pairs, suite[1], ablation="text_only", batch_size=3
-    )
-    assert np.allclose(*(blind.p_correct[i::2] for i in (0, 1)), rtol=0, atol=1e-5)
+    pairs = Suite("pairs", [s for s in suite[0] if s.factors["pair_kind"] == "image"], suite[1])
+    p = evaluation.p_correct(model, processor, ablate(pairs, "text_only"), batch_size=3)
+    blind = evaluation.predictions(pairs.scenarios, pd.DataFrame({"p_correct": p}))
+    assert np.allclose(p[::2], p[1::2], rtol=0, atol=1e-5)
     assert (blind.predicted == blind.verdict).mean() == 0.5
     assert evaluation.pair_accuracy(blind) == (0, 4)
-
-
-def test_an_unknown_ablation_is_refused(nano, suite):
-    with pytest.raises(ValueError, match="'blind'"):
-        evaluation.predict(nano[1], nano[0], *suite, ablation="blind")
 
 
 # --- answers and files ----------------------------------------------------------------------------
@@ -217,8 +152,3 @@ def test_a_pair_counts_as_a_whole():
         }
     )
     assert evaluation.pair_accuracy(frame) == (1, 3)
-
-
-def test_a_lone_picture_is_not_swapped_away_to_nothing():
-    [lone] = [s for s in grammar.generate("val", 1) if s.verdict == "CORRECT"]
-    assert evaluation._swap_images([lone], 0) == [lone.image]

@@ -6,32 +6,38 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
-from medlib import audit, core24, evaluation, figures, grammar, metrics, systems, workflow
+from medlib import audit, benchmark, core24, evaluation, figures, grammar, metrics, models, suites, workflow
 from medlib.config import resolve
+from medlib.systems import text
 
 SCENARIOS = grammar.generate("test", 24, seed=0)
 # an empty mean, an undefined rate or a forgotten f-string would show as one of these
 BAD_WORDS = ("nan", "None", "inf", "{", "}")
 
 
+def predicted(p_correct, scenarios=SCENARIOS):
+    """Predictions of these probabilities."""
+    return evaluation.predictions(scenarios, pd.DataFrame({"p_correct": p_correct}))
+
+
 def answers(share_right, sure=0.95, seed=0, scenarios=SCENARIOS):
     """Predictions of a made-up system that is right in about this share of the scenarios."""
     right = np.random.default_rng(seed).random(len(scenarios)) < share_right
     is_valid = np.array([s.verdict == "CORRECT" for s in scenarios])
-    frame = systems.frame(scenarios, np.where(right == is_valid, sure, 1 - sure))
+    frame = predicted(np.where(right == is_valid, sure, 1 - sure), scenarios)
     return frame.assign(generated=frame["predicted"], parsed=frame["predicted"])
 
 
 def run(share_right, ablations=True):
-    """Frames of a whole run under the names that `workflow.benchmark` gives."""
+    """Frames of a whole run under the names that `medlib.benchmark` gives."""
     frames = {
-        "constant/heldout": systems.constant(SCENARIOS),
-        "heuristics/heldout": systems.heuristics(SCENARIOS),
+        "constant/heldout": predicted(np.ones(len(SCENARIOS))),
+        "heuristics/heldout": predicted([text.rule(s) for s in SCENARIOS]),
         "keyword-probe/heldout": answers(0.6, seed=1),
         "medgemma/heldout": answers(0.5, seed=2),
         "medgemma-lora/heldout": answers(share_right),
     }
-    for number, ablation in enumerate(evaluation.ABLATIONS if ablations else ()):
+    for number, ablation in enumerate(suites.ABLATIONS if ablations else ()):
         frames[f"medgemma-lora {ablation}/heldout"] = answers(0.5, seed=3 + number)
     return frames
 
@@ -46,7 +52,7 @@ def all_sentences(frames, config):
         "verdict": figures.verdict_sentence(score),
         "generation": figures.generation_sentence(frames),
         "picture": figures.picture_sentence(frames),
-        "targets": figures.targets_sentence(workflow.bars(score)),
+        "targets": figures.targets_sentence(benchmark.bars(score)),
         "ladder": figures.ladder_sentence(scores),
         "modality": figures.modality_sentence(scores),
         "pair": figures.pair_sentence(frames),
@@ -95,7 +101,7 @@ def test_eight_cases_are_called_too_few_and_a_thousand_are_not():
 
 
 def test_a_constant_answer_is_called_one():
-    score = metrics.score(systems.constant(SCENARIOS))
+    score = metrics.score(predicted(np.ones(len(SCENARIOS))))
     assert "hardly discriminates" in figures.verdict_sentence(score)
 
 
@@ -126,13 +132,13 @@ def test_factors_are_joined_by_id_not_by_order():
 
 def test_the_image_pairs_are_told_apart():
     frames = figures.ablation_frames(run(0.9), pair_kind="image")
-    assert list(frames)[0] == "untouched base" and len(frames) == 5
+    assert list(frames)[0] == "untouched base" and len(frames) == 6
     assert all((frame["pair_kind"] == "image").all() for frame in frames.values())
 
 
 def test_paired_tests_are_those_that_the_run_wrote(config):
     frames = run(0.9)
-    workflow.write_metrics(config, frames)
+    benchmark.write_metrics(config, frames)
     written = json.loads((workflow.run_dir(config) / "metrics.json").read_text())["tests"]
     shown = figures.paired_tests(config)
     assert shown["Only adapter right"].tolist() == [test["b"] for test in written.values()]
@@ -182,10 +188,10 @@ def test_examples_cover_modalities_verdicts_and_a_pair():
 
 
 def test_a_stand_in_is_never_shown_as_medgemma(monkeypatch, config):
-    assert figures.system_names(config)["medgemma"] == "some-model, untouched"
+    assert benchmark.figure_names(config)["medgemma"] == "some-model, untouched"
     assert "Stand-in" not in figures.disclaimer(config)
-    monkeypatch.setattr(figures.models, "is_standin", lambda model: True)
-    assert figures.system_names(config)["medgemma"] == "some-model (stand-in), untouched"
+    monkeypatch.setattr(models, "is_standin", lambda model: True)
+    assert benchmark.figure_names(config)["medgemma"] == "some-model (stand-in), untouched"
     assert "Stand-in model" in figures.disclaimer(config)
 
 

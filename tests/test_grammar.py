@@ -2,13 +2,16 @@
 
 from collections import Counter, defaultdict
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medlib import grammar, systems
+from medlib import evaluation, grammar
 from medlib.lexicon import CARE_ORDER, finding_named
 from medlib.schema import MODALITIES
+from medlib.systems import text
 
 
 def pairs_of(scenarios):
@@ -149,8 +152,12 @@ def test_no_treatment_and_no_finding_gives_the_verdict_away(split):
 
 def test_words_alone_are_at_chance_on_image_pairs():
     test = grammar.generate("test", 300)
-    probe = systems.keyword_probe(grammar.generate("train", 600), test)
-    for system in (probe, systems.heuristics(test), systems.constant(test)):
+    fitted = text.fit_keywords(grammar.generate("train", 600))
+    probe, rules, constant = (
+        evaluation.predictions(test, pd.DataFrame({"p_correct": p}))
+        for p in (fitted.predict_proba(text.words(test))[:, 1], [text.rule(s) for s in test], np.ones(600))
+    )
+    for system in (probe, rules, constant):
         image_pairs = system[system.pair_kind == "image"]
         assert (image_pairs.predicted == image_pairs.verdict).mean() == 0.5
         assert image_pairs.groupby("pair").p_correct.nunique().max() == 1

@@ -198,6 +198,33 @@ def test_missing_column_and_no_rows_are_refused():
         metrics.score(table("CE", "CE")[:0])
 
 
+def test_clustered_accuracy_knows_that_twins_fall_together():
+    # 100 pairs: both right in 80 of them, both wrong in 20
+    frame = table("CE" * 100, "CE" * 80 + "EC" * 20, pair=[f"p{i // 2}" for i in range(200)])
+    result = metrics.score(frame)
+    twins = result["accuracy_clustered"]
+    assert (twins["value"], twins["n"], twins["clusters"]) == (0.8, 200, 100)
+    half = 1.96 * math.sqrt(0.8 * 0.2 / 100)  # as if there were 100 cases, not 200
+    assert (twins["low"], twins["high"]) == pytest.approx((0.8 - half, 0.8 + half), abs=0.01)
+    assert twins["high"] - twins["low"] > 1.3 * (result["accuracy"]["high"] - result["accuracy"]["low"])
+    assert json.loads(json.dumps(result)) == result
+    assert metrics.score(frame.sample(frac=1, random_state=0))["accuracy_clustered"] == twins
+
+
+def test_clustered_accuracy_of_a_constant_answer_and_without_pairs():
+    pairs = [f"p{i // 2}" for i in range(40)]
+    constant = metrics.score(table("CE" * 20, "CC" * 20, pair=pairs))["accuracy_clustered"]
+    # one of two right in every pair: a bootstrap would have no width
+    unseen = proportion_confint(0, 20, method="beta")[1]
+    assert (constant["low"], constant["high"]) == pytest.approx((0.5 - unseen / 2, 0.5 + unseen / 2))
+    perfect = metrics.score(table("CE" * 20, "CE" * 20, pair=pairs))["accuracy_clustered"]
+    assert (perfect["low"], perfect["high"]) == pytest.approx((1 - unseen, 1))
+    assert "accuracy_clustered" not in metrics.score(table("CE", "CE", pair=[None, None]))
+    assert "accuracy_clustered" not in metrics.score(table("CE", "CE"))
+    mixed = metrics.score(table("CECE", "CEEC", pair=["a", "a", None, None]))["accuracy_clustered"]
+    assert mixed["clusters"] == 3
+
+
 # --- calibration, groups --------------------------------------------------------------------
 
 
@@ -216,7 +243,9 @@ def test_ece_lies_between_mean_gap_and_one(rows):
     assert abs(np.mean(p) - np.mean(y)) - 1e-9 <= ece <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("p, y", [([], []), ([0.5], [1, 0]), ([1.1], [1]), ([math.nan], [1])])
+@pytest.mark.parametrize("p, y", [
+    ([], []), ([0.5], [1, 0]), ([1.1], [1]), ([math.nan], [1]), ([0.5], [2]), ([0.5], [math.nan]),
+])
 def test_ece_refuses_bad_input(p, y):
     with pytest.raises(ValueError):
         metrics.expected_calibration_error(p, y)
@@ -288,6 +317,125 @@ def test_compare_names_what_does_not_match():
         metrics.compare(frame, frame.assign(verdict=["ERROR", "ERROR", "CORRECT", "ERROR"]))
 
 
+def test_bootstrap_over_kinds_is_the_bootstrap_over_clusters():
+    rng = np.random.default_rng(0)
+    totals, sizes = rng.integers(-2, 3, 60), rng.integers(2, 4, 60)
+    drawn = rng.integers(0, 60, (20_000, 60))  # one by one
+    means = totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    interval = metrics._bootstrap_interval(totals, sizes, floor=-1.0)
+    assert interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+
+
+def test_compare_by_cluster():
+    pair = [f"p{i // 2}" for i in range(40)]
+    gold = "CE" * 20
+    # a alone has both twins of 6 pairs right, b alone both of one, one twin each in one more
+    a = table(gold, "CE" * 12 + "CE" * 6 + "EC" + "CC", pair=pair)
+    b = table(gold, "CE" * 12 + "EC" * 6 + "CE" + "EE", pair=pair)
+    plain, result = metrics.compare(a, b), metrics.compare(a, b.iloc[::-1], cluster="pair")
+    assert {key: result[key] for key in ("b", "c", "n", "difference", "p")} == {
+        key: plain[key] for key in ("b", "c", "n", "difference", "p")}
+    assert (result["b"], result["c"]) == (13, 3)
+    assert (result["clusters"], result["clusters_a"], result["clusters_b"]) == (20, 6, 1)
+    assert result["p_cluster"] == pytest.approx(binomtest(1, 7).pvalue)
+    assert result["p_cluster"] > plain["p"]
+    assert result["high"] - result["low"] > 1.2 * (plain["high"] - plain["low"])
+    assert "p_cluster" not in plain and json.dumps(result)
+
+
+def test_compare_by_cluster_without_a_name_is_by_scenario():
+    a, b = table("CE" * 30, "CE" * 25 + "EE" * 5), table("CE" * 30, "CC" * 30)
+    plain = metrics.compare(a, b)
+    single = metrics.compare(a.assign(pair=None), b.assign(pair=None), cluster="pair")
+    assert single["clusters"] == 60 and single["p_cluster"] == pytest.approx(plain["p"])
+    assert (single["low"], single["high"]) == (plain["low"], plain["high"])
+
+
+def test_equal_systems_by_cluster():
+    frame = table("CE" * 10, "CC" * 10, pair=[f"p{i // 2}" for i in range(20)])
+    result = metrics.compare(frame, frame, cluster="pair")
+    assert result["p_cluster"] == 1 and result["low"] < 0 < result["high"]
+
+
+def test_compare_refuses_clusters_that_differ_or_are_not_there():
+    frame = table("CECE", "CCEE", pair=["x", "x", "y", None])
+    with pytest.raises(ValueError, match="field 'pair': a and b disagree on ids s1"):
+        metrics.compare(frame, frame.assign(pair=["x", "z", "y", None]), cluster="pair")
+    with pytest.raises(ValueError, match="no column 'pair'"):
+        metrics.compare(frame, frame.drop(columns="pair"), cluster="pair")
+
+
+@settings(max_examples=15, deadline=None)
+@given(paired)
+def test_swapping_mirrors_clusters_too(strings):
+    gold, first, second = strings
+    pair = [i // 2 for i in range(len(gold))]
+    a, b = table(gold, first, pair=pair), table(gold, second, pair=pair)
+    one, other = metrics.compare(a, b, cluster="pair"), metrics.compare(b, a, cluster="pair")
+    assert one["p_cluster"] == other["p_cluster"]
+    assert (one["clusters_a"], one["clusters_b"]) == (other["clusters_b"], other["clusters_a"])
+    assert (one["low"], one["high"]) == pytest.approx((-other["high"], -other["low"]))
+
+
+def test_compare_all():
+    rng = np.random.default_rng(5)
+    gold, pair = "CE" * 200, [f"p{i // 2}" for i in range(400)]
+    frames = {
+        name: table(gold, [x if rng.random() < share else {"C": "E", "E": "C"}[x] for x in gold],
+                    pair=pair)
+        for name, share in {"low": 0.5, "middle": 0.7, "same": 0.7, "high": 0.95}.items()
+    }
+    shown = metrics.compare_all(frames)
+    assert list(zip(shown["first"], shown["second"])) == [
+        ("low", "middle"), ("low", "same"), ("low", "high"),
+        ("middle", "same"), ("middle", "high"), ("same", "high"),
+    ]
+    one = metrics.compare(frames["middle"], frames["high"])
+    row = shown.iloc[4]
+    assert (row["only_first"], row["only_second"]) == (one["b"], one["c"])
+    assert (row["difference"], row["low"], row["high"], row["p"]) == (
+        one["difference"], one["low"], one["high"], one["p"])
+    assert row["accuracy_first"] == one["accuracy_a"] < row["accuracy_second"] == one["accuracy_b"]
+    assert shown["p_holm"].tolist() == list(metrics.holm(dict(enumerate(shown["p"]))).values())
+    assert (shown["p_holm"] >= shown["p"]).all() and shown["p_holm"].max() > 0.05
+    by_pair = metrics.compare_all(frames, cluster="pair")
+    assert by_pair["p_cluster_holm"].tolist() == list(
+        metrics.holm(dict(enumerate(by_pair["p_cluster"]))).values())
+    assert by_pair["clusters"].eq(200).all()
+    assert (by_pair["clusters_first"] < by_pair["clusters_second"]).iloc[2]
+
+
+def test_compare_all_names_the_systems_that_do_not_match():
+    frame = table("CECE", "CCEE")
+    with pytest.raises(ValueError, match="a = x, b = z: .*missing in b: s3"):
+        metrics.compare_all({"x": frame, "y": frame, "z": frame[:3]})
+    with pytest.raises(ValueError, match="two or more"):
+        metrics.compare_all({"x": frame})
+
+
+def test_consistency_by_hand():
+    a = table("CCEE", "CCEC")
+    b = table("CCEE", "CEEC").iloc[::-1]
+    result = metrics.consistency(a, b)
+    assert result["same"] == metrics.proportion(3, 4)
+    assert result["accuracy_a"] == metrics.proportion(3, 4)
+    assert result["accuracy_b"] == metrics.proportion(2, 4)
+    assert result["unmatched"] == 0
+    fewer = metrics.consistency(a, b[b["id"] != "s1"])
+    assert fewer["same"] == metrics.proportion(3, 3) and fewer["unmatched"] == 1
+    assert fewer["accuracy_a"] == metrics.proportion(2, 3)
+
+
+def test_consistency_refuses_what_does_not_match():
+    frame = table("CE", "CE")
+    with pytest.raises(ValueError, match=r"none is in a \(s0, s1\)"):
+        metrics.consistency(frame, frame.assign(id=["x", "y"]))
+    with pytest.raises(ValueError, match="b, field 'id': used twice: s0"):
+        metrics.consistency(frame, frame.assign(id="s0"))
+    with pytest.raises(ValueError, match="field 'verdict': a and b disagree on ids s1"):
+        metrics.consistency(frame, frame.assign(verdict="CORRECT"))
+
+
 def test_holm_by_hand():
     adjusted = metrics.holm({"x": 0.04, "y": 0.01, "z": 0.03})
     assert adjusted == pytest.approx({"x": 0.06, "y": 0.03, "z": 0.06})
@@ -321,6 +469,17 @@ def test_cases_needed_edges():
         metrics.cases_needed(0.90)
 
 
+def test_power_table():
+    shown = metrics.power_table(0.90, (0.95, 0.99))
+    assert shown["cases"].tolist() == [metrics.cases_needed(0.95), metrics.cases_needed(0.99)]
+    for n, right in zip(shown["cases"], shown["right_needed"]):
+        assert binomtest(right, n, 0.9, alternative="greater").pvalue <= 0.05
+        assert binomtest(right - 1, n, 0.9, alternative="greater").pvalue > 0.05
+    assert metrics.power_table()["cases"].is_monotonic_decreasing
+    with pytest.raises(ValueError, match="bar < true_accuracy"):
+        metrics.power_table(0.95, (0.9,))
+
+
 # --- tables ---------------------------------------------------------------------------------
 
 
@@ -343,3 +502,23 @@ def test_results_table_without_one_verdict():
     shown = metrics.results_table({"x": metrics.score(table("E", "E"))})
     assert shown.loc[0, "Valid treatments recognised"] == "n/a (n=0)"
     assert shown.loc[0, "Spread (points)"] == "n/a"
+
+
+def test_results_table_in_full():
+    frame = table("CE" * 50, "CE" * 45 + "CC" * 5)
+    score = metrics.score(frame)
+    short, full = metrics.results_table({"x": score}), metrics.results_table({"x": score}, full=True)
+    assert full[short.columns].equals(short) and full.shape[1] == short.shape[1] + 7
+    assert full.loc[0, "Balanced"] == "95.0 %"
+    assert full.loc[0, "MCC"] == f"{score['mcc']:.3f}" and full.loc[0, "ECE"] == f"{score['ece']:.3f}"
+    assert full.loc[0, "AUROC"] == "0.950" and full.loc[0, "Brier"] == f"{score['brier']:.3f}"
+    assert full.loc[0, "Critical misses"] == f"5 of 50 (≤ {100 * binom_upper(5, 50):.1f} %)"
+    assert full.loc[0, "USD lost / 1,000"] == "50,000"
+
+
+def test_results_table_in_full_says_what_is_not_defined():
+    score = metrics.score(table("C", "C"))
+    for found in (score, {k: None if v != v else v for k, v in score.items()}):  # None: from a file
+        full = metrics.results_table({"x": found}, full=True)
+        assert (full.loc[0, ["Balanced", "MCC", "AUROC", "Spread (points)"]] == "n/a").all()
+        assert full.loc[0, "Critical misses"] == "0 of 0"

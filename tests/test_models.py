@@ -14,6 +14,7 @@ from transformers.models.siglip import SiglipVisionModel
 
 from medlib import evaluation, models, standin, training
 from medlib.config import RunConfig
+from medlib.data import Suite
 
 # --- one code path --------------------------------------------------------------------------------
 
@@ -133,13 +134,13 @@ def test_real_folder_and_standin_take_the_same_path(
         base, processor, rows, [], config, tmp_path / "adapter", quiet=True
     )
     assert json.loads((adapter / "training_metadata.json").read_text())["steps"] == 2
-    untrained = evaluation.predict(base, processor, scenarios, images_dir, batch_size=4)
+    asked = Suite("four", scenarios, images_dir)
+    untrained = evaluation.p_correct(base, processor, asked, batch_size=4)
     model = models.attach_adapter(base, adapter)
-    trained = evaluation.predict(
-        model, processor, scenarios, images_dir, generate=True, batch_size=4
-    )
-    assert trained.p_correct.between(0, 1).all() and len(trained) == 4
-    assert (trained.p_correct != untrained.p_correct).all()
+    trained = evaluation.p_correct(model, processor, asked, batch_size=4)
+    assert len(evaluation.free_answers(model, processor, asked)) == 4
+    assert ((trained >= 0) & (trained <= 1)).all() and len(trained) == 4
+    assert (trained != untrained).all()
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -1,0 +1,280 @@
+"""Every system on every suite: what was asked, what was answered, and the tables made of it.
+
+Predictions are tables under ``system/suite`` names. Answers are kept one by one
+(`medlib.systems.Setting.ask`), so a second run costs seconds and an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from medlib import (
+    calibration, corruptions, data, evaluation, metrics, models, provenance, suites, workflow,
+)
+from medlib.config import ROWS, RunConfig, path
+from medlib.data import Suite
+from medlib.systems import NotRun, Setting
+from medlib.workflow import ADAPTER, BASE
+
+BARS = {"accuracy": 0.90, "sensitivity": 0.90, "specificity": 0.95, "spread": 5.0}
+FIGURE_NAMES = {"accuracy": "Accuracy", "sensitivity": "Valid treatments recognised",
+                "specificity": "Errors caught", "spread": "Spread across modalities"}
+
+#: The ladder that the project climbs; the other rows are references beside it.
+RUNGS = ("constant", "heuristics", "biomedclip-probe", ADAPTER)
+#: Systems that look, and were fitted to the task: asked about altered and foreign pictures too.
+LOOKING = ("biomedclip-probe", ADAPTER)
+#: Systems that learned nothing from core24, so that all 24 cases are held out for them.
+UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
+
+
+class Benchmark:
+    """One run's frames, filled suite by suite; a system that cannot be asked is noted with its reason."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.suites = data.prepare(config)
+        self.setting = Setting(config, self.suites)
+        self.frames: dict[str, pd.DataFrame] = {}
+        self.not_run: dict[str, str] = {}
+
+    def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
+        """Put ``system/label`` (``system ablation/label``) into the frames for every system that can be asked."""
+        for name in names:
+            if name in self.not_run or name not in self.config.systems:
+                continue
+            try:
+                frame = self.setting.ask(name, suite, free and self.config.generate)
+                self.frames[f"{name} {ablation}".strip() + f"/{label}"] = frame
+            except NotRun as reason:
+                self.not_run[name] = str(reason)
+
+
+def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
+    """Base and adapter on core24 and on the held-out suite, with ablations and core-only folds.
+
+    Returns
+    -------
+    dict of predictions tables by ``system/suite``.
+
+    Raises
+    ------
+    ModelError
+        If there is no adapter yet.
+    """
+    run = Benchmark(config.model_copy(update={"systems": [BASE, ADAPTER]}))
+    _evaluate(run)
+    return _written(run)
+
+
+def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
+    """All systems of ``config.systems`` on all suites; frames by ``system/suite``."""
+    run = Benchmark(config)
+    if ADAPTER in config.systems:
+        _evaluate(run)
+    heldout, everyone = run.suites["test"], config.systems
+    run.ask(everyone, heldout, "heldout", free=True)
+    run.ask(everyone, run.suites["core_val"], "core24_val", free=True)
+    run.ask(UNTRAINED, core24_all(run.suites), "core24_folds")
+    run.ask(everyone, run.suites["val"], "val")
+    run.ask(everyone, suites.contradiction("test", config.contradiction_pairs, config.seed), "contradiction")
+    run.ask(everyone, suites.paraphrase(heldout, config.seed), "paraphrase")
+    for view, suite in suites.corruption_suites(heldout, config.corruption_pairs).items():
+        run.ask(LOOKING, suite, view)
+    run.ask(LOOKING, suites.out_of_distribution(), "ood")
+    return _written(run)
+
+
+def _evaluate(run: Benchmark) -> None:
+    models.file_hash(run.setting.adapter_dir / "adapter_model.safetensors")  # told before hours of work
+    everything = core24_all(run.suites)
+    if run.config.core_folds:  # first: its adapters go on the bare base
+        run.frames[f"{ADAPTER}/core24_folds"] = workflow.core_folds(run.config, *run.setting.base, everything)
+    run.ask([BASE, ADAPTER], run.suites["test"], "heldout", free=True)
+    run.ask([BASE, ADAPTER], run.suites["core_val"], "core24_val", free=True)
+    run.ask([BASE], everything, "core24_folds", free=True)
+    for ablation in suites.ABLATIONS if run.config.ablations else ():
+        run.ask([ADAPTER], suites.ablate(run.suites["test"], ablation, run.config.seed), "heldout", ablation)
+
+
+def core24_all(prepared: dict[str, Suite]) -> Suite:
+    """The 24 core cases, both sides of the split."""
+    train, val = prepared["core_train"], prepared["core_val"]
+    return Suite("core24_all", train.scenarios + val.scenarios, val.images_dir)
+
+
+def _written(run: Benchmark) -> dict[str, pd.DataFrame]:
+    """Frames on disk, with those of systems asked earlier on the same scenarios."""
+    file = path(run.config.run_dir) / "predictions.jsonl"
+    frames = _earlier(file, run.suites["test"]) | run.frames
+    evaluation.write_predictions(file, frames)
+    write_metrics(run.config, frames, run.not_run)
+    workflow.write_record(run.config, run.suites)
+    return frames
+
+
+def _earlier(file, heldout: Suite) -> dict[str, pd.DataFrame]:
+    if not file.is_file():
+        return {}
+    frames = evaluation.read_predictions(file)
+    ids = [s.id for s in heldout.scenarios]
+    same = {key.split("/")[0] for key, f in frames.items() if key.endswith("/heldout") and f["id"].tolist() == ids}
+    return {key: frame for key, frame in frames.items() if key.rsplit("/", 1)[0] in same}
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def systems_on(frames: dict[str, pd.DataFrame], suite: str) -> dict[str, pd.DataFrame]:
+    """Frames of one suite by system, in the order in which they were asked; ablations left out."""
+    return {key.rsplit("/", 1)[0]: frame for key, frame in frames.items()
+            if key.rsplit("/", 1)[1] == suite and " " not in key}
+
+
+def scores_on(frames: dict[str, pd.DataFrame], suite: str = "heldout") -> dict[str, dict]:
+    """Scores of every system on one suite, lowest rung first, references after the rungs below them."""
+    scores = {name: metrics.score(frame) for name, frame in systems_on(frames, suite).items()}
+    order = [name for name in ROWS if name in scores]
+    return {name: scores[name] for name in order + [n for n in scores if n not in order]}
+
+
+def bars(score: dict) -> pd.DataFrame:
+    """The target of each figure beside what was measured, with a plain yes or no."""
+    rows = []
+    for name, bar in BARS.items():
+        if name == "spread":
+            value, met, shown, target = score[name], score[name] < bar, "{:.1f} points", f"< {bar:.0f} points"
+        else:
+            value = score[name]["value"]
+            met, shown, target = value >= bar, "{:.1%}", f"≥ {bar:.0%}"
+        rows.append({"Figure": FIGURE_NAMES[name], "Target": target, "Measured": shown.format(value),
+                     "Met": "yes" if met else "no"})
+    return pd.DataFrame(rows)
+
+
+def climb(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Each rung of the ladder against the one below: is it higher, and is that more than chance?"""
+    present = [name for name in RUNGS if f"{name}/heldout" in frames]
+    steps = {
+        f"{upper} over {lower}": metrics.compare(frames[f"{upper}/heldout"], frames[f"{lower}/heldout"])
+        for lower, upper in zip(present, present[1:])
+    }
+    adjusted = metrics.holm({name: step["p"] for name, step in steps.items()})
+    return pd.DataFrame([{"step": name, **step, "p_holm": adjusted[name]} for name, step in steps.items()])
+
+
+def temperatures(frames: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """One temperature a system, fitted on the validation suite."""
+    return {name: calibration.fit_temperature(f["p_correct"], f["verdict"] == "CORRECT")
+            for name, f in systems_on(frames, "val").items() if is_graded(f)}
+
+
+def is_graded(frame: pd.DataFrame) -> bool:
+    """False for a system that only ever says 0 or 1, which no temperature can change."""
+    return not frame["p_correct"].isin([0.0, 0.5, 1.0]).all()
+
+
+def calibration_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """ECE and Brier score on the held-out suite, before and after the validation suite's temperature."""
+    rows = []
+    for name, temperature in temperatures(frames).items():
+        before = frames[f"{name}/heldout"]
+        after = calibration.calibrated(before, temperature)
+        row = {"system": name, "temperature": temperature}
+        for moment, frame in {"before": before, "after": after}.items():
+            score = metrics.score(frame)
+            row |= {f"ece_{moment}": score["ece"], f"brier_{moment}": score["brier"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def latency(frames: dict[str, pd.DataFrame], suite: str = "heldout") -> pd.DataFrame:
+    """Accuracy, seconds a case and US dollars per 1,000 cases (nan without a price) by system."""
+    rows = []
+    for name, frame in systems_on(frames, suite).items():
+        accuracy = metrics.score(frame)["accuracy"]
+        usd = 1000 * frame["usd"].mean() if "usd" in frame else float("nan")
+        rows.append({"system": name, "accuracy": accuracy["value"], "low": accuracy["low"],
+                     "high": accuracy["high"], "seconds": frame["seconds"].mean(), "usd_per_1000": usd})
+    return pd.DataFrame(rows)
+
+
+def corruption_table(frames: dict[str, pd.DataFrame], system: str = ADAPTER) -> pd.DataFrame:
+    """Accuracy under every kind and severity of picture damage; severity 0 is the clean picture."""
+    rows = []
+    for kind, severity, key in _views(frames, system):
+        rate = metrics.score(frames[key])["accuracy"]
+        rows.append({"kind": kind, "severity": severity, "accuracy": rate["value"], "low": rate["low"],
+                     "high": rate["high"], "n": rate["n"]})
+    return pd.DataFrame(rows)
+
+
+def _views(frames, system):
+    for view in corruptions.views():
+        kind, _, severity = view.partition("-")
+        if severity and f"{system}/{view}" in frames:
+            yield kind, int(severity), f"{system}/{view}"
+
+
+def pairs_right(frame: pd.DataFrame) -> dict:
+    """Counterfactual pairs with both members right, as a proportion."""
+    return metrics.proportion(*evaluation.pair_accuracy(frame))
+
+
+# --- what a run leaves behind -----------------------------------------------------------------------
+
+
+def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: dict[str, str] | None = None):
+    """``metrics.json``: scores of every system and suite, paired tests, calibration, tables."""
+    main = scores_on(frames)
+    scored = {key: frame for key, frame in frames.items() if not key.endswith("/ood")}  # no verdict there
+    record = {
+        "headline": headline(config, main), "names": figure_names(config), "systems": main,
+        "scores": {key: metrics.score(frame) for key, frame in scored.items()},
+        "tests": {}, "tables": {}, "not_run": not_run or {},
+    }
+    if len(main) > 1:
+        record["comparisons"] = metrics.compare_all(systems_on(frames, "heldout"))
+    if ADAPTER in main:
+        record["tests"] = adapter_tests(frames)
+        record["pairs"] = pairs_right(frames[f"{ADAPTER}/heldout"])
+        record["tables"]["Targets on the held-out suite"] = bars(main[ADAPTER]).to_dict(orient="records")
+    if f"{ADAPTER}/val" in frames:
+        record["calibration"] = calibration_table(frames).to_dict(orient="records")
+    return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)
+
+
+def adapter_tests(frames: dict[str, pd.DataFrame]) -> dict[str, dict]:
+    """The adapter against every other system on the held-out suite, Holm-corrected over them."""
+    others = {name: f for name, f in systems_on(frames, "heldout").items() if name != ADAPTER}
+    reference = frames[f"{ADAPTER}/heldout"]
+    tests = {name: metrics.compare(reference, frame, cluster="pair") for name, frame in others.items()}
+    adjusted = metrics.holm({name: test["p"] for name, test in tests.items()})
+    return {name: test | {"p_holm": adjusted[name]} for name, test in tests.items()}
+
+
+def headline(config: RunConfig, main: dict[str, dict]) -> str:
+    """One sentence that a reader takes away."""
+    if not {BASE, ADAPTER} <= set(main):
+        return ""
+    before, after = main[BASE]["accuracy"], main[ADAPTER]["accuracy"]
+    return (
+        f"LoRA took {workflow.model_label(config)} from {before['value']:.1%} to {after['value']:.1%} accuracy "
+        f"[95 % interval {after['low']:.1%} to {after['high']:.1%}] on {after['n']:,} held-out scenarios."
+    )
+
+
+def figure_names(config: RunConfig) -> dict[str, str]:
+    """How figures and tables name the rows; a stand-in is never called by the real model's name alone."""
+    def label(model: str) -> str:
+        return Path(model).name + (" (stand-in)" if models.is_standin(model) else "")
+
+    model, dual = label(config.model), label(config.biomedclip)
+    return {
+        "constant": "Always CORRECT", "heuristics": "Hand-written rules", "keyword-probe": "Bag of words",
+        "biomedclip": f"{dual}, zero-shot", "biomedclip-probe": f"{dual}, linear probe",
+        BASE: f"{model}, untouched", ADAPTER: f"{model} + LoRA",
+        "medgemma-lora+biomedclip": f"{Path(config.model).name} + LoRA + {dual}",
+    }

@@ -1,0 +1,30 @@
+"""Two signals in one verdict: does a dual encoder know something that the adapter does not?"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from medlib.systems import Setting, System, register
+
+PARTS = ("medgemma-lora", "biomedclip-probe")
+
+
+@register("medgemma-lora+biomedclip")
+def fused(setting: Setting) -> System:
+    """Logistic regression on both log-odds, fitted on the validation suite that neither trained on."""
+    val = setting.suites["val"]
+    weights = LogisticRegression(random_state=setting.config.seed)
+    weights.fit(log_odds(setting, val), [s.verdict == "CORRECT" for s in val.scenarios])
+    made_of = [setting.system(part).revision for part in PARTS] + [val.sha256, str(setting.config.seed)]
+    return System("medgemma-lora+biomedclip", hashlib.sha256("".join(made_of).encode()).hexdigest(),
+                  lambda suite: weights.predict_proba(log_odds(setting, suite))[:, 1])
+
+
+def log_odds(setting: Setting, suite) -> np.ndarray:
+    """Log-odds of CORRECT by either part, float array (n, 2), clipped where a part is certain."""
+    p = np.stack([setting.ask(part, suite)["p_correct"].to_numpy(float) for part in PARTS], axis=1)
+    p = p.clip(1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
