@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from medlib import (
-    calibration, corruptions, data, evaluation, metrics, models, provenance, suites, workflow,
+    calibration, corruptions, data, evaluation, metrics, models, novelty, provenance, suites, workflow,
 )
 from medlib.config import ROWS, RunConfig, path
 from medlib.data import Suite
@@ -26,6 +28,8 @@ FIGURE_NAMES = {"accuracy": "Accuracy", "sensitivity": "Valid treatments recogni
 RUNGS = ("constant", "heuristics", "biomedclip-probe", ADAPTER)
 #: Systems that look, and were fitted to the task: asked about altered and foreign pictures too.
 LOOKING = ("biomedclip-probe", ADAPTER)
+#: Rows that contain the adapter, so that it need not be above them.
+ABOVE = ("medgemma-lora+biomedclip",)
 #: Systems that learned nothing from core24, so that all 24 cases are held out for them.
 UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
 
@@ -84,7 +88,18 @@ def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
     for view, suite in suites.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
     run.ask(LOOKING, suites.out_of_distribution(), "ood")
+    _add_novelty(run)
     return _written(run)
+
+
+def _add_novelty(run: Benchmark) -> None:
+    """How unlike the training pictures each picture is, beside the adapter's verdicts."""
+    if f"{ADAPTER}/ood" not in run.frames:
+        return
+    shown = {"val": run.suites["val"], "heldout": run.suites["test"], "ood": suites.out_of_distribution()}
+    for label, suite in shown.items():
+        key = f"{ADAPTER}/{label}"
+        run.frames[key] = run.frames[key].assign(novelty=novelty.ask(run.setting, suite))
 
 
 def _evaluate(run: Benchmark) -> None:
@@ -197,30 +212,80 @@ def latency(frames: dict[str, pd.DataFrame], suite: str = "heldout") -> pd.DataF
         accuracy = metrics.score(frame)["accuracy"]
         usd = 1000 * frame["usd"].mean() if "usd" in frame else float("nan")
         rows.append({"system": name, "accuracy": accuracy["value"], "low": accuracy["low"],
-                     "high": accuracy["high"], "seconds": frame["seconds"].mean(), "usd_per_1000": usd})
+                     "high": accuracy["high"], "n": accuracy["n"], "seconds": frame["seconds"].mean(), "usd_per_1000": usd})
     return pd.DataFrame(rows)
 
 
 def corruption_table(frames: dict[str, pd.DataFrame], system: str = ADAPTER) -> pd.DataFrame:
     """Accuracy under every kind and severity of picture damage; severity 0 is the clean picture."""
     rows = []
-    for kind, severity, key in _views(frames, system):
+    for kind, severity, key in corruption_keys(frames, system):
         rate = metrics.score(frames[key])["accuracy"]
         rows.append({"kind": kind, "severity": severity, "accuracy": rate["value"], "low": rate["low"],
                      "high": rate["high"], "n": rate["n"]})
     return pd.DataFrame(rows)
 
 
-def _views(frames, system):
-    for view in corruptions.views():
-        kind, _, severity = view.partition("-")
-        if severity and f"{system}/{view}" in frames:
-            yield kind, int(severity), f"{system}/{view}"
+def corruption_keys(frames: dict[str, pd.DataFrame], system: str) -> list[tuple[str, int, str]]:
+    """(kind, severity, name of the frame) of every damaged view that the system was asked about."""
+    views = [(*view.split("-"), f"{system}/{view}") for view in corruptions.views()]
+    return [(kind, int(severity), key) for kind, severity, key in views if key in frames]
 
 
 def pairs_right(frame: pd.DataFrame) -> dict:
     """Counterfactual pairs with both members right, as a proportion."""
     return metrics.proportion(*evaluation.pair_accuracy(frame))
+
+
+def claims(frames: dict[str, pd.DataFrame]) -> list[dict]:
+    """What the benchmark set out to show about the adapter: claim, bar, what was measured, whether it holds."""
+    steps, tests = climb(frames), adapter_tests(frames)
+    rising = bool((steps["difference"] > 0).all())
+    # by scenario and by whole pair: the claim must hold both ways
+    worst = max((max(t["p_holm"], t["p_cluster_holm"]) if t["difference"] > 0 else 1.0, name)
+                for name, t in tests.items() if name not in ABOVE)
+    pairs = pairs_right(frames[f"{ADAPTER}/heldout"])
+    found = [
+        {"claim": "every rung of the ladder is above the one below", "bar": "all steps up",
+         "measured": ", ".join(f"{100 * d:+.1f}" for d in steps["difference"]) + " points", "met": rising},
+        {"claim": "the adapter is above every other local row", "bar": "Holm p < 0.01",
+         "measured": f"p = {worst[0]:.2g} at worst ({worst[1]})", "met": worst[0] < 0.01},
+        {"claim": "both members of a counterfactual pair are right", "bar": "≥ 85 %",
+         "measured": f"{pairs['value']:.1%}", "met": pairs["value"] >= 0.85},
+    ]
+    if f"{ADAPTER}/val" in frames:
+        ece = calibration_table(frames).set_index("system").loc[ADAPTER, "ece_after"]
+        found.append({"claim": "calibrated after a temperature fitted on validation", "bar": "ECE ≤ 0.05",
+                      "measured": f"{ece:.3f}", "met": ece <= 0.05})
+    return found
+
+
+def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) -> list[dict]:
+    """Two ways of knowing a foreign picture: an unsure verdict, and features unlike the training pictures'.
+
+    Both thresholds answer ``coverage`` of the validation suite.
+
+    Returns
+    -------
+    list of dict: ``rule``; ``foreign`` and ``heldout``: share refused, see `metrics.proportion`;
+    ``auroc``: foreign against held-out pictures.
+    """
+    val, heldout, foreign = (frames[f"{ADAPTER}/{suite}"] for suite in ("val", "heldout", "ood"))
+    doubt = {
+        "an unsure verdict": lambda f: -calibration.certainty(f["p_correct"]),
+        "an unknown kind of picture": lambda f: f["novelty"].to_numpy(),
+    }
+    rules = []
+    for rule, measure in doubt.items():
+        if rule != "an unsure verdict" and "novelty" not in foreign:
+            continue
+        limit = novelty.threshold(measure(val), coverage)
+        refused = {name: metrics.proportion(int((measure(f) > limit).sum()), len(f))
+                   for name, f in (("foreign", foreign), ("heldout", heldout))}
+        is_foreign = np.repeat([1, 0], [len(foreign), len(heldout)])
+        auroc = roc_auc_score(is_foreign, np.concatenate([measure(foreign), measure(heldout)]))
+        rules.append({"rule": rule, **refused, "auroc": float(auroc)})
+    return rules
 
 
 # --- what a run leaves behind -----------------------------------------------------------------------
@@ -236,7 +301,7 @@ def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: d
         "tests": {}, "tables": {}, "not_run": not_run or {},
     }
     if len(main) > 1:
-        record["comparisons"] = metrics.compare_all(systems_on(frames, "heldout"))
+        record["comparisons"] = metrics.compare_all(systems_on(frames, "heldout"), cluster="pair").to_dict(orient="records")
     if ADAPTER in main:
         record["tests"] = adapter_tests(frames)
         record["pairs"] = pairs_right(frames[f"{ADAPTER}/heldout"])
@@ -251,8 +316,10 @@ def adapter_tests(frames: dict[str, pd.DataFrame]) -> dict[str, dict]:
     others = {name: f for name, f in systems_on(frames, "heldout").items() if name != ADAPTER}
     reference = frames[f"{ADAPTER}/heldout"]
     tests = {name: metrics.compare(reference, frame, cluster="pair") for name, frame in others.items()}
-    adjusted = metrics.holm({name: test["p"] for name, test in tests.items()})
-    return {name: test | {"p_holm": adjusted[name]} for name, test in tests.items()}
+    for p in ("p", "p_cluster"):
+        adjusted = metrics.holm({name: test[p] for name, test in tests.items()})
+        tests = {name: test | {f"{p}_holm": adjusted[name]} for name, test in tests.items()}
+    return tests
 
 
 def headline(config: RunConfig, main: dict[str, dict]) -> str:

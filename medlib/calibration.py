@@ -23,8 +23,9 @@ def fit_temperature(p_correct, is_correct) -> float:
     """The temperature that makes validation probabilities most likely.
 
     Minimises the mean negative log-likelihood of ``expit(logit(p_correct) / T)`` over T from 0.05
-    to 20; above 1 the model was too sure of itself, below 1 not sure enough. A result at 0.05 means
-    that the validation scenarios hold (nearly) no mistake to learn from.
+    to 20; above 1 the model was too sure of itself, below 1 not sure enough. The targets are
+    smoothed as Platt did, ``(n + 1) / (n + 2)`` for n scenarios of a verdict: without that, a
+    validation suite without a mistake would call for unlimited certainty.
 
     Parameters
     ----------
@@ -46,14 +47,18 @@ def fit_temperature(p_correct, is_correct) -> float:
     References
     ----------
     C. Guo et al. (2017), "On calibration of modern neural networks", ICML.
+    J. Platt (1999), "Probabilistic outputs for support vector machines".
     """
     p, y = checked_probabilities(p_correct, is_correct)
     margin = np.where(y == 1, 1, -1) * _logits(p)  # in favour of the gold verdict
     if not margin.any():
         return 1.0
+    same = np.where(y == 1, y.sum(), len(y) - y.sum())  # scenarios of the same gold verdict
+    target = (same + 1) / (same + 2)
 
     def loss(log_temperature: float) -> float:
-        return np.logaddexp(0, -margin * np.exp(-log_temperature)).mean()
+        scaled = margin * np.exp(-log_temperature)
+        return (target * np.logaddexp(0, -scaled) + (1 - target) * np.logaddexp(0, scaled)).mean()
 
     # the loss is convex in 1 / T, so it has one valley in log T as well
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded",

@@ -7,6 +7,7 @@ torchvision; here the same weights live in `VisionTextDualEncoderModel`, through
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -181,6 +182,15 @@ def _folder(model: str) -> Path:
             f"{model}: neither a local folder nor reachable on the hub ({type(error).__name__}: {error}). "
             "Without network, give a folder that holds the weights, or the stand-in models/biomedclip-nano."
         ) from error
+
+
+def fingerprint(model: str) -> str:
+    """SHA-256 over the model's files: weights, settings, tokenizer; ModelError if it cannot be had."""
+    digest = hashlib.sha256()
+    for file in sorted(_folder(model).iterdir()):
+        if file.suffix in (".json", ".safetensors", ".txt"):
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _load_open_clip(model: str, folder: Path, options: dict):

@@ -469,11 +469,11 @@ def ladder(frames: Mapping[str, pd.DataFrame], config: RunConfig, suite: str = "
     return {names.get(name, name): s for name, s in benchmark.scores_on(frames, suite).items()}
 
 
-def ladder_sentence(scores: Mapping[str, dict], bar: float = BAR) -> str:
-    """Whether the top rung is above the bar, and above the best rung below it."""
-    *below, top = scores
+def ladder_sentence(scores: Mapping[str, dict], top: str | None = None, bar: float = BAR) -> str:
+    """Whether a row (the last one by default) is above the bar, and how good the best other row is."""
+    top = top or list(scores)[-1]
     rate = scores[top]["accuracy"]
-    best = max(below, key=lambda name: scores[name]["accuracy"]["value"])
+    best = max((name for name in scores if name != top), key=lambda name: scores[name]["accuracy"]["value"])
     reading = f"not shown to be above the target of {percent(bar)}"
     if rate["low"] > bar:
         reading = f"above the target of {percent(bar)}, and so is its whole interval"
@@ -481,13 +481,14 @@ def ladder_sentence(scores: Mapping[str, dict], bar: float = BAR) -> str:
         reading = f"below the target of {percent(bar)}, and so is its whole interval"
     elif rate["value"] >= bar:
         reading = f"at the target of {percent(bar)} or above, but its interval reaches below it"
-    return (f"{top} gets {rate_text(rate)}: {reading}. The best rung below is {best} with "
+    return (f"{top} gets {rate_text(rate)}: {reading}. The best other row is {best} with "
             f"{rate_text(scores[best]['accuracy'])}.")
 
 
-def modality_sentence(scores: Mapping[str, dict]) -> str:
-    """Best and worst kind of picture of the top rung."""
-    name, score = list(scores.items())[-1]
+def modality_sentence(scores: Mapping[str, dict], top: str | None = None) -> str:
+    """Best and worst kind of picture of a row, the last one by default."""
+    name = top or list(scores)[-1]
+    score = scores[name]
     rates = {m: r["accuracy"]["value"] for m, r in score["per_modality"].items()}
     worst, best = min(rates, key=rates.get), max(rates, key=rates.get)
     if rates[worst] == rates[best]:
@@ -507,7 +508,7 @@ def paired_tests(config: RunConfig) -> pd.DataFrame:
                                 f"{100 * t['high']:+.1f}]",
          "Only adapter right": t["b"], "Only the other right": t["c"],
          "p, exact McNemar": p_text(t["p"]), "p, Holm": p_text(t["p_holm"]),
-         "p, whole pairs": p_text(t["p_cluster"]),
+         "p, whole pairs, Holm": p_text(t["p_cluster_holm"]),
          "Better": "not shown" if t["p_holm"] >= ALPHA else
          ("adapter" if t["difference"] > 0 else "the other")}
         for name, t in tests.items()

@@ -460,8 +460,8 @@ def consistency(a: pd.DataFrame, b: pd.DataFrame) -> dict:
     Returns
     -------
     dict
-        ``same``: share of the matched scenarios with one and the same predicted verdict;
-        ``accuracy_a``, ``accuracy_b``: on the matched scenarios; each as in `proportion`.
+        ``value``, ``n``, ``low``, ``high``: share of the matched scenarios with one and the same
+        predicted verdict, as in `proportion`; ``accuracy_a``, ``accuracy_b``: likewise, on them.
         ``unmatched``: ids that only one suite has, which do not count. Whether one suite is harder
         is what `compare` tests.
 
@@ -484,7 +484,7 @@ def consistency(a: pd.DataFrame, b: pd.DataFrame) -> dict:
         return proportion(int(values.sum()), len(values))
 
     return {
-        "same": share(a["predicted"] == b["predicted"]),
+        **share(a["predicted"] == b["predicted"]),
         "accuracy_a": share(a["predicted"] == a["verdict"]),
         "accuracy_b": share(b["predicted"] == b["verdict"]),
         "unmatched": unmatched,

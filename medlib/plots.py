@@ -293,11 +293,11 @@ def significance_matrix(
         vmin=-100, vmax=100, linewidths=1, cbar=False, yticklabels=names,
         xticklabels=[str(i) for i in range(1, len(names) + 1)],
     )
-    form = "+.1f" if len(names) < 10 else "+.0f"  # what fits into a cell
-    for (row, column), value in np.ndenumerate(points.to_numpy()):
+    decimals = 1 if len(names) < 10 else 0  # what fits into a cell
+    for (row, column), value in np.ndenumerate(points.round(decimals).to_numpy() + 0.0):  # no -0
         p_value = p_values.iat[row, column]
         stars = next((mark for mark, limit in STARS.items() if p_value < limit), "")
-        text = "–" if np.isnan(value) else f"{value:{form}}\n{stars}".strip()
+        text = "–" if np.isnan(value) else f"{value:+.{decimals}f}\n{stars}".strip()
         dark = stars and abs(value) > 65
         axes.text(column + 0.5, row + 0.5, text.replace("-", "\N{MINUS SIGN}"), ha="center",
                   va="center", color="white" if dark else "black" if stars else GREY)
@@ -330,7 +330,7 @@ def cost_latency(table: pd.DataFrame, title: str = "What accuracy costs in time 
     notes = [_range_text(table["n"])] if "n" in table else []
     notes += [] if prices.notna().any() else ["no price for any system"]
     notes += [f"not timed: {', '.join(untimed['system'])}"] if len(untimed) else []
-    heights, around = [2.5 + 0.2 * len(timed)], 0.9  # inches of the panels, and of what is around
+    heights, around = [2.5 + 0.25 * len(timed)], 0.9  # inches of the panels, and of what is around
     if prices.notna().any():
         priced = {_wrap(name, 1.9): price for name, price in zip(table["system"], prices) if price >= 0}
         unpriced = ", ".join(table["system"][prices.isna()])
@@ -386,12 +386,12 @@ def _label_points(axes, names, x, low, middle, high) -> None:
         name = _wrap(names[i], 2.2)
         size = np.array([max(_text_inches(part, LETTERS) for part in name.split("\n")),
                          (name.count("\n") + 1) * LINE]) * inch
-        beside = size[0] / 2 + 0.13 * inch
-        places = np.array([
-            (dx, lines * LINE * inch)
-            for lines in sorted(np.arange(-30, 30.5, 0.5), key=abs)  # nearest first
-            for dx in (beside, -beside, 0, 2 * beside, -2 * beside)[: 2 if abs(lines) < 2 else 5]
-        ])
+        beside = size[0] / 2 + np.arange(0.13, WIDTH, 0.4) * inch
+        places = np.array([(dx, lines * LINE * inch)
+                           for lines in sorted(np.arange(-30, 30.5, 0.5), key=abs)
+                           for dx in (*np.column_stack([beside, -beside]).ravel(), 0)])
+        gaps = np.hypot(*np.maximum(np.abs(places) - size / 2, 0).T)  # from the point to the name
+        places = places[np.argsort(gaps.round(), kind="stable")]
         free = []
         for place in places:
             box = Bbox.from_bounds(*(points[i] + place - size / 2), *size)
@@ -407,9 +407,9 @@ def _label_points(axes, names, x, low, middle, high) -> None:
         labels.append(box)
         leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 5,
                   "relpos": (0.5 - np.sign(place[0]) / 2, 0.5)}
+        is_far = abs(place[1]) > LINE * inch or abs(place[0]) > beside[0]
         axes.annotate(name, (x[i], middle[i]), place * 72 / inch, ha="center", va="center",
-                      textcoords="offset points",
-                      arrowprops=leader if abs(place[1]) > LINE * inch else None)
+                      textcoords="offset points", arrowprops=leader if is_far else None)
 
 
 @styled
@@ -450,7 +450,7 @@ def coverage_curve(
 
 @styled
 def corruption_lines(
-    table: pd.DataFrame, clean: Mapping, title: str = "Accuracy when the picture gets worse"
+    table: pd.DataFrame, clean: Mapping | float, title: str = "Accuracy when the picture gets worse"
 ) -> Figure:
     """Accuracy against severity, one panel for each kind of corruption.
 
@@ -458,11 +458,14 @@ def corruption_lines(
     ----------
     table : DataFrame
         kind, severity, accuracy, low, high (fractions), and optionally n.
-    clean : mapping
-        Accuracy on the untouched pictures as in `medlib.metrics.proportion`.
+    clean : mapping or float
+        Accuracy on the untouched pictures, as in `medlib.metrics.proportion` or bare.
     title : str
     """
     _needed_columns("corruption_lines", table, "kind", "severity", "accuracy", "low", "high")
+    bare = clean["value"] if isinstance(clean, Mapping) else clean
+    untouched = f"untouched pictures: {100 * bare:.1f} %"
+    untouched += f" (n = {clean['n']:,})" if isinstance(clean, Mapping) else ""
     kinds = list(dict.fromkeys(table["kind"]))
     columns = min(2, len(kinds))
     rows = -(-len(kinds) // columns)
@@ -471,8 +474,7 @@ def corruption_lines(
     for axes, kind in zip(grid.flat, kinds):
         part = table[table["kind"] == kind].sort_values("severity")
         accuracy = part["accuracy"]
-        axes.axhline(clean["value"], color=ORANGE, linestyle="--", linewidth=2,
-                     label=f"untouched pictures: {100 * clean['value']:.1f} % (n = {clean['n']:,})")
+        axes.axhline(bare, color=ORANGE, linestyle="--", linewidth=2, label=untouched)
         axes.errorbar(part["severity"], accuracy, [accuracy - part["low"], part["high"] - accuracy],
                       fmt="o-", color=BLUE, linewidth=1.5, label="with 95 % interval")
         for severity, value, low in zip(part["severity"], accuracy, part["low"]):
@@ -482,7 +484,7 @@ def corruption_lines(
                        fontsize=LETTERS, color=GREY)
         axes.grid()
     severities = sorted(table["severity"].unique())
-    lowest = min(table["low"].min(), clean["value"])
+    lowest = min(table["low"].min(), bare)
     grid[0, 0].set(xlim=(severities[0] - 0.4, severities[-1] + 0.4), xticks=severities,
                    ylim=(lowest - 0.18 * (1.02 - lowest), 1.02))  # room for the numbers
     _per_cent(grid[0, 0].yaxis)

@@ -48,25 +48,35 @@ def test_the_temperature_is_found_and_calibrates_other_scenarios(temperature):
 def test_the_fitted_temperature_is_the_best_on_a_grid():
     p, y = drawn(2.5, n=200)
 
+    # Platt's targets: n scenarios of a verdict count as (n + 1) / (n + 2) for it
+    positives, negatives = y.sum(), (~y).sum()
+    target = np.where(y, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
     def loss(temperature):
-        q = calibration.apply_temperature(p, temperature)
-        with np.errstate(divide="ignore"):  # 1 - q may be 0: an infinite loss
-            return -np.mean(np.log(np.where(y, q, 1 - q)))
+        q = calibration.apply_temperature(p, temperature).clip(1e-300, 1 - 1e-16)
+        return -np.mean(target * np.log(q) + (1 - target) * np.log(1 - q))
 
     best = loss(calibration.fit_temperature(p, y))
     assert best <= min(map(loss, np.geomspace(0.05, 20, 500))) + 1e-9
 
 
+def test_a_validation_suite_without_a_mistake_gives_no_unlimited_certainty():
+    p, y = np.repeat([0.9, 0.1], 50), np.repeat([True, False], 50)
+    sure = calibration.apply_temperature(p, calibration.fit_temperature(p, y))
+    assert sure[0] == pytest.approx(51 / 52, abs=1e-3)
+
+
 def test_probabilities_of_exactly_0_and_1():
-    # 1 of 10 wrong at full certainty: the best certainty is 0.9
-    temperature = calibration.fit_temperature([1.0] * 5 + [0.0] * 5, [True] * 5 + [False] * 4 + [True])
-    q = calibration.apply_temperature([0.0, 0.5, 1.0], temperature)
-    assert q == pytest.approx([0.1, 0.5, 0.9], abs=1e-4)
+    # 1 of 10 wrong at full certainty: the best certainty is 0.9, with smoothed targets a little less
+    p, y = [1.0] * 500 + [0.0] * 500, [True] * 500 + [False] * 400 + [True] * 100
+    q = calibration.apply_temperature([0.0, 0.5, 1.0], calibration.fit_temperature(p, y))
+    assert q == pytest.approx([0.1, 0.5, 0.9], abs=2e-3)
 
 
 def test_temperature_stays_within_its_bounds():
     cold, warm = calibration.TEMPERATURES
-    assert calibration.fit_temperature([0.9, 0.1], [1, 0]) == pytest.approx(cold, rel=1e-3)
+    p, y = np.repeat([0.6, 0.4], 10**6), np.repeat([True, False], 10**6)
+    assert calibration.fit_temperature(p, y) == pytest.approx(cold, rel=1e-3)
     assert calibration.fit_temperature([0.9, 0.1], [0, 1]) == pytest.approx(warm, rel=1e-3)
     assert calibration.fit_temperature([0.5, 0.5], [1, 0]) == 1.0
 

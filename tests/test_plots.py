@@ -112,7 +112,7 @@ FIGURES = {
     "corruption_lines": lambda s: plots.corruption_lines(corruptions(KINDS), CLEAN),
     "corruption_lines_of_four": lambda s: plots.corruption_lines(
         corruptions(KINDS[:4]).drop(columns="n"), CLEAN),
-    "corruption_lines_of_one": lambda s: plots.corruption_lines(corruptions(["blur"]), CLEAN),
+    "corruption_lines_of_one": lambda s: plots.corruption_lines(corruptions(["blur"]), 0.97),
     "calibration_pair": lambda s: plots.calibration_pair(
         predictions(12_000), calibration.calibrated(predictions(12_000), 0.3), LONG),
     "certainty_histogram": lambda s: plots.certainty_histogram(
@@ -241,6 +241,12 @@ def test_significance_cells_are_row_minus_column():
         "1  medgemma-lora", "2  medgemma", "3  constant"]
     assert "McNemar" in words(drawn) and "over 36 pairs" in words(drawn) and "n = 400" in words(drawn)
     assert "sign test by cluster" in words(plots.significance_matrix(COMPARED, p="p_cluster_holm"))
+
+
+def test_no_difference_has_no_minus_sign():
+    same = metrics.compare_all({"x": LADDER["medgemma"], "y": LADDER["medgemma"]})
+    cells = [text.get_text() for text in plots.significance_matrix(same).axes[0].texts]
+    assert cells == ["–", "+0.0", "+0.0", "–"]
 
 
 @pytest.mark.parametrize("rows", [

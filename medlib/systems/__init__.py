@@ -147,22 +147,22 @@ class Setting:
         system told.
         """
         system = self.system(name)
-        answered = self._kept(system, suite, name, system.predict)
+        answered = self.kept(name, system.revision, suite, system.predict, system.chunk)
         if free and system.speak:
-            spoken = self._kept(system, suite, f"{name} free", system.speak)
+            spoken = self.kept(f"{name} free", system.revision, suite, system.speak, system.chunk)
             answered = answered.join(spoken.drop(columns="seconds"))
         return evaluation.predictions(suite.scenarios, answered)
 
-    def _kept(self, system: System, suite: Suite, label: str, question: Callable) -> pd.DataFrame:
-        """Answers to one question, from disk where they are known, else asked and kept."""
+    def kept(self, label: str, revision: str, suite: Suite, question: Callable, chunk: int) -> pd.DataFrame:
+        """Answers to one question, from disk where they are known, else asked and kept, chunk by chunk."""
         stem = label.translate(str.maketrans(":/ ", "___"))
-        file = path(self.config.run_dir) / "answers" / f"{stem}-{system.revision[:16]}.jsonl"
+        file = path(self.config.run_dir) / "answers" / f"{stem}-{revision[:16]}.jsonl"
         keys, known = suite.keys(), read_answers(file)
         missing = {key: row for row, key in enumerate(keys) if key not in known}
         # cases of one length together, so that a batch carries little padding
         rows = sorted(missing.values(), key=lambda r: (_length(suite.scenarios[r]), r))
         with tqdm(total=len(rows), desc=f"{label} / {suite.name}", leave=False, disable=not rows) as bar:
-            for part in (rows[i : i + system.chunk] for i in range(0, len(rows), system.chunk)):
+            for part in (rows[i : i + chunk] for i in range(0, len(rows), chunk)):
                 started = time.perf_counter()
                 answers = _table(question(suite.rows(part)), len(part), label)
                 answers["seconds"] = (time.perf_counter() - started) / len(part)

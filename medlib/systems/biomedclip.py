@@ -1,0 +1,154 @@
+"""A dual encoder as auditor: vectors of picture, finding and treatment, with and without training.
+
+``biomedclip`` asks two questions, each answered by a softmax over similarities to generic prompts:
+
+1. Do picture and note agree? Both are compared with the same captions, one for each finding of the
+   modality; agreement is the chance that the two name the same one.
+2. Does the care agree with the picture? The captions tell whether the picture needs treatment, the
+   prompts `WATCH` and `TREAT` whether the prescription is one.
+
+P(CORRECT) is the product. It uses the case itself and prompts that name no guideline (which drug for
+which finding), so it cannot tell one treatment from another. An encoder that knows captions and not
+care (the stand-in) answers the second question by the sound of the words: expect that answer to move
+with the wording of the prompts.
+
+``biomedclip-probe`` is a logistic regression on elementwise products of the three vectors, fitted on
+the training split. A single vector decides nothing, as the pairs of the grammar are balanced.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from medlib import dual_encoder
+from medlib.data import Suite
+from medlib.lexicon import findings_of
+from medlib.models import ModelError
+from medlib.standin import MODALITY_NAMES, caption
+from medlib.systems import NotRun, Setting, System, register
+
+#: Written down before anything was measured; the mean vector of each side stands for it.
+WATCH = ("no treatment", "observation only", "watchful waiting", "routine follow-up", "reassurance")
+TREAT = ("drug treatment", "surgery", "radiotherapy", "chemotherapy", "biopsy")
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression, from which one is chosen
+
+
+@register("biomedclip")
+def biomedclip(setting: Setting) -> System:
+    """Zero-shot: nothing is trained on the audit."""
+    captions = {modality: captions_of(modality) for modality in MODALITY_NAMES}
+    return System("biomedclip", _revision(setting, captions, WATCH, TREAT),
+                  lambda suite: zero_shot(setting, suite))
+
+
+@register("biomedclip-probe")
+def biomedclip_probe(setting: Setting) -> System:
+    """Logistic regression on products of the vectors, fitted when first asked."""
+    training = [key for suite in _training(setting) for key in suite.keys()]
+    fitted = functools.cache(lambda: fit_probe(setting))
+    return System("biomedclip-probe", _revision(setting, training, STRENGTHS, setting.config.seed),
+                  lambda suite: fitted().predict_proba(products(*embed(setting, suite)))[:, 1])
+
+
+# --- zero-shot ------------------------------------------------------------------------------------
+
+
+def captions_of(modality: str) -> list[str]:
+    """The generic captions: one for each finding that a picture of this modality may show."""
+    return [caption(finding) for finding in findings_of(modality)]
+
+
+def zero_shot(setting: Setting, suite: Suite) -> np.ndarray:
+    """P(CORRECT), float array (n,), as the module's head describes it."""
+    processor, model, _ = encoder(setting)
+    scale = model.logit_scale.exp().item()
+    texts = functools.partial(dual_encoder.embed_texts, processor, model)
+    pictures, findings, treatments = embed(setting, suite)
+
+    care = np.stack([texts(WATCH).mean(axis=0), texts(TREAT).mean(axis=0)])
+    care /= np.linalg.norm(care, axis=1, keepdims=True)
+    treated = softmax(scale * treatments @ care.T, axis=1)[:, 1]
+
+    p_correct = np.empty(len(suite))
+    modality = np.array([s.modality for s in suite.scenarios])
+    for name in set(modality):
+        rows, prompts = modality == name, texts(captions_of(name)).T
+        shown = softmax(scale * pictures[rows] @ prompts, axis=1)
+        noted = softmax(scale * findings[rows] @ prompts, axis=1)
+        ill = shown @ np.array([not finding.benign for finding in findings_of(name)])
+        care_fits = ill * treated[rows] + (1 - ill) * (1 - treated[rows])
+        p_correct[rows] = (shown * noted).sum(axis=1) * care_fits
+    return p_correct.clip(0, 1)  # rounding
+
+
+# --- probe ----------------------------------------------------------------------------------------
+
+
+def fit_probe(setting: Setting) -> GridSearchCV:
+    """A fitted scikit-learn classifier over `products`; its class 1 is CORRECT.
+
+    The strength of the penalty is chosen by log-loss on treatment wordings that the fit did not see,
+    since test wordings are not seen either; folds that share wordings would choose too weak a one.
+    """
+    suites = _training(setting)
+    scenarios = [s for suite in suites for s in suite.scenarios]
+    features = np.concatenate([products(*embed(setting, suite)) for suite in suites])
+    probe = make_pipeline(StandardScaler(),
+                          LogisticRegression(max_iter=3000, random_state=setting.config.seed))
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=setting.config.seed)
+    search = GridSearchCV(probe, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss", cv=folds)
+    return search.fit(features, [s.verdict == "CORRECT" for s in scenarios],
+                      groups=[s.treatment for s in scenarios])
+
+
+def products(pictures: np.ndarray, findings: np.ndarray, treatments: np.ndarray) -> np.ndarray:
+    """Elementwise products of each two of the vectors: float arrays (n, d) -> (n, 3 d)."""
+    return np.hstack([pictures * findings, pictures * treatments, findings * treatments])
+
+
+def _training(setting: Setting) -> list[Suite]:
+    return [setting.suites["train"], setting.suites["core_train"]]
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def encoder(setting: Setting) -> tuple:
+    """(processor, model, vectors of the pictures seen so far), loaded once a setting."""
+    config = setting.config
+    return *dual_encoder.load(config.biomedclip, config.trust_remote_code), {}
+
+
+def embed(setting: Setting, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors of pictures, findings and treatments, float32 (n, d) each; a picture only once."""
+    processor, model, seen = encoder(setting)
+    pictures = [(suite.images_dir, s.image, suite.view) for s in suite.scenarios]
+    new = {key: s for key, s in zip(pictures, suite.scenarios) if key not in seen}
+    vectors = dual_encoder.embed_pictures(processor, model, (suite.picture(s) for s in new.values()))
+    seen.update(zip(new, vectors))
+    findings = [f"{MODALITY_NAMES[s.modality]}: {s.finding}" for s in suite.scenarios]
+    treatments = [s.treatment for s in suite.scenarios]
+    return (np.stack([seen[key] for key in pictures]),
+            dual_encoder.embed_texts(processor, model, findings),
+            dual_encoder.embed_texts(processor, model, treatments))
+
+
+def _revision(setting: Setting, *made_of) -> str:
+    """SHA-256 over the encoder's files and whatever else decides; NotRun if there is no encoder."""
+    try:
+        encoder(setting)
+        files = dual_encoder.fingerprint(setting.config.biomedclip)
+    except ModelError as error:
+        raise NotRun(str(error)) from error
+    return hashlib.sha256(json.dumps([files, *made_of]).encode()).hexdigest()
