@@ -68,7 +68,7 @@ def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
     ModelError
         If there is no adapter yet.
     """
-    run = Benchmark(config.model_copy(update={"systems": [BASE, ADAPTER]}))
+    run = Benchmark(config.model_copy(update={"systems": (BASE, ADAPTER)}))
     _evaluate(run)
     return _written(run)
 

@@ -1,15 +1,17 @@
-"""What 04_benchmark shows beyond the ladder: tables, sentences and figures of `medlib.benchmark`."""
+"""What 04 and 05 show beyond the ladder: tables, sentences and figures of `medlib.benchmark`."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medlib import benchmark, calibration, metrics, plots
+from medlib import benchmark, calibration, explain, metrics, models, plots, workflow
 from medlib.benchmark import ADAPTER
 from medlib.config import RunConfig
+from medlib.data import Suite
 from medlib.figures import SPACE, p_text, percent, rate_text
 
 Frames = Mapping[str, pd.DataFrame]
@@ -170,3 +172,35 @@ def tests_sentence(frames: Frames) -> str:
         return f"The adapter is above all {len(tests)} other rows (Holm-corrected p < 0.01 each)."
     return (f"The adapter is above {len(below)} of {len(tests)} other rows at a Holm-corrected p < 0.01; "
             f"not above: {', '.join(rest)}.")
+
+
+# --- where it looked --------------------------------------------------------------------------------
+
+
+def looked(frames: Frames, config: RunConfig, suite: Suite, limit: int = 6) -> Figure:
+    """The surest misses with what the adapter was shown, asked and said, and an occlusion map."""
+    processor, model = adapted(config)
+    return explain.looked_at(explain.surest_misses(frames[f"{ADAPTER}/heldout"]), suite, model, processor, limit)
+
+
+def looked_sentence(config: RunConfig, suite: Suite, cases: int = 12) -> str:
+    """Whether such maps mean something: hiding what they point at against hiding anything."""
+    processor, model = adapted(config)
+    return explain.checks_sentence(explain.check_maps(suite, model, processor, cases, seed=config.seed))
+
+
+@functools.lru_cache(maxsize=1)
+def adapted(config: RunConfig):
+    """(processor, base model with the adapter on it)."""
+    processor, base = models.load(config.model, config.use_8bit, config.trust_remote_code)
+    return processor, models.attach_adapter(base, workflow.adapter_dir(config))
+
+
+def every_miss(frame: pd.DataFrame, limit: int = 100) -> pd.DataFrame:
+    """Every wrong verdict in words, the surest first."""
+    rows = explain.surest_misses(frame).head(limit)
+    return pd.DataFrame({
+        "Scenario": rows["id"], "Picture shows": rows["image_finding"].str.replace("_", " "),
+        "Note says": rows["finding"], "Treatment": rows["treatment"], "Gold verdict": rows["verdict"],
+        "Given": rows["predicted"], "p(CORRECT)": rows["p_correct"].round(3), "Severity": rows["severity"],
+    })

@@ -46,7 +46,7 @@ def _config(profile: str, settings: list[str] | None, images=None, **values):
     return resolve(profile, **values)
 
 
-def _rows_and_base(names: list[str] | None) -> tuple[list[str] | None, str | None]:
+def _rows_and_base(names: list[str] | None) -> tuple[tuple[str, ...] | None, str | None]:
     """Split ``--model`` into rows of the benchmark and the base model's name."""
     from medlib import systems
     from medlib.config import ConfigError
@@ -55,7 +55,7 @@ def _rows_and_base(names: list[str] | None) -> tuple[list[str] | None, str | Non
     bases = [name for name in names or [] if name not in rows]
     if len(bases) > 1:
         raise ConfigError(f"--model names two base models: {', '.join(bases)}; rows: {', '.join(systems.names())}")
-    return rows or None, bases[0] if bases else None
+    return tuple(rows) or None, bases[0] if bases else None
 
 
 @app.command()
@@ -151,7 +151,7 @@ def report(profile: Profile = "standin", model: Model = None, run_dir: RunDir = 
 
     run_dir = run_dir or f"runs/{provenance.new_run_id(profile)}"
     config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
-    reporting.run_notebooks(run_dir, config.model_dump() | {"profile": profile})
+    reporting.run_notebooks(run_dir, config.model_dump(mode="json") | {"profile": profile})
     page = reporting.render(run_dir)
     if update_readme:
         reporting.update_readme(run_dir)

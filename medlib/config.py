@@ -48,12 +48,25 @@ class RunConfig(BaseModel):
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.1, ge=0, lt=1)
-    lora_targets: str = Field("attention", pattern="^(attention|attention[+]mlp)$",
-                              description="attention: q, k, v, o; attention+mlp: gate, up, down too")
+    lora_targets: str = Field("attention", pattern="^(attention|attention[+]mlp|all-linear|projector|vision)$",
+                              description="what LoRA changes; attention: q, k, v, o of the decoder")
+    use_rslora: bool = Field(False, description="rank-stabilised LoRA: scale by the root of the rank")
+    use_dora: bool = Field(False, description="DoRA: magnitude and direction apart")
+    paraphrase_copies: int = Field(0, ge=0, description="copies of each training case in other words")
+    pair_copies: int = Field(1, ge=1, description="how often a counterfactual pair whose picture decides is seen")
     early_stopping_patience: int = Field(3, ge=0, description="evaluations without gain; 0: never stop")
     evaluations_per_epoch: int = Field(2, ge=1)
-    use_8bit: bool = Field(False, description="load the base in 8 bit (bitsandbytes)")
     cache_image_features: bool = Field(True, description="run the frozen vision tower once a picture")
+    group_by_length: bool = Field(True, description="batches of cases of one length, so with little padding")
+
+    dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$",
+                       description="auto: bfloat16 where the hardware has it, else float32")
+    quantization: str | None = Field(None, pattern="^(8bit|4bit|int8)$",
+                                     description="8bit, 4bit (NF4): bitsandbytes; int8: torchao")
+    use_8bit: bool = Field(False, description="the same as quantization: 8bit")
+    attention: str = Field("sdpa", pattern="^(sdpa|eager|flash_attention_2)$")
+    gradient_checkpointing: bool | None = Field(None, description="None: on a GPU only")
+    workers: int = Field(0, ge=0, description="processes that load pictures while the model trains")
 
     eval_batch_size: int = Field(32, ge=1)
     generate: bool = Field(True, description="also let the model answer freely")
@@ -61,7 +74,7 @@ class RunConfig(BaseModel):
     core_fold_epochs: float = Field(6, gt=0)
     ablations: bool = Field(True, description="parts of the input withheld, one at a time")
 
-    systems: list[str] = Field(list(ROWS), description="rows of the benchmark, lowest rung first")
+    systems: tuple[str, ...] = Field(ROWS, description="rows of the benchmark, lowest rung first")
     biomedclip: str = Field(DUAL_STANDIN, description="hub name or folder of the dual encoder")
     contradiction_pairs: int = Field(200, ge=4, description="pairs whose note contradicts the picture")
     corruption_pairs: int = Field(24, ge=4, description="pairs shown through each altered picture")
@@ -73,7 +86,14 @@ class RunConfig(BaseModel):
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """Read ``profiles/<name>.yaml``; ConfigError lists the profiles there are."""
+    """Read ``profiles/<name>.yaml``; ConfigError lists the profiles there are.
+
+    Names joined by "+" are read one after the other, the later one wins: ``medgemma-4b+t4`` is the
+    recipe of the model on the hardware of a T4.
+    """
+    first, plus, rest = name.partition("+")
+    if plus:
+        return load_profile(first) | load_profile(rest)
     path = ROOT / "profiles" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
