@@ -21,15 +21,16 @@ from medlib.schema import MODALITIES, Scenario
 FITTED = ("core_train", "train", "val")  # suites that training or early stopping sees; others test
 PICTURE_CHECKS = ("broken image", "mask", "exact duplicate", "overlap")
 DRAWN_FACTORS = ("wording", "modality", "sex", "age", "picture shows")  # the figure has no room for all
-MARKS = {"markers": "soD^", "colours": (plots.ORANGE, plots.BLUE, plots.RED, plots.GREY)}
+MARKS = (("s", plots.ORANGE), ("o", plots.BLUE), ("D", plots.RED), ("^", plots.GREY))
 
 
 def _crossing(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows that compare a suite to fit on with one to test on; what else is shared does no harm."""
     fitted = frame["one"].isin(FITTED), frame["two"].isin(FITTED)
-    swapped = frame.rename(columns={"one": "two", "two": "one", "distinct_one": "distinct_two",
-                                    "distinct_two": "distinct_one"})
-    return pd.concat([frame[fitted[0] & ~fitted[1]], swapped[~fitted[0] & fitted[1]]]).reset_index(drop=True)
+    ends = {"one": "two", "distinct_one": "distinct_two", "image_one": "image_two"}
+    swapped = frame.rename(columns=ends | {two: one for one, two in ends.items()})
+    parts = [frame[fitted[0] & ~fitted[1]], swapped[~fitted[0] & fitted[1]]]
+    return pd.concat(parts).reset_index(drop=True)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -54,14 +55,14 @@ def leak_table(suites: Mapping[str, Suite], leaks: pd.DataFrame) -> pd.DataFrame
 def leak_sentence(suites: Mapping[str, Suite], leaks: pd.DataFrame) -> str:
     """Whether a picture of a test was there to learn from."""
     crossing, table = _crossing(leaks), leak_table(suites, leaks)
-    compared = (f"{len(table)} pairs of suites" if len(table) != 1 else "the one pair of suites")
     if crossing.empty:
-        return (f"**No picture of a test stands in a suite to fit on**, neither as it is nor recompressed, "
-                f"resized, mirrored or turned ({compared} compared).")
+        return ("**No picture of a test stands in a suite to fit on**, neither as it is nor recompressed, "
+                f"resized, mirrored or turned (pairs of suites compared: {len(table)}).")
     first = crossing.iloc[0]
-    return (f"**{len(crossing):,} pairs of pictures stand on both sides**, such as {first['image_one']} and "
-            f"{first['image_two']} ({first['kind']}, {first['distance']} bits apart): scores on "
-            f"{', '.join(sorted(crossing['two'].str.replace('_', ' ').unique()))} are too good.")
+    tested = ", ".join(sorted(crossing["two"].str.replace("_", " ").unique()))
+    return (f"**Pairs of pictures on both sides: {len(crossing):,}**, such as {first['image_one']} and "
+            f"{first['image_two']} ({first['kind']}, {first['distance']} bits apart), so scores on "
+            f"{tested} are too good.")
 
 
 def detection_table(distances: pd.DataFrame) -> pd.DataFrame:
@@ -79,15 +80,16 @@ def detection_sentence(distances: pd.DataFrame) -> str:
     """What the threshold finds, misses and flags without cause."""
     rates = leakage.detection(distances).set_index("kind")
     copies = rates.drop(index=leakage.STRANGERS, errors="ignore")["value"]
-    found, missed = [k for k in copies.index if copies[k] >= 0.95], [k for k in copies.index if copies[k] < 0.95]
-    text = f"At {leakage.MAX_DISTANCE} bits, copies of {len(found)} of {len(copies)} kinds are found"
+    missed = list(copies[copies < 0.95].index)
+    found = len(copies) - len(missed)
+    text = f"At {leakage.MAX_DISTANCE} bits, copies of {found} of {len(copies)} kinds are found"
     if missed:
         text += f" (not reliably: {', '.join(missed)})"
     if leakage.STRANGERS not in rates.index:
         return f"{text}; with no second picture there is no false-alarm rate."
     alarm = rates.loc[leakage.STRANGERS]
-    return (f"{text}, and {rate_text(alarm)} of the pictures have a stranger that close: the false-alarm "
-            f"rate, over {int(alarm['n']):,} pictures.")
+    return (f"{text}, and {rate_text(alarm)} of the pictures have a stranger that close: the "
+            f"false-alarm rate, over {int(alarm['n']):,} pictures.")
 
 
 @plots.styled
@@ -99,15 +101,18 @@ def distance_figure(distances: pd.DataFrame, max_distance: int = leakage.MAX_DIS
     colours = {"other copy": plots.BLUE, "cropped copy": plots.GREY, leakage.STRANGERS: plots.ORANGE}
     frame = distances.assign(what=distances["kind"].map(names))
     modalities = [m for m in MODALITIES if m in set(frame["modality"])]
-    figure = plots._new_figure(1.15 * len(modalities) + 1.1, "How far apart are the hashes of two pictures?")
+    title = "How far apart are the hashes of two pictures?"
+    figure = plots._new_figure(1.15 * len(modalities) + 1.1, title)
     grid = figure.subplots(len(modalities), 1, sharex=True, squeeze=False)[:, 0]
-    bins = np.arange(0, frame["distance"].max() + 6, 4) - 1  # distances are even, as half of the bits are set
+    # distances are even, as half of the bits of every hash are set
+    bins = np.arange(0, frame["distance"].max() + 6, 4) - 1
     for axes, modality in zip(grid, modalities):
         for what, colour in colours.items():
             part = frame[(frame["modality"] == modality) & (frame["what"] == what)]
-            sns.histplot(x=part["distance"].astype(float), bins=bins, stat="percent", ax=axes, color=colour,
-                         element="step", alpha=0.4, label=what)
-        axes.axvline(max_distance, color="black", linestyle="--", label=f"threshold, {max_distance} bits")
+            sns.histplot(x=part["distance"].astype(float), bins=bins, stat="percent", ax=axes,
+                         color=colour, element="step", alpha=0.4, label=what)
+        axes.axvline(max_distance + 1, color="black", linestyle="--",
+                     label=f"threshold, {max_distance} bits")
         axes.set(ylabel=f"{modality}\n%", xlabel="")
     grid[-1].set_xlabel(f"Bits that differ, of {leakage.HASH_SIDE ** 2}, in the best of eight turns")
     handles, labels = grid[0].get_legend_handles_labels()
@@ -125,13 +130,13 @@ def picture_sentence(found: Sequence[audit.Issue]) -> str:
     about = picture_issues(found)
     faults = [issue for issue in about if issue.severity != "info"]
     if not faults:
-        return ("The pictures of the core set in use have **no fault**: none is broken or a mask, no two show "
-                "one field. What the audit says of their words and labels is in `01_data`.")
+        return ("The pictures of the core set in use have **no fault**: none is broken or a mask, no two "
+                "show one field. What the audit says of their words and labels is in `01_data`.")
     counts = pd.Series([issue.check for issue in faults]).value_counts()
     listed = ", ".join(f"{check} ({count})" for check, count in counts.items())
     files = sorted({file for issue in faults for file in issue.files})
-    return (f"The pictures of the core set in use have **{len(faults)} faults**: {listed}, in {len(files)} files. "
-            "All that the audit finds, words and labels too, is in `01_data`.")
+    return (f"The pictures of the core set in use have **faults: {listed}**, in {len(files)} files. All "
+            "that the audit finds, in words and labels too, is in `01_data`.")
 
 
 # ---- phrases and findings ------------------------------------------------------------------------
@@ -144,7 +149,7 @@ def phrase_table(phrases: pd.DataFrame) -> pd.DataFrame:
         part = part.set_index("text")
         rows.append({"Fitted on": fitted.replace("_", " "), "Tested on": tested.replace("_", " ")} | {
             f"{text.capitalize()}s of the test that were seen":
-                f"{part.loc[text, 'shared']:,} of {part.loc[text, 'distinct_two']:,}" for text in part.index
+            f"{part.loc[text, 'shared']:,} of {part.loc[text, 'distinct_two']:,}" for text in part.index
         } | {"Findings most alike": part.loc["finding", "closest"].replace(" | ", " / ")})
     return pd.DataFrame(rows)
 
@@ -157,12 +162,12 @@ def phrase_sentence(phrases: pd.DataFrame) -> str:
     complaints = crossing.loc[crossing["text"] == "complaint", "shared"].sum()
     text = "**No finding and no treatment of a test is worded as in a suite to fit on.**"
     if len(shared):
-        listed = "; ".join(f"{row.shared} {row.text}s of {row.two} in {row.one} ({row.examples})".replace("_", " ")
+        listed = "; ".join(f"{row.text}s of {row.two} in {row.one}: {row.shared} ({row.examples})"
                            for row in shared.itertuples())
-        text = f"**Words of a test were seen**: {listed}."
+        text = f"**Words of a test were seen**, {listed.replace('_', ' ')}."
     if complaints:
-        text += (" Complaints are shared: they come from one list, and whether one goes with a verdict is "
-                 "tested below.")
+        text += (" Complaints are shared: they come from one list, and whether one goes with a verdict "
+                 "is tested below.")
     return text
 
 
@@ -183,11 +188,12 @@ def finding_sentence(suites: Mapping[str, Suite]) -> str:
     counts = leakage.finding_balance(suites)
     fitted = counts[[name for name in FITTED if name in counts]].sum(axis=1)
     tested = counts[[name for name in suites if name in counts and name not in FITTED]].sum(axis=1)
-    new = [f"{row.modality}: {row.finding}".replace("_", " ") for row in counts[(tested > 0) & (fitted == 0)].itertuples()]
+    unknown = counts[(tested > 0) & (fitted == 0)]
+    new = [f"{row.modality}: {row.finding}".replace("_", " ") for row in unknown.itertuples()]
     text = f"{(tested > 0).sum()} findings are tested"
     if new:
         return f"{text}; {len(new)} of them are in no suite to fit on: {', '.join(new)}."
-    return (f"{text}, and each of them occurs in a suite to fit on, in other pictures and other words. So the "
+    return (f"{text}, and each of them occurs in a suite to fit on, in other pictures and words. So the "
             "tests show how well known findings are recognised, **not what happens with an unknown one**.")
 
 
@@ -204,7 +210,7 @@ def balance_table(balance: pd.DataFrame, rows: int = 10) -> pd.DataFrame:
     """The groups of `leakage.label_balance` that are furthest from one half, by p-value."""
     first = balance.sort_values("p", kind="stable").head(rows)
     return pd.DataFrame({
-        "Factor": first["factor"] + np.where(first["factor"].isin(leakage.NOT_SHOWN), " (never shown)", ""),
+        "Factor": [f + " (never shown)" * (f in leakage.NOT_SHOWN) for f in first["factor"]],
         "Group": first["level"], "n": first["n"],
         "CORRECT (95 % CI)": [rate_text({"value": r.share, "n": r.n, "low": r.low, "high": r.high})
                               for r in first.itertuples()],
@@ -218,17 +224,20 @@ def balance_sentence(balance: pd.DataFrame, name: str) -> str:
     found = telling(balance)
     if found.empty:
         least = seen["p_holm"].min() if len(seen) else 1.0
-        return (f"In {name} **no group predicts the verdict**: of {len(seen)} groups that an auditor can tell "
-                f"apart, none differs from one half more than chance explains (least {p_text(least)}, Holm).")
+        return (f"In {name} **no group predicts the verdict**: of {len(seen)} groups that an auditor can "
+                f"tell apart, none differs from one half more than chance explains (least Holm "
+                f"{p_text(least)}).")
     listed = "; ".join(f"{row.factor} *{row.level}* ({row.correct:,} of {row.n:,} CORRECT)"
                        for row in found.head(4).itertuples())
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    return (f"In {name} **{len(found)} of {len(seen)} groups predict the verdict** beyond chance (Holm, "
-            f"{percent(ALPHA)}): {listed}{more}.")
+    return (f"In {name} **groups that predict the verdict** beyond chance (Holm, {percent(ALPHA)}): "
+            f"{len(found)} of {len(seen)}, {listed}{more}.")
 
 
 @plots.styled
-def balance_figure(balances: Mapping[str, pd.DataFrame], factors: Sequence[str] = DRAWN_FACTORS) -> Figure:
+def balance_figure(
+    balances: Mapping[str, pd.DataFrame], factors: Sequence[str] = DRAWN_FACTORS
+) -> Figure:
     """Share of CORRECT in every group, with 95 % intervals, for several sets side by side.
 
     Parameters
@@ -240,20 +249,21 @@ def balance_figure(balances: Mapping[str, pd.DataFrame], factors: Sequence[str] 
     rows = []  # (label, factor or None for a heading, level)
     for factor in factors:
         levels = pd.concat([b.loc[b["factor"] == factor, "level"] for b in balances.values()]).unique()
-        rows += [(factor.capitalize(), None, None), *((level, factor, level) for level in levels)] if len(levels) else []
+        if len(levels):
+            rows.append((factor.capitalize(), None, None))
+            rows += [(level, factor, level) for level in levels]
     labels = [plots._wrap(label, 2.3) for label, *_ in rows]
-    figure = plots._new_figure(sum(0.08 + plots.LINE * (1 + label.count("\n")) for label in labels) + 1.2,
-                               "Does a group give the verdict away?")
+    height = sum(0.08 + plots.LINE * (1 + label.count("\n")) for label in labels) + 1.2
+    figure = plots._new_figure(height, "Does a group give the verdict away?")
     axes = figure.subplots()
-    for number, ((name, balance), marker, colour) in enumerate(zip(balances.items(), *MARKS.values())):
+    for number, ((name, balance), (marker, colour)) in enumerate(zip(balances.items(), MARKS)):
         known = balance.set_index(["factor", "level"])
-        here = [(y, known.loc[(factor, level)]) for y, (_, factor, level) in enumerate(rows)
-                if (factor, level) in known.index]
+        here = [(y, known.loc[row[1:]]) for y, row in enumerate(rows) if row[1:] in known.index]
         shift = 0.16 * (2 * number - len(balances) + 1)
         for y, group in here:
             axes.plot([group["low"], group["high"]], [y + shift] * 2, color=colour, linewidth=2)
-        axes.plot([group["share"] for _, group in here], [y + shift for y, _ in here], marker, color=colour,
-                  markersize=6, label=name)
+        axes.plot([group["share"] for _, group in here], [y + shift for y, _ in here], marker,
+                  color=colour, markersize=6, label=name)
     axes.axvline(0.5, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(rows)), labels)
     for tick, (_, factor, _) in zip(axes.get_yticklabels(), rows):
@@ -276,12 +286,12 @@ def shortcut_table(sets: Mapping[str, Sequence[Scenario]]) -> pd.DataFrame:
         found = audit.check_word_shortcuts(list(scenarios))
         words = found[0].evidence if found else {}
         columns[name] = {
-            "Normal-sounding findings that are an ERROR": f"{rule['normal_error']:,} of {rule['normal']:,}",
-            "Abnormal findings that are CORRECT": f"{rule['abnormal_correct']:,} of {rule['abnormal']:,}",
-            "Verdicts that this one rule gets": f"{rule['right']:,} of {rule['n']:,}"
-            + f", {rate_text(metrics.proportion(rule['right'], rule['n']))}",
-            "Best single word, on findings it was not chosen on": percent(words.get("one_word_rule", np.nan)),
-            "All words of the finding, on findings not trained on": percent(words.get("tfidf_logistic", np.nan)),
+            "Sounds normal and is an ERROR": f"{rule['normal_error']:,} of {rule['normal']:,}",
+            "Sounds abnormal and is CORRECT": f"{rule['abnormal_correct']:,} of {rule['abnormal']:,}",
+            "Verdicts that this one rule gets": f"{rule['right']:,} of {rule['n']:,}, "
+            + rate_text(metrics.proportion(rule["right"], rule["n"])),
+            "Verdicts by the best single word, on new findings": percent(words.get("one_word_rule")),
+            "Verdicts by all words, on new findings": percent(words.get("tfidf_logistic")),
         }
     return pd.DataFrame(columns).rename_axis("Reading the finding alone").reset_index()
 
@@ -322,7 +332,7 @@ def word_sentence(sets: Mapping[str, Sequence[Scenario]]) -> str:
         if len(pure):
             listed = ", ".join(f"*{r.word}* ({r.n} times {'CORRECT' if r.share else 'ERROR'})"
                                for r in pure.head(3).itertuples())
-            part += f", but {len(pure)} that occur five times or more always go with one verdict: {listed}"
+            part += f"; of those that occur five times or more, {len(pure)} go with one verdict: {listed}"
         parts.append(part)
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."

@@ -167,11 +167,10 @@ def tests_sentence(frames: Frames) -> str:
     """Whether the adapter is above every other row beyond chance."""
     tests = benchmark.adapter_tests(frames)
     below = [name for name, t in tests.items() if t["difference"] > 0 and t["p_holm"] < 0.01]
-    rest = [f"{name} ({p_text(t['p_holm'])})" for name, t in tests.items() if name not in below]
-    if not rest:
-        return f"The adapter is above all {len(tests)} other rows (Holm-corrected p < 0.01 each)."
-    return (f"The adapter is above {len(below)} of {len(tests)} other rows at a Holm-corrected p < 0.01; "
-            f"not above: {', '.join(rest)}.")
+    rest = [f"{name} ({100 * t['difference']:+.1f} points, {p_text(t['p_holm'])})"
+            for name, t in tests.items() if name not in below]
+    start = f"The adapter is above {len(below)} of {len(tests)} other rows at a Holm-corrected p < 0.01"
+    return f"{start}." if not rest else f"{start}. Adapter minus the rest: {', '.join(rest)}."
 
 
 # --- where it looked --------------------------------------------------------------------------------
@@ -192,7 +191,7 @@ def looked_sentence(config: RunConfig, suite: Suite, cases: int = 12) -> str:
 @functools.lru_cache(maxsize=1)
 def adapted(config: RunConfig):
     """(processor, base model with the adapter on it)."""
-    processor, base = models.load(config.model, config.use_8bit, config.trust_remote_code)
+    processor, base = models.load_for(config)
     return processor, models.attach_adapter(base, workflow.adapter_dir(config))
 
 

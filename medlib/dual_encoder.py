@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +52,19 @@ RENAMES = (
     (r"text\.proj\.", "text_projection."),
 )
 FUSED = re.compile(r"visual\.trunk\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
-UNUSED = re.compile(r"text\.transformer\.(embeddings\.position_ids|pooler\..*)")  # open_clip ignores them
+#: What old checkpoints hold and open_clip ignores.
+UNUSED = re.compile(r"text\.transformer\.(embeddings\.position_ids|pooler\..*)")
 
 CONVERT = """\
 {model}: no {weights} in the open_clip folder. The published open_clip_pytorch_model.bin is a pickle,
 which can run code as it loads; only safetensors are read here. Convert it once yourself:
-  hf download {model} --local-dir biomedclip
-  python - <<'END'
+{download}  python - <<'END'
   import torch
   from safetensors.torch import save_file
-  weights = torch.load("biomedclip/open_clip_pytorch_model.bin", map_location="cpu", weights_only=True)
-  save_file({{name: tensor.clone() for name, tensor in weights.items()}}, "biomedclip/{weights}")
+  weights = torch.load("{folder}/open_clip_pytorch_model.bin", map_location="cpu", weights_only=True)
+  save_file({{name: tensor.clone() for name, tensor in weights.items()}}, "{folder}/{weights}")
   END
-then give the folder biomedclip as the model."""
+then give the folder {folder} as the model."""
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -101,27 +102,18 @@ class BiomedCLIP(VisionTextDualEncoderModel):
 
 
 @torch.inference_mode()
-def embed_pictures(processor, model, pictures: Iterable[Image.Image], batch_size: int = 64) -> np.ndarray:
-    """Unit vectors of RGB pictures, float32 (n, projection); pictures may come from a generator."""
-    vectors, batch = [np.empty((0, model.projection_dim), np.float32)], []
-
-    def flush():
-        if batch:
-            pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
-            vectors.append(_unit(model.get_image_features(pixels.to(model.device))))
-            batch.clear()
-
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == batch_size:
-            flush()
-    flush()
+def embed_pictures(processor, model, pictures: Iterable[Image.Image], batch_size: int = 64):
+    """Unit vectors of RGB pictures, float32 array (n, projection); a generator will do."""
+    vectors, pictures = [np.empty((0, model.projection_dim), np.float32)], iter(pictures)
+    while batch := list(islice(pictures, batch_size)):
+        pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+        vectors.append(_unit(model.get_image_features(pixels.to(model.device))))
     return np.concatenate(vectors)
 
 
 @torch.inference_mode()
 def embed_texts(processor, model, texts: Sequence[str], batch_size: int = 128) -> np.ndarray:
-    """Unit vectors of sentences, float32 (n, projection); each different sentence is encoded once."""
+    """Unit vectors of sentences, float32 array (n, projection); equal ones are encoded once."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))  # equal lengths: little padding
     vectors = {}
     for start in range(0, len(distinct), batch_size):
@@ -129,7 +121,8 @@ def embed_texts(processor, model, texts: Sequence[str], batch_size: int = 128) -
         tokens = processor.tokenizer(part, padding=True, truncation=True, max_length=CONTEXT_LENGTH,
                                      return_tensors="pt").to(model.device)
         vectors |= zip(part, _unit(model.get_text_features(**tokens)))
-    return np.stack([vectors[text] for text in texts]) if texts else np.empty((0, model.projection_dim), np.float32)
+    rows = [vectors[text] for text in texts]
+    return np.array(rows, np.float32).reshape(len(rows), model.projection_dim)
 
 
 def _unit(features) -> np.ndarray:
@@ -139,8 +132,8 @@ def _unit(features) -> np.ndarray:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load(model: str, trust_remote_code: bool = False) -> tuple[VisionTextDualEncoderProcessor, BiomedCLIP]:
-    """Load processor and model, in evaluation mode on the best device.
+def load(model: str, trust_remote_code: bool = False):
+    """Load a dual encoder, in evaluation mode on the best device.
 
     Parameters
     ----------
@@ -149,6 +142,11 @@ def load(model: str, trust_remote_code: bool = False) -> tuple[VisionTextDualEnc
         open_clip's (``open_clip_config.json`` and safetensors).
     trust_remote_code : bool
         Let a hub tokenizer run its own code.
+
+    Returns
+    -------
+    processor : VisionTextDualEncoderProcessor
+    encoder : BiomedCLIP
 
     Raises
     ------
@@ -165,7 +163,8 @@ def load(model: str, trust_remote_code: bool = False) -> tuple[VisionTextDualEnc
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             encoder = BiomedCLIP.from_pretrained(folder, use_safetensors=True)
         except (OSError, ValueError) as error:
-            raise ModelError(f"{model}: not a complete dual encoder in transformers' format ({error})") from error
+            reason = f"{model}: not a complete dual encoder in transformers' format ({error})"
+            raise ModelError(reason) from error
         processor = VisionTextDualEncoderProcessor(image_processor, tokenizer)
     return processor, encoder.to(pick_device()).eval()
 
@@ -179,8 +178,9 @@ def _folder(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
     except Exception as error:  # the hub client and its transport raise many types
         raise ModelError(
-            f"{model}: neither a local folder nor reachable on the hub ({type(error).__name__}: {error}). "
-            "Without network, give a folder that holds the weights, or the stand-in models/biomedclip-nano."
+            f"{model}: neither a local folder nor reachable on the hub ({type(error).__name__}: "
+            f"{error}). Without network, give a folder that holds the weights, or the stand-in "
+            "models/biomedclip-nano."
         ) from error
 
 
@@ -199,7 +199,10 @@ def _load_open_clip(model: str, folder: Path, options: dict):
     check_open_clip(model, settings)
     file = next((folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise ModelError(CONVERT.format(model=model, weights=OPEN_CLIP_WEIGHTS[0]))
+        local = Path(locate(model)).is_dir()
+        download = "" if local else f"  hf download {model} --local-dir biomedclip\n"
+        raise ModelError(CONVERT.format(model=model, weights=OPEN_CLIP_WEIGHTS[0], download=download,
+                                        folder=folder if local else "biomedclip"))
     weights = load_file(file)
     try:
         encoder = BiomedCLIP(config_of(weights))
@@ -219,24 +222,24 @@ def _load_open_clip(model: str, folder: Path, options: dict):
 def check_open_clip(model: str, settings: dict) -> None:
     """Refuse what the weights' shapes cannot tell: another pooling, another way to resize."""
     vision, text = (settings["model_cfg"][side] for side in ("vision_cfg", "text_cfg"))
+    resize = settings.get("preprocess_cfg", {}).get("resize_mode", "shortest")
     facts = {
         "vision_cfg.timm_pool": (vision.get("timm_pool", "avg"), ("", "token")),
         "text_cfg.hf_pooler_type": (text.get("hf_pooler_type", text.get("pooler_type")),
                                     ("cls_last_hidden_state_pooler",)),
-        "preprocess_cfg.resize_mode": (settings.get("preprocess_cfg", {}).get("resize_mode", "shortest"),
-                                       ("shortest",)),
+        "preprocess_cfg.resize_mode": (resize, ("shortest",)),
     }
     for field, (value, known) in facts.items():
         if value not in known:
-            raise ModelError(f"{model}, {OPEN_CLIP_CONFIG}, field '{field}': {value!r} is not supported; "
-                             f"BiomedCLIP has {' or '.join(map(repr, known))}")
+            raise ModelError(f"{model}, {OPEN_CLIP_CONFIG}, field '{field}': {value!r} is not "
+                             f"supported; it must be {' or '.join(map(repr, known))}, as in BiomedCLIP")
 
 
 def config_of(weights: dict[str, torch.Tensor]) -> VisionTextDualEncoderConfig:
     """The sizes, read off the shapes of an open_clip checkpoint (heads of 64)."""
     trunk, bert = "visual.trunk.", "text.transformer."
     width, _, patch, _ = weights[f"{trunk}patch_embed.proj.weight"].shape
-    side = round((weights[f"{trunk}pos_embed"].shape[1] - 1) ** 0.5)  # the first position is the class token's
+    side = round((weights[f"{trunk}pos_embed"].shape[1] - 1) ** 0.5)  # one position is the class token's
     vocabulary, text_width = weights[f"{bert}embeddings.word_embeddings.weight"].shape
     vision = ViTConfig(
         hidden_size=width, num_hidden_layers=_count(weights, rf"{trunk}blocks"),
@@ -280,9 +283,10 @@ def key_map(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _image_processor(settings: dict, encoder: BiomedCLIP) -> CLIPImageProcessorPil:
-    """Shortest side to the encoder's size, centre crop, normalisation: with PIL, as open_clip does it."""
+    """Shortest side to the encoder's size, centre crop, normalisation: as open_clip, with PIL."""
     facts, size = settings.get("preprocess_cfg", {}), encoder.config.vision_config.image_size
-    statistics = {f"image_{name}": list(facts[name]) for name in ("mean", "std") if name in facts}  # else CLIP's
+    # without them the processor's own default, CLIP's mean and deviation, is open_clip's as well
+    statistics = {f"image_{name}": list(facts[name]) for name in ("mean", "std") if name in facts}
     return CLIPImageProcessorPil(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size},
         resample=Image.Resampling[facts.get("interpolation", "bicubic").upper()], **statistics,

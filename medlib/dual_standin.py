@@ -70,7 +70,8 @@ def build_model(processor: VisionTextDualEncoderProcessor, seed: int = 0) -> Bio
     shape = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
                  intermediate_size=4 * WIDTH)
     vision = ViTConfig(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, layer_norm_eps=1e-6, **shape)
-    text = BertConfig(vocab_size=len(processor.tokenizer), max_position_embeddings=CONTEXT_LENGTH, **shape)
+    text = BertConfig(vocab_size=len(processor.tokenizer), max_position_embeddings=CONTEXT_LENGTH,
+                      **shape)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=WIDTH)
     config.standin = True
     return BiomedCLIP(config)
@@ -124,7 +125,8 @@ def masked_word_loss(model: BiomedCLIP, tokenizer, sentences: list[str]) -> torc
 
 
 def train(model: BiomedCLIP, processor, pictures: np.ndarray, labels: np.ndarray, checkpoint: Path,
-          steps: int = 1200, batch_size: int = 64, lr: float = 1e-3, seed: int = 0, every: int = 100) -> list[dict]:
+          steps: int = 1200, batch_size: int = 64, lr: float = 1e-3, seed: int = 0,
+          every: int = 100) -> list[dict]:
     """Train in place; goes on from ``checkpoint`` if that file is there.
 
     Every step draws from a generator of its own number, so a resumed training sees what an
@@ -148,14 +150,15 @@ def train(model: BiomedCLIP, processor, pictures: np.ndarray, labels: np.ndarray
         pixels = standin.augment(standin.to_pixels(pictures[rows.numpy()]), generator)
         captions = [caption(rng, FINDINGS[labels[row]]) for row in rows]
         tokens = processor.tokenizer(captions, padding=True, return_tensors="pt")
-        with standin._half_precision():
+        with standin.half_precision():
             shown = model.get_image_features(pixels).pooler_output
             said = model.get_text_features(**tokens).pooler_output
             scale = model.logit_scale.exp().clamp(max=100)
             contrastive = contrastive_loss(shown, said, scale, labels[rows])
-            words = masked_word_loss(model, processor.tokenizer, list(rng.choice(sentences, size=batch_size)))
+            plain_text = list(rng.choice(sentences, size=batch_size))
+            words = masked_word_loss(model, processor.tokenizer, plain_text)
         for group in optimizer.param_groups:
-            group["lr"] = lr * standin._schedule(step, steps)
+            group["lr"] = lr * standin.schedule(step, steps)
         optimizer.zero_grad()
         (contrastive + words).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -194,7 +197,8 @@ def _restore(file: Path, model, optimizer) -> tuple[int, list[dict]]:
             number, _, moment = rest.partition(".")
             moments.setdefault(int(number), {})[moment] = tensor
     model.load_state_dict(weights)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     print(f"resuming at step {facts['step']} of {file.name}")
     return int(facts["step"]), json.loads(facts["history"])
 
@@ -218,14 +222,19 @@ def measure(processor, model: BiomedCLIP, pictures: np.ndarray, labels: np.ndarr
     right = np.zeros(len(labels), bool)
     for name in MODALITIES:
         findings, rows = findings_of(name), modality == name
-        similarity = shown[rows] @ embed_texts(processor, model, [standin.caption(f) for f in findings]).T
+        prompts = embed_texts(processor, model, [standin.caption(f) for f in findings])
+        similarity = shown[rows] @ prompts.T
         right[rows] = [findings[best] is FINDINGS[label]
                        for best, label in zip(similarity.argmax(axis=1), labels[rows])]
-    texts = [(f"{MODALITY_NAMES[f.modality]}: {p.replace('{degree}', DEGREES[1].lower())}", number)
+    degree = DEGREES[1].lower()
+    texts = [(f"{MODALITY_NAMES[f.modality]}: {p.replace('{degree}', degree)}", number)
              for number, f in enumerate(FINDINGS) for phrases in f.phrases.values() for p in phrases]
     similarity = shown @ embed_texts(processor, model, [text for text, _ in texts]).T
     about = np.array([number for _, number in texts])
-    rate = lambda hits: proportion(int(np.sum(hits)), len(hits))
+
+    def rate(hits):
+        return proportion(int(np.sum(hits)), len(hits))
+
     return {
         "zero_shot": {name: rate(right[modality == name]) for name in MODALITIES} | {"all": rate(right)},
         "picture_to_text": rate(about[similarity.argmax(axis=1)] == labels),
@@ -235,7 +244,7 @@ def measure(processor, model: BiomedCLIP, pictures: np.ndarray, labels: np.ndarr
 
 def build(out_dir: str | Path, per_finding: int = 800, steps: int = 1200, held_out: int = 100,
           seed: int = 0) -> dict:
-    """Rebuild the stand-in from nothing; a second call after an interruption goes on where it stopped.
+    """Rebuild the stand-in from nothing; after an interruption, call again: it goes on where it was.
 
     Writes weights (safetensors), processor, ``standin.json`` (what was measured) and a model card.
 
@@ -251,14 +260,16 @@ def build(out_dir: str | Path, per_finding: int = 800, steps: int = 1200, held_o
     model = build_model(processor, seed)
     pictures, labels = standin.picture_pool(per_finding, grammar.SEED_BASE["pretrain"])
     drawn = time.time()
-    history = train(model, processor, pictures, labels, stages / "checkpoint.safetensors", steps, seed=seed)
+    checkpoint = stages / "checkpoint.safetensors"
+    history = train(model, processor, pictures, labels, checkpoint, steps, seed=seed)
     trained = time.time()
     model.save_pretrained(out_dir)
     processor.save_pretrained(out_dir)
-    measured = measure(processor, model, *standin.picture_pool(held_out, grammar.SEED_BASE["pretrain_held_out"]))
+    unseen = standin.picture_pool(held_out, grammar.SEED_BASE["pretrain_held_out"])
+    measured = measure(processor, model, *unseen)
     measured |= {
-        "parameters": sum(p.numel() for p in model.parameters()), "pictures": len(pictures), "steps": steps,
-        "seed": seed, "minutes_drawing": round((drawn - started) / 60, 1),
+        "parameters": sum(p.numel() for p in model.parameters()), "pictures": len(pictures),
+        "steps": steps, "seed": seed, "minutes_drawing": round((drawn - started) / 60, 1),
         "minutes_training": round((trained - drawn) / 60, 1), "threads": torch.get_num_threads(),
         "history": history,
     }
@@ -270,14 +281,15 @@ def build(out_dir: str | Path, per_finding: int = 800, steps: int = 1200, held_o
 
 def model_card(measured: dict) -> str:
     """Markdown card with the figures of this build."""
-    text = lambda rate: f"{rate['value']:.1%} | {rate['low']:.1%} to {rate['high']:.1%} | {rate['n']:,}"
-    rows = [f"| {MODALITY_NAMES.get(name, 'all')} | {text(rate)} |" for name, rate in measured["zero_shot"].items()]
-    return CARD.format(
-        zero_shot="\n".join(rows), findings=len(FINDINGS), picture_to_text=text(measured["picture_to_text"]),
-        text_to_picture=text(measured["text_to_picture"]), **{
-            name: measured[name] for name in ("parameters", "pictures", "steps", "seed", "threads",
-                                              "minutes_drawing", "minutes_training")},
-    )
+    def cells(rate):
+        return f"{rate['value']:.1%} | {rate['low']:.1%} to {rate['high']:.1%} | {rate['n']:,}"
+
+    rows = [f"| {MODALITY_NAMES.get(name, 'all')} | {cells(rate)} |"
+            for name, rate in measured["zero_shot"].items()]
+    retrieval = {name: cells(measured[name]) for name in ("picture_to_text", "text_to_picture")}
+    facts = ("parameters", "pictures", "steps", "seed", "threads", "minutes_drawing", "minutes_training")
+    return CARD.format(zero_shot="\n".join(rows), findings=len(FINDINGS), **retrieval,
+                       **{name: measured[name] for name in facts})
 
 
 CARD = """\

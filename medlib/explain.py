@@ -157,12 +157,15 @@ def lesion_patches(image: str | Path, grid: int = 8) -> np.ndarray | None:
     if "centre" not in content:
         return None
     middles = (np.arange(grid) + 0.5) / grid
-    across, down = np.broadcast_to(content["radius"], 2) + 0.5 / grid  # a patch that is half on it counts
+    # half a patch is added, so that one that is half on the lesion counts
+    across, down = np.broadcast_to(content["radius"], 2) + 0.5 / grid
     (x, y), (columns, rows) = content["centre"], np.meshgrid(middles, middles)
     return ((columns - x) / across) ** 2 + ((rows - y) / down) ** 2 <= 1
 
 
-def check_maps(suite: Suite, model, processor, cases: int = 12, grid: int = 8, seed: int = 0) -> pd.DataFrame:
+def check_maps(
+    suite: Suite, model, processor, cases: int = 12, grid: int = 8, seed: int = 0
+) -> pd.DataFrame:
     """`deletion_check` and pointing game on drawn pictures whose lesion has a known place.
 
     Parameters
@@ -195,7 +198,8 @@ def check_maps(suite: Suite, model, processor, cases: int = 12, grid: int = 8, s
         rows.append({"id": scenario.id, "on_lesion": bool(lesion.flat[drop.argmax()]),
                      "by_chance": float(lesion.mean()),
                      **deletion_check(model, processor, scenario, picture, drop, k, seed=seed)})
-    return pd.DataFrame(rows, columns=["id", "on_lesion", "by_chance", "top", "random", "share_below", "log_odds"])
+    columns = ["id", "on_lesion", "by_chance", "top", "random", "share_below", "log_odds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def checks_sentence(checks: pd.DataFrame) -> str:
@@ -204,10 +208,12 @@ def checks_sentence(checks: pd.DataFrame) -> str:
         return "No picture here has a lesion of known place, so the maps could not be checked."
     rate = metrics.proportion(int(checks["on_lesion"].sum()), len(checks))
     chance = checks["by_chance"].mean()
-    reading = "more often than chance would" if rate["low"] > chance else "**not shown to be more than chance**"
-    return (f"The darkest orange patch lies on the drawn lesion in {rate['value'] * len(checks):.0f} of "
-            f"{len(checks)} pictures (95 % interval {100 * rate['low']:.0f} to {100 * rate['high']:.0f} %; "
-            f"chance {100 * chance:.0f} %): {reading}. Hiding the top eighth of the patches lowers the "
+    reading = "**not shown to be more than chance**"
+    if rate["low"] > chance:
+        reading = "more often than chance would"
+    return (f"The strongest patch lies on the drawn lesion in {checks['on_lesion'].sum()} of {len(checks)} "
+            f"pictures (95 % interval {100 * rate['low']:.0f} to {100 * rate['high']:.0f} %; chance "
+            f"{100 * chance:.0f} %): {reading}. Hiding the top eighth of the patches lowers the "
             f"verdict's log-odds by {checks['top'].mean():.1f}, hiding as many random ones by "
             f"{checks['random'].mean():.1f}.")
 
@@ -218,7 +224,9 @@ def surest_misses(predictions: pd.DataFrame) -> pd.DataFrame:
     return wrong.iloc[(wrong["p_correct"] - 0.5).abs().argsort(kind="stable")[::-1]]
 
 
-def overlay(axes, picture: Image.Image, drop: np.ndarray, limit: float, title: str = "") -> ScalarMappable:
+def overlay(
+    axes, picture: Image.Image, drop: np.ndarray, limit: float, title: str = ""
+) -> ScalarMappable:
     """Draw a map over a grey picture.
 
     Parameters
@@ -279,7 +287,8 @@ def looked_at(
     for row in rows[:limit]:
         scenario = known[row["id"]]
         picture = suite.picture(scenario)
-        cases.append((scenario, picture, *occlusion_map(model, processor, scenario, picture, grid, batch_size)))
+        drop, log_odds = occlusion_map(model, processor, scenario, picture, grid, batch_size)
+        cases.append((scenario, picture, drop, log_odds))
     return _draw_cases(cases, len(rows))
 
 
@@ -291,7 +300,8 @@ def _draw_cases(cases: list[tuple], of: int) -> Figure:
     texts = ["\n".join(plots._wrap(part, words_wide) for part in _case_text(scenario, log_odds))
              for scenario, _, _, log_odds in cases]
     heights = [max(side, (text.count("\n") + 1) * plots.LINE * 1.05) + gap for text in texts]
-    figure = plots._new_figure(sum(heights) + 0.75, f"Where the model looked: {len(cases):,} of {of:,} cases")
+    title = f"Where the model looked: {len(cases):,} of {of:,} cases"
+    figure = plots._new_figure(sum(heights) + 0.75, title)
     grid = figure.subplots(len(cases), 3, squeeze=False, height_ratios=heights,
                            width_ratios=[side, side, words_wide])
     for (shown, mapped, words), (scenario, picture, drop, _), text in zip(grid, cases, texts):

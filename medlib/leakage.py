@@ -180,7 +180,8 @@ def detection(distances: pd.DataFrame, max_distance: int = MAX_DISTANCE) -> pd.D
     rows = []
     for kind, part in distances.groupby("kind", sort=False)["distance"]:
         rate = metrics.proportion(int((part <= max_distance).sum()), len(part))
-        rows.append({"kind": kind, "least": part.min(), "median": part.median(), "most": part.max(), **rate})
+        spread = {"least": part.min(), "median": part.median(), "most": part.max()}
+        rows.append({"kind": kind, **spread, **rate})
     return pd.DataFrame(rows)
 
 
@@ -286,7 +287,9 @@ def _of_modality(scenario: Scenario, factor: str) -> str | None:
     return value if value is None else f"{scenario.modality}: {value}".replace("_", " ")
 
 
-def label_balance(scenarios: Sequence[Scenario], factors: Sequence[str] = tuple(FACTORS)) -> pd.DataFrame:
+def label_balance(
+    scenarios: Sequence[Scenario], factors: Sequence[str] = tuple(FACTORS)
+) -> pd.DataFrame:
     """Share of CORRECT at each level of each factor, tested against one half.
 
     Parameters

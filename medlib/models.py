@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, TorchAoConfig
 
-from medlib.config import ROOT
+from medlib import float16
+from medlib.config import ROOT, RunConfig
 
 
 class ModelError(RuntimeError):
@@ -55,14 +57,25 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware has it, else float32: Gemma 3 overflows in float16."""
+def pick_dtype(device: torch.device, dtype: str = "auto") -> torch.dtype:
+    """The number format asked for; auto: bfloat16 where the hardware has it, else float32."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if bf16 else torch.float32
 
 
-def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False):
+def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *, dtype: str = "auto",
+         quantization: str | None = None, attention: str = "sdpa"):
     """Load processor and base model, in evaluation mode on the best device.
+
+    Parameters
+    ----------
+    dtype : auto, float32, bfloat16 or float16; Gemma 3 overflows in plain float16, so that one is
+        `medlib.float16`
+    quantization : None, "8bit", "4bit" (NF4) or "int8", of the decoder's linear layers; ``use_8bit``
+        is the same as "8bit"
+    attention : sdpa or eager; Gemma 3 has no flash_attention_2, which drops the mask of picture tokens
 
     Returns
     -------
@@ -72,26 +85,73 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False):
     Raises
     ------
     ModelError
-        Missing folder, gated or unreachable hub model, missing bitsandbytes.
+        Missing folder, gated or unreachable hub model, missing package, formats that do not go together.
     """
     name, device = locate(model), pick_device()
+    quantization = quantization or ("8bit" if use_8bit else None)
+    dtype = pick_dtype(device, dtype)
+    if dtype == torch.float16 and quantization in ("8bit", "int8"):
+        raise ModelError(f"dtype: float16 does not go with quantization: {quantization}; "
+                         "take 4bit, or dtype: float32")
     options = {"trust_remote_code": trust_remote_code}
-    extra = {"quantization_config": _eight_bit()} if use_8bit else {}
+    extra = {"quantization_config": quantization_config(quantization, dtype)} if quantization else {}
     try:
         processor = AutoProcessor.from_pretrained(name, **options)
         base = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=pick_dtype(device), use_safetensors=True, **options, **extra
+            name, dtype=dtype, use_safetensors=True, attn_implementation=attention, **options, **extra
         )
+        if dtype == torch.float16:
+            float16.make_safe(base)
     except (OSError, ValueError) as error:
         raise ModelError(_explain(name, error)) from error
+    if quantization == "4bit":
+        _keep_trainable(base)
     processor.tokenizer.padding_side = "left"  # answers are appended and scored at the right end
-    return processor, (base if use_8bit else base.to(device)).eval()
+    return processor, (base if quantization in ("8bit", "4bit") else base.to(device)).eval()
 
 
-def _eight_bit() -> BitsAndBytesConfig:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("8-bit loading needs bitsandbytes: pip install '.[gpu]'")
-    return BitsAndBytesConfig(load_in_8bit=True)
+def load_for(config: RunConfig):
+    """(processor, base model) as a configuration says."""
+    return load(config.model, config.use_8bit, config.trust_remote_code, dtype=config.dtype,
+                quantization=config.quantization, attention=config.attention)
+
+
+#: Left in full precision: the tower sees the finding, and the output layer is tied to the embeddings.
+FULL_PRECISION = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
+
+
+def quantization_config(kind: str, dtype: torch.dtype):
+    """How transformers is told to keep the decoder's weights in 8 or 4 bits.
+
+    "8bit" is LLM.int8 (Dettmers 2022, arXiv:2208.07339), "4bit" NF4 with quantized constants (Dettmers
+    2023, arXiv:2305.14314), "int8" torchao's weight-only format, for devices that bitsandbytes lacks.
+
+    Raises
+    ------
+    ModelError
+        The package is missing; says what to install, and what else there is.
+    """
+    package = "torchao" if kind == "int8" else "bitsandbytes"
+    if importlib.util.find_spec(package) is None:
+        other = "8bit or 4bit" if kind == "int8" else "int8 (torchao; the one to take on Apple's mps)"
+        raise ModelError(f"quantization: {kind} needs {package}: pip install '.[gpu]'; or take {other}")
+    if kind == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=FULL_PRECISION)
+    # a line for every call: activations of 8-bit layers are rounded through float16, by design
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=FULL_PRECISION)
+
+
+def _keep_trainable(base) -> None:
+    """On some CPUs the first evaluation would repack 4-bit weights for good and cut later gradients."""
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _explain(name: str, error: Exception) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.covariance import LedoitWolf
-from tqdm.auto import tqdm
 
 from medlib import models
 from medlib.data import Suite
@@ -30,7 +29,7 @@ def picture_features(model, processor, suite: Suite, batch_size: int = 64) -> np
     float array (scenarios, width of the decoder)
     """
     device, parts = next(model.parameters()).device, []
-    for start in tqdm(range(0, len(suite), batch_size), desc="picture features", leave=False):
+    for start in range(0, len(suite), batch_size):
         pictures = [suite.picture(s) for s in suite.scenarios[start : start + batch_size]]
         pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"].to(device)
         tokens = model.get_image_features(pixels.to(model.dtype)).pooler_output
@@ -59,14 +58,16 @@ def ask(setting: Setting, suite: Suite) -> np.ndarray:
 
     The tower is frozen, so base and adapter share these distances.
     """
-    train, fitted = setting.suites["train"], {}
+    train = setting.suites["train"]
 
     def question(part: Suite):
         processor, model = setting.base
-        if not fitted:
-            fitted.update(fit(picture_features(model, processor, train), [s.modality for s in train.scenarios]))
+        if "novelty" not in setting.memo:
+            features = picture_features(model, processor, train)
+            setting.memo["novelty"] = fit(features, [s.modality for s in train.scenarios])
         features = picture_features(model, processor, part)
-        return pd.DataFrame({"novelty": distances(fitted, features, [s.modality for s in part.scenarios])})
+        modalities = [s.modality for s in part.scenarios]
+        return pd.DataFrame({"novelty": distances(setting.memo["novelty"], features, modalities)})
 
     made_of = models.weights_hash(setting.config.model) + train.sha256
     revision = hashlib.sha256(made_of.encode()).hexdigest()

@@ -151,7 +151,7 @@ def _load_dicom(path: Path) -> Image.Image:
     """Pixels only: every tag (name, birth date, accession number, ...) stays behind."""
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
     except ImportError:
         raise DataError(f"{path}: DICOM needs `pip install pydicom`") from None
     dataset = pydicom.dcmread(path)
@@ -159,9 +159,11 @@ def _load_dicom(path: Path) -> Image.Image:
         raise DataError(
             f"{path}, field 'BurnedInAnnotation': patient data is burned into the pixels"
         )
-    pixels = dataset.pixel_array
-    if pixels.ndim == 3 and dataset.get("SamplesPerPixel", 1) == 1:
+    pixels, samples = dataset.pixel_array, int(dataset.get("SamplesPerPixel", 1))
+    if pixels.ndim == (3 if samples == 1 else 4):
         pixels = pixels[len(pixels) // 2]  # the middle frame stands for a stack
+    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)  # the numbers are places in a table of colours
     if pixels.ndim == 2:
         pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(float)
         if dataset.get("PhotometricInterpretation") == "MONOCHROME1":

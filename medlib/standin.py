@@ -189,13 +189,13 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return pixels + 0.05 * torch.randn(pixels.shape, generator=generator)
 
 
-def _half_precision():
+def half_precision():
     """bfloat16 autocast where the processor has it (twice as fast), else a no-op."""
     supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.autocast("cpu", torch.bfloat16, enabled=supported)
 
 
-def _schedule(step: int, steps: int, warm_up: int = 100) -> float:
+def schedule(step: int, steps: int, warm_up: int = 100) -> float:
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.01
 
 
@@ -205,14 +205,14 @@ def warm_up_tower(model, pictures, labels, steps=1000, batch_size=64, lr=1e-3, s
     head = torch.nn.Linear(tower.config.hidden_size, len(FINDINGS))
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     generator = torch.Generator().manual_seed(seed)
     labels, losses = torch.from_numpy(labels), []
     tower.train()
     for step in (bar := tqdm(range(steps), desc="vision tower")):
         rows = torch.randint(len(labels), (batch_size,), generator=generator)
         pixels = augment(to_pixels(pictures[rows.numpy()]), generator)
-        with _half_precision():
+        with half_precision():
             logits = head(tower(pixel_values=pixels).last_hidden_state.mean(dim=1)).float()
         loss = torch.nn.functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
         optimizer.zero_grad()
@@ -334,7 +334,7 @@ def answer_loss(model, batch: dict, features: torch.Tensor | None) -> torch.Tens
         inputs["mm_encoder_outputs"] = _image_outputs(model, features)
     target = labels[:, 1:]
     chosen = target != -100
-    with _half_precision():
+    with half_precision():
         hidden = model.model(**inputs).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[chosen]).float()
     return torch.nn.functional.cross_entropy(logits, target[chosen])
@@ -345,7 +345,7 @@ def pretrain_decoder(model, processor, features, labels, steps=2400, batch_size=
     """Teach decoder and projector captions and statements; the tower stays frozen."""
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     rng, history, recent = np.random.default_rng(seed), [], {"picture": [], "text": []}
     model.train()
     for step in (bar := tqdm(range(steps), desc="decoder")):

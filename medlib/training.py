@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import shutil
@@ -9,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate.utils import find_executable_batch_size
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tqdm.auto import tqdm
@@ -18,20 +21,53 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from medlib import prompts
-from medlib.config import RunConfig
+from medlib import launch, models, prompts
+from medlib.config import ConfigError, RunConfig
 from medlib.schema import ANSWERS, Scenario, load_image
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+TOWER = ("q_proj", "k_proj", "v_proj", "out_proj")
+#: The projector's matrix is a bare parameter in Gemma 3, so no module could be named for it.
+PROJECTOR = "multi_modal_projector.mm_input_projection_weight"
+#: Choices of ``lora_targets`` that change what becomes of a picture; its features cannot be kept then.
+CHANGES_PICTURES = ("projector", "vision")
 
 
 def lora_config(config: RunConfig) -> LoraConfig:
-    """LoRA on the decoder only; the tower has q/k/v projections too, so the pattern names the decoder."""
-    modules = ATTENTION + (MLP if config.lora_targets == "attention+mlp" else ())
+    """What LoRA changes, by ``config.lora_targets``.
+
+    The tower has q/k/v projections too, so every pattern names the part of the model that it means.
+
+    - ``attention``: q, k, v, o of the decoder
+    - ``attention+mlp``: these, and gate, up, down
+    - ``all-linear``: every linear layer of the decoder but the head; in Gemma 3 the same as the above
+    - ``projector``: the decoder's attention, and the matrix from tower to decoder. LoRA on a bare
+      parameter has no dropout, so ``lora_dropout`` is 0 for the whole adapter
+    - ``vision``: the attention of decoder and vision tower
+
+    Raises
+    ------
+    ConfigError
+        For DoRA on the projector, which PEFT does not have.
+
+    References
+    ----------
+    LoRA: Hu et al. 2021, arXiv:2106.09685. rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. DoRA:
+    Liu et al. 2024, arXiv:2402.09353.
+    """
+    names = {"attention+mlp": "|".join(ATTENTION + MLP), "all-linear": r"\w+_proj"}
+    decoder = rf".*language_model.*\.({names.get(config.lora_targets, '|'.join(ATTENTION))})"
+    tower = rf".*vision_tower.*\.({'|'.join(TOWER)})"
+    projector = config.lora_targets == "projector"
+    if projector and config.use_dora:
+        raise ConfigError("lora_targets=projector: DoRA is not defined for a bare parameter; set use_dora=false")
     return LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
-        task_type="CAUSAL_LM", target_modules=rf".*language_model.*\.({'|'.join(modules)})",
+        r=config.lora_rank, lora_alpha=config.lora_alpha, bias="none", task_type="CAUSAL_LM",
+        lora_dropout=0 if projector else config.lora_dropout,
+        target_modules=f"({decoder}|{tower})" if config.lora_targets == "vision" else decoder,
+        target_parameters=[PROJECTOR] if projector else None,
+        use_rslora=config.use_rslora, use_dora=config.use_dora,
     )
 
 
@@ -51,33 +87,46 @@ def encode(processor, scenarios: list[Scenario], images_dirs: list[Path], batch_
     Returns
     -------
     list of dict with ``input_ids``, ``token_type_ids``, ``labels`` (1-D int64 tensors of equal length)
-    and ``pixel_values`` (float tensor, crops x 3 x height x width)
+    and ``pixels``, a function that loads the picture (float tensor, crops x 3 x height x width); rows
+    of one picture share it
     """
+    load = functools.lru_cache(maxsize=None)(lambda file: functools.partial(_pixels, processor, file))
     rows = []
     for start in tqdm(range(0, len(scenarios), batch_size), desc="encoding", leave=False):
         part = slice(start, start + batch_size)
-        pictures = [load_image(d / s.image) for s, d in zip(scenarios[part], images_dirs[part])]
-        rows += [_encode_one(processor, s, p) for s, p in zip(scenarios[part], pictures)]
+        files = [folder / s.image for s, folder in zip(scenarios[part], images_dirs[part])]
+        rows += [row | {"pixels": load(file)}
+                 for row, file in zip(_encode(processor, scenarios[part], files), files)]
     return rows
 
 
-def _encode_one(processor, scenario: Scenario, picture) -> dict:
-    def tokens(turns, **options):
-        return processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt", **options)
+def _pixels(processor, file: Path) -> torch.Tensor:
+    return processor.image_processor(images=[load_image(file)], return_tensors="pt")["pixel_values"]
 
-    full = tokens(prompts.messages(scenario, picture, ANSWERS[scenario.verdict]))
-    prompt = tokens(prompts.messages(scenario, picture), add_generation_prompt=True)
-    ids, start = full["input_ids"][0], prompt["input_ids"].shape[1]
-    if not torch.equal(ids[:start], prompt["input_ids"][0]):
-        raise ValueError(f"{scenario.id}: the chat template does not put the answer after the prompt")
-    labels = ids.clone()
-    labels[:start] = -100
-    end = start + int((ids[start:] == _end_of_turn(processor)).nonzero()[0]) + 1
-    labels[end:] = -100  # the newline after the turn is not part of the answer
-    return {
-        "input_ids": ids, "token_type_ids": full["token_type_ids"][0], "labels": labels,
-        "pixel_values": full["pixel_values"],
-    }
+
+def _encode(processor, scenarios: list[Scenario], files: list[Path]) -> list[dict]:
+    pictures = [load_image(file) for file in files]
+
+    def tokens(turns, **options):
+        return processor.apply_chat_template(
+            turns, tokenize=True, return_dict=True, return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "right"}, **options)
+
+    full = tokens([prompts.messages(s, p, ANSWERS[s.verdict]) for s, p in zip(scenarios, pictures)])
+    asked = tokens([prompts.messages(s, p) for s, p in zip(scenarios, pictures)], add_generation_prompt=True)
+    rows = []
+    for index, scenario in enumerate(scenarios):
+        length, start = int(full["attention_mask"][index].sum()), int(asked["attention_mask"][index].sum())
+        ids = full["input_ids"][index, :length]
+        if not torch.equal(ids[:start], asked["input_ids"][index, :start]):
+            raise ValueError(f"{scenario.id}: the chat template does not put the answer after the prompt")
+        labels = ids.clone()
+        labels[:start] = -100
+        end = start + int((ids[start:] == _end_of_turn(processor)).nonzero()[0]) + 1
+        labels[end:] = -100  # the newline after the turn is not part of the answer
+        rows.append({"input_ids": ids.clone(), "labels": labels,
+                     "token_type_ids": full["token_type_ids"][index, :length].clone()})
+    return rows
 
 
 def _end_of_turn(processor) -> int:
@@ -86,20 +135,32 @@ def _end_of_turn(processor) -> int:
 
 @torch.no_grad()
 def cache_image_features(model, rows: list[dict], batch_size: int = 64) -> list[dict]:
-    """Replace pixels by what the frozen tower and projector make of them; equal results, less work."""
+    """Put beside each row what the frozen tower and projector make of its picture.
+
+    Equal results, less work: every picture goes through the tower once, not once an epoch and row.
+    Pictures are loaded batch by batch; a batch that does not fit into memory is halved.
+    """
     device = next(model.parameters()).device
-    for start in tqdm(range(0, len(rows), batch_size), desc="image features", leave=False):
-        part = rows[start : start + batch_size]
-        pixels = torch.cat([row["pixel_values"] for row in part]).to(device)
-        features = model.get_image_features(pixels).pooler_output.cpu()
-        for row, feature in zip(part, features.split([len(row["pixel_values"]) for row in part])):
-            del row["pixel_values"]
-            row["image_features"] = feature
+    waiting = list({id(row["pixels"]): row["pixels"] for row in rows if "image_features" not in row}.values())
+    features = {}
+    bar = tqdm(total=len(waiting), desc="image features", leave=False)
+
+    def run(size: int) -> None:
+        while part := waiting[:size]:
+            pixels = [load() for load in part]
+            made = model.get_image_features(torch.cat(pixels).to(device)).pooler_output.cpu()
+            features.update(zip(map(id, part), made.split([len(p) for p in pixels])))
+            del waiting[:size]
+            bar.update(len(part))
+
+    _until_it_fits(run, batch_size, lambda size: size // 2)
+    for row in rows:
+        row.setdefault("image_features", features.get(id(row["pixels"])))
     return rows
 
 
 def collator(pad_token_id: int):
-    """Batch encoded rows, padded at the right end."""
+    """Batch encoded rows, padded at the right end; loads the pictures of rows without features."""
 
     def collate(rows: list[dict]) -> dict:
         def pad(name, value):
@@ -115,10 +176,40 @@ def collator(pad_token_id: int):
             features = torch.cat([r["image_features"] for r in rows])
             batch["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         else:
-            batch["pixel_values"] = torch.cat([r["pixel_values"] for r in rows])
+            batch["pixel_values"] = torch.cat([r["pixels"]() for r in rows])
         return batch
 
     return collate
+
+
+def prompt_length(row: dict) -> int:
+    """Tokens before the answer. Batches are grouped by these and not by all tokens: the two answers
+    may differ in length, and a batch would tell its verdict."""
+    return int((row["labels"] != -100).nonzero()[0])
+
+
+def epoch_order(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[int]:
+    """Order of rows in one epoch: rows of about one length side by side, batches at random.
+
+    Random rows are cut into windows of 16 batches, sorted by length within a window, and the batches
+    shuffled. It depends on nothing but the arguments, so that an interrupted epoch goes on as it began,
+    and every division of a batch over accumulation steps and processes sees the same rows.
+
+    `transformers`' own length-grouped sampler leaves each window sorted, draws from the global
+    generator and knows nothing of other processes.
+
+    Parameters
+    ----------
+    batch_size : int
+        Rows an optimizer step, over all processes; a last batch with fewer rows stays the last.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    lengths, order = np.asarray(lengths), rng.permutation(len(lengths))
+    windows = [order[i : i + 16 * batch_size] for i in range(0, len(order), 16 * batch_size)]
+    order = np.concatenate([w[np.argsort(lengths[w], kind="stable")] for w in windows])
+    whole = len(order) // batch_size * batch_size
+    batches = order[:whole].reshape(-1, batch_size)
+    return np.concatenate([batches[rng.permutation(len(batches))].ravel(), order[whole:]]).tolist()
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -130,23 +221,84 @@ def train_adapter(
 ) -> Path:
     """Train a LoRA adapter and save it; an interrupted call continues from its last checkpoint.
 
+    Out of memory, the micro-batch is halved and the accumulation doubled, and training goes on from
+    its last checkpoint: the effective batch, and so the adapter up to rounding and dropout, stays.
+
     Parameters
     ----------
     base : model from :func:`medlib.models.load`; its weights are not changed
     train_rows, val_rows : from :func:`encode`; the best checkpoint is the one of least loss on
         ``val_rows``, none is chosen if there are none
     out_dir : gets ``adapter_model.safetensors``, ``adapter_config.json``, processor files and
-        ``training_metadata.json``
+        ``training_metadata.json``, written by the first of several processes
 
     Returns
     -------
     Path of ``out_dir``
+
+    Raises
+    ------
+    ModelError
+        If not even one scenario a forward pass fits into memory, or, with several processes, if one
+        of them runs out: the others wait for it, so none can go on alone.
     """
     out_dir = Path(out_dir)
+    with launch.state().main_process_first():
+        if launch.state().is_main_process and not resume:
+            clear_checkpoints(out_dir)
+        last_whole_checkpoint(out_dir / "checkpoints")
+    settings = config
+
+    def attempt(batch_size: int) -> None:
+        _train(base, processor, train_rows, val_rows, settings, out_dir, extra or {}, quiet)
+
+    def smaller(batch_size: int) -> int:
+        nonlocal settings
+        settings = smaller_micro_batch(settings)
+        launch.say(f"out of memory with {batch_size} scenarios a forward pass; going on from the last "
+                   f"checkpoint with {settings.batch_size}, and {settings.gradient_accumulation} passes "
+                   "an optimizer step: the effective batch stays")
+        return settings.batch_size
+
+    _until_it_fits(attempt, config.batch_size, smaller)
+    launch.state().wait_for_everyone()
+    return out_dir
+
+
+def smaller_micro_batch(config: RunConfig) -> RunConfig:
+    """Half the micro-batch, or the next smaller one that leaves the effective batch as it is.
+
+    >>> small = smaller_micro_batch(RunConfig(batch_size=6, gradient_accumulation=2))
+    >>> small.batch_size, small.gradient_accumulation
+    (3, 4)
+    """
+    rows = config.batch_size * config.gradient_accumulation
+    size = next((n for n in range(config.batch_size // 2, 0, -1) if rows % n == 0), 0)
+    return config.model_copy(update={"batch_size": size, "gradient_accumulation": rows // max(1, size)})
+
+
+def _until_it_fits(function, batch_size: int, smaller) -> None:
+    """Call ``function(batch_size)``, with what ``smaller`` makes of the size after running out of memory."""
+    size = batch_size
+
+    def reduce() -> int:
+        nonlocal size
+        if launch.processes() > 1:
+            raise models.ModelError(f"out of memory with batch_size={size} in one of {launch.processes()} "
+                                    "processes; set batch_size to half and gradient_accumulation to double")
+        if size == 1:
+            raise models.ModelError("out of memory with one scenario a forward pass; set "
+                                    "gradient_checkpointing=true, quantization=4bit, or take a smaller model")
+        size = smaller(size)
+        return size
+
+    find_executable_batch_size(function, batch_size, reduce)()
+
+
+def _train(base, processor, train_rows, val_rows, config, out_dir, extra, quiet) -> None:
+    """One try at the micro-batch of ``config``; leaves the base as it was, whatever happens."""
     checkpoints = out_dir / "checkpoints"
-    if not resume:
-        clear_checkpoints(out_dir)
-    last = _last_checkpoint(checkpoints)
+    last = last_whole_checkpoint(checkpoints)
     epochs_before = json.loads((Path(last) / "trainer_state.json").read_text())["epoch"] if last else 0
     set_seed(config.seed)
     forward = base.__dict__.get("forward")
@@ -154,25 +306,26 @@ def train_adapter(
     try:
         trainer = _trainer(model, processor, train_rows, val_rows, config, checkpoints)
         if not quiet:
-            print(f"{len(train_rows)} training and {len(val_rows)} validation scenarios; " + describe(model),
-                  flush=True)
+            launch.say(f"{len(train_rows)} training and {len(val_rows)} validation scenarios; " + describe(model))
         started = time.time()
         result = trainer.train(resume_from_checkpoint=last)
-        model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
-        model.save_pretrained(out_dir, save_embedding_layers=False)  # untouched; "auto" would ask the hub
-        processor.save_pretrained(out_dir)
-        metadata = _metadata(model, trainer, result, config, time.time() - started, epochs_before)
-        (out_dir / "training_metadata.json").write_text(json.dumps(metadata | (extra or {}), indent=2) + "\n")
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if launch.sharded() else None
+        if launch.state().is_main_process:
+            model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
+            # embeddings are untouched; "auto" would ask the hub
+            model.save_pretrained(out_dir, save_embedding_layers=False, state_dict=weights)
+            processor.save_pretrained(out_dir)
+            metadata = _metadata(model, trainer, result, config, time.time() - started, epochs_before)
+            (out_dir / "training_metadata.json").write_text(json.dumps(metadata | extra, indent=2) + "\n")
     finally:  # the base comes back as it was, after an interruption too
         model.unload()
         base.__dict__.pop("forward", None)  # TRL wraps the instance's forward
         if forward is not None:
             base.forward = forward
         base.eval()
-    return out_dir
 
 
-def _last_checkpoint(checkpoints: Path) -> str | None:
+def last_whole_checkpoint(checkpoints: Path) -> str | None:
     """The newest complete checkpoint; the trainer's state is written last, so without it one is cut off."""
     for folder in checkpoints.glob("checkpoint-*"):
         if not (folder / "trainer_state.json").is_file():
@@ -191,14 +344,54 @@ def describe(model) -> str:
     return f"{trainable:,} of {total:,} parameters trainable ({share:.2f} %)"
 
 
+class _Trainer(SFTTrainer):
+    """TRL's trainer, with our order of rows and, without a GPU, a loss on the answer's positions only."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.order or super()._get_train_sampler(train_dataset)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if inputs["labels"].device.type == "cuda" or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # TRL's fused head scores every position where there is no Triton; the answer is a tenth of them
+        labels = inputs["labels"][:, 1:]
+        labelled = labels != -100
+        first = int(labelled.any(0).nonzero()[0])
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1 - first).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels[:, first:].flatten(),
+                                                 ignore_index=-100, reduction="sum")
+        if num_items_in_batch is None:
+            return loss / labelled.sum()
+        # all tokens of the step, over accumulation and processes; DDP then averages over processes
+        return loss / num_items_in_batch * self.accelerator.num_processes
+
+
+class _GroupedByLength(torch.utils.data.Sampler):
+    """`epoch_order` of whatever epoch the trainer is in, so that a resumed one goes on in its order."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, steps_done) -> None:
+        self.lengths, self.batch_size, self.seed, self.steps_done = lengths, batch_size, seed, steps_done
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        epoch = self.steps_done() // -(-len(self) // self.batch_size)
+        return iter(epoch_order(self.lengths, self.batch_size, self.seed, epoch))
+
+
 def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoints: Path) -> SFTTrainer:
-    steps_per_epoch = -(-len(train_rows) // (config.batch_size * config.gradient_accumulation))
+    effective_batch = config.batch_size * config.gradient_accumulation * launch.processes()
+    steps_per_epoch = -(-len(train_rows) // effective_batch)
     interval = max(1, steps_per_epoch // config.evaluations_per_epoch)
     device = next(model.parameters()).device.type
+    main = launch.state().is_main_process
+    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     arguments = SFTConfig(
         output_dir=str(checkpoints), seed=config.seed, data_seed=config.seed,
         num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.eval_batch_size,
+        per_device_eval_batch_size=min(config.eval_batch_size, 4 * config.batch_size),
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.lr, weight_decay=config.weight_decay, lr_scheduler_type="cosine",
         warmup_steps=max(1, round(config.warmup_ratio * steps_per_epoch * config.epochs)),
@@ -207,18 +400,23 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
         save_strategy="steps", save_steps=interval, save_total_limit=2,
         load_best_model_at_end=bool(val_rows), metric_for_best_model="eval_loss" if val_rows else None,
         logging_steps=max(1, interval // 5), report_to="tensorboard",
-        gradient_checkpointing=device == "cuda", max_length=None,
+        # FSDP recomputes by its own setting, and refuses to be told twice
+        gradient_checkpointing=recompute and not launch.sharded(), max_length=None,
         remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=device == "cuda", disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=device == "cuda", dataloader_num_workers=config.workers,
+        disable_tqdm=not (main and sys.stderr.isatty()),
     )
     stop = [EarlyStoppingCallback(config.early_stopping_patience)] if val_rows and config.early_stopping_patience else []
     # TRL wants a `datasets.Dataset`; ours carries row numbers, so that the tensors are never copied
-    rows, collate = train_rows + val_rows, collator(processor.tokenizer.pad_token_id)
-    return SFTTrainer(
+    trainer = _Trainer(
         model=model, args=arguments, processing_class=processor, callbacks=stop,
         data_collator=collator(processor.tokenizer.pad_token_id),
         train_dataset=_dataset(train_rows), eval_dataset=_dataset(val_rows) if val_rows else None,
     )
+    trainer.order = _GroupedByLength(
+        [prompt_length(row) for row in train_rows], effective_batch, config.seed,
+        lambda: trainer.state.global_step) if config.group_by_length else None
+    return trainer
 
 
 def _dataset(rows: list[dict]) -> Dataset:
@@ -241,7 +439,7 @@ def _metadata(model, trainer, result, config, seconds, epochs_before) -> dict:
         "loss_per_epoch": losses_per_epoch(history), "history": history,
         "samples_per_second": round(samples / seconds, 2), "wall_seconds": round(seconds, 1),
         "peak_memory_mib": round(peak_memory_mib()), "device": str(next(model.parameters()).device),
-        "resumed": epochs_before > 0, "config": config.model_dump(),
+        "resumed": epochs_before > 0, "processes": launch.processes(), "config": config.model_dump(),
     }
 
 

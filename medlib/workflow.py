@@ -31,7 +31,7 @@ def run_dir(config: RunConfig) -> Path:
 
 def load_model(config: RunConfig):
     """(processor, base model) as the configuration says."""
-    return models.load(config.model, config.use_8bit, config.trust_remote_code)
+    return models.load_for(config)
 
 
 def model_label(config: RunConfig) -> str:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medlib import cli
-from medlib.config import ROOT
+from medlib.config import ROOT, ConfigError
 
 COMMANDS = ("data", "standin", "train", "evaluate", "benchmark", "report")
 
@@ -121,6 +121,26 @@ def test_dry_run_prints_the_trainable_share(run, small_config):
     counts = json.loads(output)
     assert 0 < counts["trainable_percent"] < 3
     assert counts["trainable_parameters"] < counts["total_parameters"]
+
+
+def test_model_names_rows_of_the_benchmark_or_the_base_model():
+    assert cli._rows_and_base(None) == (None, None)
+    assert cli._rows_and_base(["google/medgemma-4b-it"]) == (None, "google/medgemma-4b-it")
+    named = ["constant", "openai:gpt-4o", "models/medgemma-nano", "medgemma-lora"]
+    assert cli._rows_and_base(named) == (("constant", "openai:gpt-4o", "medgemma-lora"), "models/medgemma-nano")
+    with pytest.raises(ConfigError, match="two base models: a/b, c/d"):
+        cli._rows_and_base(["a/b", "c/d"])
+
+
+def test_benchmark_of_named_rows_prints_their_table(run, small_config):
+    status, output = run(
+        "benchmark", "--profile", "tiny", "--model", "constant", "--model", "heuristics",
+        "--run-dir", small_config.run_dir, "--set", "train_pairs=12", "--set", "val_pairs=12",
+        "--set", "test_pairs=12", "--set", "contradiction_pairs=4",
+    )
+    assert status == 0
+    assert "| constant | 24 | 50.0 %" in output and "| heuristics |" in output
+    assert "medgemma" not in output
 
 
 def test_any_setting_can_be_set(monkeypatch):

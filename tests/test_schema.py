@@ -239,3 +239,30 @@ def test_dicom_inverted_and_burned_in(tmp_path):
     dicom(tmp_path / "burned.dcm", BurnedInAnnotation="YES")
     with pytest.raises(DataError, match="burned.dcm, field 'BurnedInAnnotation'"):
         load_image(tmp_path / "burned.dcm")
+
+
+def test_dicom_stacks_of_colour_and_palettes(tmp_path):
+    dicom(tmp_path / "stack.dcm")
+    pydicom = pytest.importorskip("pydicom")
+    frames = np.zeros((3, 8, 10, 3), np.uint8)
+    frames[1, ..., 0] = np.arange(10) * 25  # the middle frame, a red ramp
+    dataset = pydicom.dcmread(tmp_path / "stack.dcm")
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames, dataset.SamplesPerPixel = 8, 10, 3, 3
+    dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelData = frames.tobytes()
+    dataset.save_as(tmp_path / "stack.dcm")
+    picture = np.asarray(load_image(tmp_path / "stack.dcm"))
+    assert picture.shape == (8, 10, 3) and picture[..., 1:].max() == 0
+    assert (np.diff(picture[0, :, 0].astype(int)) > 0).all()
+
+    palette = np.arange(256, dtype=np.uint16) * 257
+    dataset.NumberOfFrames, dataset.SamplesPerPixel = 1, 1
+    dataset.PhotometricInterpretation = "PALETTE COLOR"
+    for colour, table in (("Red", palette), ("Green", 0 * palette), ("Blue", palette[::-1])):
+        dataset.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        setattr(dataset, f"{colour}PaletteColorLookupTableData", table.astype("<u2").tobytes())
+    dataset.PixelData = np.tile(np.arange(10, dtype=np.uint8) * 25, (8, 1)).tobytes()
+    dataset.save_as(tmp_path / "palette.dcm")
+    first, *_, last = np.asarray(load_image(tmp_path / "palette.dcm"))[0]
+    assert first[0] < first[2] and last[0] > last[2] and first[1] == last[1] == 0

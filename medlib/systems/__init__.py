@@ -47,7 +47,7 @@ class System:
     predict : callable
         ``predict(suite)`` gives the probability of CORRECT, float array (n,); or a table of n rows
         with a column ``p_correct`` and any of ``generated``, ``parsed``, ``prompt_tokens``,
-        ``completion_tokens``, ``usd``.
+        ``completion_tokens``, ``usd``; ``seconds`` are those spent elsewhere, and are added to.
     chunk : int
         Scenarios a call; what was answered is kept after each call.
     speak : callable, optional
@@ -95,6 +95,7 @@ class Setting:
     def __init__(self, config: RunConfig, suites: dict[str, Suite]) -> None:
         self.config, self.suites = config, suites
         self.variant, self._systems = "", {}
+        self.memo: dict = {}  # what a question has fitted, for the next one
 
     def training_scenarios(self) -> list[Scenario]:
         """The words that every trained system may learn from."""
@@ -105,7 +106,7 @@ class Setting:
         """(processor, base model)."""
         from medlib import models
 
-        return models.load(self.config.model, self.config.use_8bit, self.config.trust_remote_code)
+        return models.load_for(self.config)
 
     @property
     def adapter_dir(self) -> Path:
@@ -165,7 +166,7 @@ class Setting:
             for part in (rows[i : i + chunk] for i in range(0, len(rows), chunk)):
                 started = time.perf_counter()
                 answers = _table(question(suite.rows(part)), len(part), label)
-                answers["seconds"] = (time.perf_counter() - started) / len(part)
+                answers["seconds"] = answers.get("seconds", 0) + (time.perf_counter() - started) / len(part)
                 known |= keep_answers(file, [keys[r] for r in part], answers)
                 bar.update(len(part))
         return pd.DataFrame([known[key] for key in keys])

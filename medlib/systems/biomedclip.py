@@ -36,7 +36,7 @@ from medlib.models import ModelError
 from medlib.standin import MODALITY_NAMES, caption
 from medlib.systems import NotRun, Setting, System, register
 
-#: Written down before anything was measured; the mean vector of each side stands for it.
+#: Plain words; the mean vector of a side stands for it, as one prompt alone is fickle.
 WATCH = ("no treatment", "observation only", "watchful waiting", "routine follow-up", "reassurance")
 TREAT = ("drug treatment", "surgery", "radiotherapy", "chemotherapy", "biopsy")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
 from medlib.systems import Setting, System, register
@@ -19,8 +20,12 @@ def fused(setting: Setting) -> System:
     weights = LogisticRegression(random_state=setting.config.seed)
     weights.fit(log_odds(setting, val), [s.verdict == "CORRECT" for s in val.scenarios])
     made_of = [setting.system(part).revision for part in PARTS] + [val.sha256, str(setting.config.seed)]
-    return System("medgemma-lora+biomedclip", hashlib.sha256("".join(made_of).encode()).hexdigest(),
-                  lambda suite: weights.predict_proba(log_odds(setting, suite))[:, 1])
+
+    def predict(suite) -> pd.DataFrame:
+        seconds = sum(setting.ask(part, suite)["seconds"].to_numpy() for part in PARTS)
+        return pd.DataFrame({"p_correct": weights.predict_proba(log_odds(setting, suite))[:, 1], "seconds": seconds})
+
+    return System("medgemma-lora+biomedclip", hashlib.sha256("".join(made_of).encode()).hexdigest(), predict)
 
 
 def log_odds(setting: Setting, suite) -> np.ndarray:
