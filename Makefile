@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## run the tests, then every notebook
 data: $(INSTALLED)  ## make the scenarios and their images
 	$(BIN)/python -m medlib data $(ARGS)
 
-standin: $(INSTALLED)  ## make the small stand-in model that knows no medicine
+standin: $(INSTALLED)  ## make the two small stand-in models that know no medicine
 	$(BIN)/python -m medlib standin $(ARGS)
 
 lint: $(INSTALLED)  ## check style

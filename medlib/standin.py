@@ -205,7 +205,7 @@ def warm_up_tower(model, pictures, labels, steps=1000, batch_size=64, lr=1e-3, s
     head = torch.nn.Linear(tower.config.hidden_size, len(FINDINGS))
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     generator = torch.Generator().manual_seed(seed)
     labels, losses = torch.from_numpy(labels), []
     tower.train()
@@ -219,7 +219,7 @@ def warm_up_tower(model, pictures, labels, steps=1000, batch_size=64, lr=1e-3, s
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
+        decay.step()
         losses.append(loss.item())
         if step % 50 == 49:
             accuracy = (logits.argmax(1) == labels[rows]).float().mean()
@@ -299,9 +299,12 @@ def encode(processor, question: str, answer: str | None, with_picture: bool) -> 
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
     prompt = prompt.replace(processor.boi_token, processor.full_image_sequence)
-    encode = lambda text: processor.tokenizer(text, add_special_tokens=False).input_ids
-    prompt_ids = encode(prompt)
-    return prompt_ids + (encode(f"{answer}<end_of_turn>") if answer else []), len(prompt_ids)
+
+    def ids(text: str) -> list[int]:
+        return processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    prompt_ids = ids(prompt)
+    return prompt_ids + (ids(f"{answer}<end_of_turn>") if answer else []), len(prompt_ids)
 
 
 def collate(processor, conversations: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
@@ -345,7 +348,7 @@ def pretrain_decoder(model, processor, features, labels, steps=2400, batch_size=
     """Teach decoder and projector captions and statements; the tower stays frozen."""
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     rng, history, recent = np.random.default_rng(seed), [], {"picture": [], "text": []}
     model.train()
     for step in (bar := tqdm(range(steps), desc="decoder")):
@@ -362,7 +365,7 @@ def pretrain_decoder(model, processor, features, labels, steps=2400, batch_size=
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        schedule.step()
+        decay.step()
         recent[kind].append(loss.item())
         if step % 100 == 99:
             means = {k: float(np.mean(v[-50:])) for k, v in recent.items()}
@@ -394,11 +397,11 @@ def caption_accuracy(model, processor, pictures: np.ndarray, labels: np.ndarray,
         output = model.generate(**batch, pixel_values=to_pixels(part), max_new_tokens=24, do_sample=False)
         said += processor.tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
     by_caption = {caption(f): f for f in FINDINGS}
-    right = np.array([text.strip() == caption(FINDINGS[l]) for text, l in zip(said, labels)])
+    right = np.array([text.strip() == caption(FINDINGS[label]) for text, label in zip(said, labels)])
     abnormal = np.array([by_caption.get(text.strip(), None) for text in said], dtype=object)
-    told = np.array([f is not None and (f.name == "normal") == (FINDINGS[l].name == "normal")
-                     for f, l in zip(abnormal, labels)])
-    modality = np.array([FINDINGS[l].modality for l in labels])
+    told = np.array([f is not None and (f.name == "normal") == (FINDINGS[label].name == "normal")
+                     for f, label in zip(abnormal, labels)])
+    modality = np.array([FINDINGS[label].modality for label in labels])
     per = {m: {"accuracy": right[modality == m].mean(), "n": int((modality == m).sum()),
                "present_absent": told[modality == m].mean()} for m in MODALITIES}
     return {"accuracy": right.mean(), "n": len(right), "present_absent": told.mean(), "per_modality": per}
