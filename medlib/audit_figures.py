@@ -56,8 +56,8 @@ def leak_sentence(suites: Mapping[str, Suite], leaks: pd.DataFrame) -> str:
     """Whether a picture of a test was there to learn from."""
     crossing, table = _crossing(leaks), leak_table(suites, leaks)
     if crossing.empty:
-        return ("**No picture of a test stands in a suite to fit on**, neither as it is nor recompressed, "
-                f"resized, mirrored or turned (pairs of suites compared: {len(table)}).")
+        return ("**No picture of a test stands in a suite to fit on**, neither as it is nor "
+                f"recompressed, resized, mirrored or turned (pairs of suites compared: {len(table)}).")
     first = crossing.iloc[0]
     tested = ", ".join(sorted(crossing["two"].str.replace("_", " ").unique()))
     return (f"**Pairs of pictures on both sides: {len(crossing):,}**, such as {first['image_one']} and "
@@ -97,8 +97,8 @@ def distance_figure(distances: pd.DataFrame, max_distance: int = leakage.MAX_DIS
     """Histograms of `leakage.hash_distances`: copies, crops and strangers, by modality."""
     plots._needed("distance_figure", distances)
     names = {leakage.STRANGERS: leakage.STRANGERS} | {
-        kind: "cropped copy" if kind.startswith("crop") else "other copy" for kind in leakage.COPIES}
-    colours = {"other copy": plots.BLUE, "cropped copy": plots.GREY, leakage.STRANGERS: plots.ORANGE}
+        kind: "cropped copy" if kind.startswith("crop") else "uncropped copy" for kind in leakage.COPIES}
+    colours = {"uncropped copy": plots.BLUE, "cropped copy": plots.GREY, leakage.STRANGERS: plots.ORANGE}
     frame = distances.assign(what=distances["kind"].map(names))
     modalities = [m for m in MODALITIES if m in set(frame["modality"])]
     title = "How far apart are the hashes of two pictures?"
@@ -130,8 +130,8 @@ def picture_sentence(found: Sequence[audit.Issue]) -> str:
     about = picture_issues(found)
     faults = [issue for issue in about if issue.severity != "info"]
     if not faults:
-        return ("The pictures of the core set in use have **no fault**: none is broken or a mask, no two "
-                "show one field. What the audit says of their words and labels is in `01_data`.")
+        return ("The pictures of the core set in use have **no fault**: none is broken or a mask, no "
+                "two show one field. What the audit says of their words and labels is in `01_data`.")
     counts = pd.Series([issue.check for issue in faults]).value_counts()
     listed = ", ".join(f"{check} ({count})" for check, count in counts.items())
     files = sorted({file for issue in faults for file in issue.files})
@@ -194,7 +194,8 @@ def finding_sentence(suites: Mapping[str, Suite]) -> str:
     if new:
         return f"{text}; {len(new)} of them are in no suite to fit on: {', '.join(new)}."
     return (f"{text}, and each of them occurs in a suite to fit on, in other pictures and words. So the "
-            "tests show how well known findings are recognised, **not what happens with an unknown one**.")
+            "tests show how well known findings are recognised, **not what happens with an unknown "
+            "one**.")
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -224,8 +225,8 @@ def balance_sentence(balance: pd.DataFrame, name: str) -> str:
     found = telling(balance)
     if found.empty:
         least = seen["p_holm"].min() if len(seen) else 1.0
-        return (f"In {name} **no group predicts the verdict**: of {len(seen)} groups that an auditor can "
-                f"tell apart, none differs from one half more than chance explains (least Holm "
+        return (f"In {name} **no group predicts the verdict**: of {len(seen)} groups that an auditor "
+                f"can tell apart, none differs from one half more than chance explains (least Holm "
                 f"{p_text(least)}).")
     listed = "; ".join(f"{row.factor} *{row.level}* ({row.correct:,} of {row.n:,} CORRECT)"
                        for row in found.head(4).itertuples())
@@ -252,7 +253,7 @@ def balance_figure(
         if len(levels):
             rows.append((factor.capitalize(), None, None))
             rows += [(level, factor, level) for level in levels]
-    labels = [plots._wrap(label, 2.3) for label, *_ in rows]
+    labels = [plots._wrap(label, 2.6) for label, *_ in rows]
     height = sum(0.08 + plots.LINE * (1 + label.count("\n")) for label in labels) + 1.2
     figure = plots._new_figure(height, "Does a group give the verdict away?")
     axes = figure.subplots()
@@ -268,7 +269,8 @@ def balance_figure(
     axes.set_yticks(range(len(rows)), labels)
     for tick, (_, factor, _) in zip(axes.get_yticklabels(), rows):
         tick.set_fontweight("bold" if factor is None else "normal")
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel="Share of CORRECT with 95 % interval")
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6),
+             xlabel="Share of CORRECT with 95 % interval")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.grid(axis="x")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -332,7 +334,8 @@ def word_sentence(sets: Mapping[str, Sequence[Scenario]]) -> str:
         if len(pure):
             listed = ", ".join(f"*{r.word}* ({r.n} times {'CORRECT' if r.share else 'ERROR'})"
                                for r in pure.head(3).itertuples())
-            part += f"; of those that occur five times or more, {len(pure)} go with one verdict: {listed}"
+            part += (f"; of those that occur five times or more, {len(pure)} go with one verdict: "
+                     f"{listed}")
         parts.append(part)
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."

@@ -89,14 +89,18 @@ def load_profile(name: str) -> dict[str, Any]:
     """Read ``profiles/<name>.yaml``; ConfigError lists the profiles there are.
 
     Names joined by "+" are read one after the other, the later one wins: ``medgemma-4b+t4`` is the
-    recipe of the model on the hardware of a T4.
+    recipe of the model on the hardware of a T4; ``auto`` is the hardware found.
     """
     first, plus, rest = name.partition("+")
     if plus:
         return load_profile(first) | load_profile(rest)
+    if name == "auto":  # by the device found; torch is loaded only here
+        from medlib import hardware
+
+        return hardware.settings()
     path = ROOT / "profiles" / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        known = ", ".join(sorted([*(p.stem for p in path.parent.glob("*.yaml")), "auto"]))
         raise ConfigError(f"profile {name!r} not found; profiles: {known}")
     return yaml.safe_load(path.read_text()) or {}
 

@@ -211,11 +211,11 @@ def checks_sentence(checks: pd.DataFrame) -> str:
     reading = "**not shown to be more than chance**"
     if rate["low"] > chance:
         reading = "more often than chance would"
-    return (f"The strongest patch lies on the drawn lesion in {checks['on_lesion'].sum()} of {len(checks)} "
-            f"pictures (95 % interval {100 * rate['low']:.0f} to {100 * rate['high']:.0f} %; chance "
-            f"{100 * chance:.0f} %): {reading}. Hiding the top eighth of the patches lowers the "
-            f"verdict's log-odds by {checks['top'].mean():.1f}, hiding as many random ones by "
-            f"{checks['random'].mean():.1f}.")
+    return (f"The strongest patch lies on the drawn lesion in {checks['on_lesion'].sum()} of "
+            f"{len(checks)} pictures (95 % interval {100 * rate['low']:.0f} to "
+            f"{100 * rate['high']:.0f} %; chance {100 * chance:.0f} %): {reading}. Hiding the top "
+            f"eighth of the patches lowers the verdict's log-odds by {checks['top'].mean():.1f}, hiding "
+            f"as many random ones by {checks['random'].mean():.1f}.")
 
 
 def surest_misses(predictions: pd.DataFrame) -> pd.DataFrame:

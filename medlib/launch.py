@@ -15,8 +15,7 @@ from accelerate import PartialState, debug_launcher, notebook_launcher
 
 def state() -> PartialState:
     """This process among its like; on a GPU machine it also picks this process's GPU."""
-    # accelerate guesses a GPU from torch alone; a user who wants the CPU says so in its own variable
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState()
 
 
 def processes() -> int:

@@ -165,6 +165,8 @@ def _explain(name: str, error: Exception) -> str:
             "(Health AI Developer Foundations for MedGemma). 2. Run `hf auth login` with a read token, "
             "or set HF_TOKEN. 3. Run again."
         )
+    if "Flash Attention" in text:
+        return "attention: flash_attention_2 would drop Gemma 3's mask over picture tokens; set attention: sdpa"
     if "Can't load" in text or "connect" in text.lower() or "offline" in text.lower():
         return (
             f"{name}: neither a local folder nor reachable on the hub ({error}). Without network, use "

@@ -206,8 +206,8 @@ def _is_surplus(study: optuna.Study, trial: optuna.Trial, wanted: int) -> bool:
     """True if another process began the last trial, or queued the same recipe, at the same moment."""
     trials = study.get_trials(deepcopy=False)
     earlier = [t for t in _counted(trials) if t.number < trial.number]
-    again = trial.user_attrs.get("retries")
-    twice = again is not None and any(t.user_attrs.get("retries") == again for t in trials[: trial.number])
+    again = trial.user_attrs.get("retries", -1)
+    twice = again in [t.user_attrs.get("retries") for t in trials[: trial.number]]
     return twice or len(earlier) >= wanted
 
 

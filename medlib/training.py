@@ -71,6 +71,13 @@ def lora_config(config: RunConfig) -> LoraConfig:
     )
 
 
+def why_no_features(config: RunConfig) -> str:
+    """Why a picture's features cannot be computed once for the whole training; "" if they can."""
+    if config.lora_targets in CHANGES_PICTURES:
+        return f"lora_targets={config.lora_targets} changes them"
+    return "under FSDP no process holds the whole tower" if launch.sharded() else ""
+
+
 def trainable_share(model) -> tuple[int, int, float]:
     """(trainable, total, share in percent) of a model's parameters."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -153,7 +160,7 @@ def cache_image_features(model, rows: list[dict], batch_size: int = 64) -> list[
             del waiting[:size]
             bar.update(len(part))
 
-    _until_it_fits(run, batch_size, lambda size: size // 2)
+    _until_it_fits(run, min(batch_size, max(1, len(waiting))), lambda size: size // 2)
     for row in rows:
         row.setdefault("image_features", features.get(id(row["pixels"])))
     return rows
@@ -359,8 +366,8 @@ class _Trainer(SFTTrainer):
         first = int(labelled.any(0).nonzero()[0])
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1 - first).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels[:, first:].flatten(),
-                                                 ignore_index=-100, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=-100, reduction="sum")
         if num_items_in_batch is None:
             return loss / labelled.sum()
         # all tokens of the step, over accumulation and processes; DDP then averages over processes
@@ -391,6 +398,7 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
     arguments = SFTConfig(
         output_dir=str(checkpoints), seed=config.seed, data_seed=config.seed,
         num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
+        # no activations are kept for a backward pass; it shrinks with the micro-batch
         per_device_eval_batch_size=min(config.eval_batch_size, 4 * config.batch_size),
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.lr, weight_decay=config.weight_decay, lr_scheduler_type="cosine",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from medlib import data, evaluation, models, provenance, training
+from medlib import augment, data, evaluation, launch, models, provenance, training
 from medlib.config import RunConfig, path
 from medlib.data import Suite
 from medlib.schema import Scenario
@@ -64,41 +64,54 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     """Train this run's adapter on the training suite and the 16 core cases; skip if it is there.
 
     Early stopping looks at the validation suite; neither the core validation cases nor the
-    held-out suite are read.
+    held-out suite are read. Called in several processes (`medlib.launch`), they train together.
     """
-    adapter = run_dir(config) / "adapter"
-    suites = data.prepare(config)
+    process = launch.state()
+    with process.main_process_first():  # who comes later finds what the first has drawn
+        adapter = run_dir(config) / "adapter"
+        suites = data.prepare(config)
     fingerprint = _train_fingerprint(config, suites)
     if resume and _metadata(adapter).get("fingerprint") == fingerprint:
-        print(f"adapter of these settings found in {config.run_dir}/adapter; not trained again")
+        launch.say(f"adapter of these settings found in {config.run_dir}/adapter; not trained again")
         return adapter
     started = adapter / "checkpoints" / "fingerprint"
     same = resume and started.is_file() and started.read_text() == fingerprint
-    started.parent.mkdir(parents=True, exist_ok=True)
-    processor, base = load_model(config)
-    train_rows = _rows(config, processor, base, [suites["core_train"], suites["train"]])
-    val_rows = _rows(config, processor, base, [suites["val"]])
-    if not same:
+    process.wait_for_everyone()  # all have read it before the first of them writes it
+    if process.is_main_process and not same:
         training.clear_checkpoints(adapter)
-    started.parent.mkdir(parents=True, exist_ok=True)
-    started.write_text(fingerprint)
+    if process.is_main_process:
+        started.parent.mkdir(parents=True, exist_ok=True)
+        started.write_text(fingerprint)
+    process.wait_for_everyone()
+    processor, base = load_model(config)
+    seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
+    train_rows = _rows(config, processor, base, [suites["core_train"], seen])
+    val_rows = _rows(config, processor, base, [suites["val"]])
     training.train_adapter(base, processor, train_rows, val_rows, config, adapter,
                            extra={"fingerprint": fingerprint})
-    write_record(config, suites)
+    if process.is_main_process:
+        write_record(config, suites)
     return adapter
 
 
 def _rows(config: RunConfig, processor, base, suites: list[Suite]) -> list[dict]:
+    """Encoded scenarios, with features of their pictures where these stay the same while training."""
     scenarios = [s for suite in suites for s in suite.scenarios]
     folders = [suite.images_dir for suite in suites for _ in suite.scenarios]
     rows = training.encode(processor, scenarios, folders)
-    return training.cache_image_features(base, rows) if config.cache_image_features and rows else rows
+    if not config.cache_image_features or not rows:
+        return rows
+    if reason := training.why_no_features(config):
+        launch.say(f"image features are not kept: {reason}; every step reads its pictures")
+        return rows
+    return training.cache_image_features(base, rows)
 
 
 TRAINING_FIELDS = (
     "model", "seed", "epochs", "batch_size", "gradient_accumulation", "lr", "warmup_ratio", "weight_decay",
-    "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "early_stopping_patience",
-    "evaluations_per_epoch", "use_8bit",
+    "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "paraphrase_copies",
+    "pair_copies", "early_stopping_patience", "evaluations_per_epoch", "group_by_length", "dtype",
+    "quantization", "use_8bit",
 )
 
 

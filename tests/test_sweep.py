@@ -103,8 +103,10 @@ def worker(config, storage, log, seconds):
         time.sleep(seconds)
         return config.lora_dropout
 
-    process = multiprocessing.get_context("fork").Process(
-        target=lambda: run(config, 6, storage=storage, objective=objective, heartbeat_s=0.2), daemon=True)
+    def target():
+        run(config, 6, storage=storage, objective=objective, heartbeat_s=0.2)
+
+    process = multiprocessing.get_context("fork").Process(target=target, daemon=True)
     process.start()
     return process
 

@@ -3,13 +3,14 @@
 import json
 import warnings
 
+import numpy as np
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from medlib import models, training
-from medlib.config import RunConfig
+from medlib.config import ConfigError, RunConfig
 from medlib.schema import ANSWERS
 
 SETTINGS = dict(epochs=2, batch_size=8, eval_batch_size=8, lr=3e-3, evaluations_per_epoch=1)
@@ -109,6 +110,70 @@ def test_share_of_trainable_parameters(nano):
     assert trainable == rank * per_layer * text.num_hidden_layers
     assert total == sum(p.numel() for p in base.parameters()) + trainable
     assert share == pytest.approx(100 * trainable / total)
+
+
+VARIANTS = {
+    "rslora": dict(use_rslora=True),
+    "dora": dict(use_dora=True),
+    "all-linear": dict(lora_targets="all-linear"),
+    "projector": dict(lora_targets="projector"),
+    "vision": dict(lora_targets="vision"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_trains_saves_loads_and_goes_away(nano, suite, tmp_path, name):
+    processor, folder = nano[0], str(nano[2])
+    base = models.load(folder)[1]
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    config = RunConfig(model=folder, epochs=2, batch_size=8, lr=0.01, lora_rank=4, **VARIANTS[name])
+    rows = encoded(nano, suite, 8, cached=not training.why_no_features(config))
+    training.train_adapter(base, processor, rows, [], config, tmp_path, quiet=True)
+    assert json.loads((tmp_path / "training_metadata.json").read_text())["steps"] == 2
+
+    batch = training.collator(processor.tokenizer.pad_token_id)(encoded(nano, suite, 4, cached=False))
+    with torch.no_grad():
+        plain = base(**batch).logits
+        model = models.attach_adapter(base, tmp_path)
+        adapted = model(**batch).logits
+        with model.disable_adapter():  # as the benchmark asks the base while the adapter is on it
+            off = model(**batch).logits
+        model.unload()
+        again = base(**batch).logits
+    assert (adapted - plain).abs().max() > 1e-3
+    assert torch.equal(off, plain) and torch.equal(again, plain)
+    after = base.state_dict()
+    assert set(after) == set(before) and all(torch.equal(after[n], before[n]) for n in before)
+
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    moved = {n for n, tensor in saved.items() if "lora_B" in n and tensor.abs().max() > 0}
+    assert moved == {n for n in saved if "lora_B" in n}  # the gradient reached every one
+    assert any("vision_tower" in n for n in saved) == (name == "vision")
+    assert any("multi_modal_projector" in n for n in saved) == (name == "projector")
+    assert any("magnitude" in n for n in saved) == (name == "dora")
+    assert any("mlp" in n for n in saved) == (name == "all-linear")
+    assert not any("lm_head" in n or "embed" in n for n in saved)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(nano):
+    for rs, scale in ((False, 32 / 16), (True, 32 / 4)):
+        model = peft.get_peft_model(nano[1], training.lora_config(RunConfig(use_rslora=rs)))
+        scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")}
+        model.unload()
+        assert scales == {scale}
+
+
+def test_dora_on_the_projector_is_refused():
+    with pytest.raises(ConfigError, match="projector: DoRA"):
+        training.lora_config(RunConfig(lora_targets="projector", use_dora=True))
+
+
+def test_features_are_kept_only_where_training_leaves_them_alone(monkeypatch):
+    assert not training.why_no_features(RunConfig(lora_targets="all-linear"))
+    for targets in training.CHANGES_PICTURES:
+        assert f"lora_targets={targets}" in training.why_no_features(RunConfig(lora_targets=targets))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "FSDP" in training.why_no_features(RunConfig())
 
 
 # --- what is saved --------------------------------------------------------------------------------
@@ -248,6 +313,204 @@ def test_early_stopping_keeps_the_checkpoint_of_least_validation_loss(nano, suit
         saved = float(model(**batch).loss)
     model.unload()
     assert saved == pytest.approx(best, abs=1e-4) and min(losses[-2:]) > best + 1e-3
+
+
+# --- throughput and memory -------------------------------------------------------------------------
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+#: Adam divides by the gradient's size, so rounding in a tiny gradient is a part of a whole step of 2e-4.
+SAME = 5e-6
+
+
+def largest_difference(one, two):
+    one, two = weights(one), weights(two)
+    assert set(one) == set(two)
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+def test_rows_of_a_picture_share_it_and_it_goes_through_the_tower_once(nano, suite, monkeypatch):
+    shown = []
+    features = nano[1].get_image_features
+    monkeypatch.setattr(nano[1], "get_image_features", lambda p: shown.append(len(p)) or features(p))
+    rows = encoded(nano, suite)
+    pictures = {s.image for s in suite[0]}
+    assert sum(shown) == len(pictures) < len(rows)
+    assert training.cache_image_features(nano[1], rows) is rows and sum(shown) == len(pictures)  # none twice
+
+
+def test_an_epoch_sees_every_row_once_in_batches_of_one_length():
+    rng = torch.Generator().manual_seed(0)
+    lengths = torch.randint(100, 200, (499,), generator=rng).tolist()
+    orders = [training.epoch_order(lengths, 8, seed=1, epoch=epoch) for epoch in range(3)]
+    assert all(sorted(order) == list(range(499)) for order in orders)
+    assert orders[0] == training.epoch_order(lengths, 8, seed=1, epoch=0)
+    assert orders[0] != orders[1] != orders[2] and orders[0] != training.epoch_order(lengths, 8, 2, 0)
+
+    def padding(order):
+        batches = [[lengths[i] for i in order[n : n + 8]] for n in range(0, 499, 8)]
+        return sum(max(b) * len(b) - sum(b) for b in batches) / sum(lengths)
+
+    assert padding(orders[0]) < 0.2 * padding(range(499))
+    means = [sum(lengths[i] for i in orders[0][n : n + 8]) / 8 for n in range(0, 496, 8)]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.4  # long batches at no special time
+
+
+def test_a_batch_does_not_tell_its_verdict_by_its_length(nano, suite):
+    for scenario, row in zip(suite[0], encoded(nano, suite, 24, cached=False)):
+        answer = len(nano[0].tokenizer(ANSWERS[scenario.verdict], add_special_tokens=False).input_ids) + 1
+        assert training.prompt_length(row) + answer <= len(row["input_ids"])
+        changed = dict(row, labels=torch.cat([row["labels"], row["labels"][-3:]]))  # a longer answer
+        assert training.prompt_length(changed) == training.prompt_length(row)
+
+
+def test_features_once_or_pixels_at_every_step_give_one_adapter(nano, suite, tmp_path):
+    config = RunConfig(model=str(nano[2]), epochs=2, batch_size=8, lr=2e-4, lora_dropout=0)
+    folders, losses = [], []
+    for cached in (True, False):
+        folders.append(training.train_adapter(nano[1], nano[0], encoded(nano, suite, 16, cached),
+                                              encoded(nano, suite, 8, cached), config, tmp_path / str(cached),
+                                              quiet=True))
+        history = json.loads((folders[-1] / "training_metadata.json").read_text())["history"]
+        losses.append([e.get("loss", e.get("eval_loss")) for e in history])
+    assert len(losses[0]) >= 8 and losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert largest_difference(*folders) < SAME
+
+
+def test_workers_load_the_pictures_and_change_nothing(nano, suite, tmp_path):
+    config = RunConfig(model=str(nano[2]), epochs=1, batch_size=4, lr=0.01, lora_dropout=0)
+    rows = encoded(nano, suite, 8, cached=False)
+    folders = [
+        training.train_adapter(nano[1], nano[0], rows, [], config.model_copy(update={"workers": workers}),
+                               tmp_path / str(workers), quiet=True)
+        for workers in (0, 1)
+    ]
+    assert largest_difference(*folders) == 0
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_micro_batches_of_one_effective_batch_train_one_adapter(nano, suite, tmp_path, grouped):
+    """Answers of unequal length: a mean of micro-batch means would not be the mean over the batch."""
+    rows = encoded(nano, suite, 20)
+    for row in rows[::3]:
+        row["labels"] = row["labels"].clone()
+        row["labels"][-4:] = -100
+    folders = []
+    for size, passes in ((8, 1), (4, 2), (2, 4)):
+        config = RunConfig(model=str(nano[2]), epochs=2, batch_size=size, gradient_accumulation=passes,
+                           lr=2e-4, lora_dropout=0, group_by_length=grouped)
+        folders.append(training.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / str(size), quiet=True))
+    moved = max(float(t.abs().max()) for n, t in weights(folders[0]).items() if "lora_B" in n)
+    assert moved > 5e-4  # means of means would be as far off as that
+    assert max(largest_difference(folders[0], other) for other in folders[1:]) < SAME
+    steps = [json.loads((f / "training_metadata.json").read_text())["steps"] for f in folders]
+    assert steps == [6, 6, 6]  # 20 rows, 8 a step, the last of each epoch with 4
+
+
+def test_the_loss_is_trls_own(nano, suite, tmp_path, monkeypatch):
+    """Scoring only the answer's positions, as on a CPU, gives what TRL's fused head gives."""
+    config = RunConfig(model=str(nano[2]), epochs=1, batch_size=4, lr=2e-4, lora_dropout=0)
+    rows = encoded(nano, suite, 16)
+    ours = training.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / "ours", quiet=True)
+    monkeypatch.delattr(training._Trainer, "compute_loss")
+    trls = training.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / "trl", quiet=True)
+    assert largest_difference(ours, trls) < SAME
+
+
+def out_of_memory_above(monkeypatch, rows, after_step=0):
+    """Forward passes of more than some rows fail as CUDA fails; returns the sizes that were tried."""
+    tried, step = [], training.SFTTrainer.training_step
+
+    def training_step(trainer, model, inputs, *rest):
+        size = len(inputs["input_ids"])
+        tried.append((trainer.state.global_step, size))
+        if size > rows and trainer.state.global_step >= after_step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(trainer, model, inputs, *rest)
+
+    monkeypatch.setattr(training.SFTTrainer, "training_step", training_step)
+    return tried
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(nano, suite, tmp_path, monkeypatch, capsys):
+    config = RunConfig(model=str(nano[2]), epochs=2, batch_size=8, lr=2e-4, lora_dropout=0)
+    rows = encoded(nano, suite, 16)
+    whole = training.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "whole", quiet=True)
+    tried = out_of_memory_above(monkeypatch, 2)
+    small = training.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "small", quiet=True)
+    said = capsys.readouterr().out
+    assert "out of memory with 8 scenarios" in said and "out of memory with 4 scenarios" in said
+    assert "with 2, and 4 passes an optimizer step: the effective batch stays" in said
+    assert tried[:3] == [(0, 8), (0, 4), (0, 2)] and {size for _, size in tried[2:]} == {2}
+    metadata = json.loads((small / "training_metadata.json").read_text())
+    assert metadata["steps"] == 4 and metadata["config"]["batch_size"] == 2
+    assert metadata["config"]["gradient_accumulation"] == 4
+    assert largest_difference(whole, small) < SAME
+    assert not any("lora" in name for name in nano[1].state_dict())
+
+
+def test_out_of_memory_amid_a_training_loses_nothing(nano, suite, tmp_path, monkeypatch):
+    """The third epoch's first batch no longer fits; two epochs are not trained again."""
+    config = RunConfig(model=str(nano[2]), epochs=4, batch_size=8, lr=2e-4, lora_dropout=0, evaluations_per_epoch=1)
+    rows = encoded(nano, suite, 16)
+    whole = training.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "whole", quiet=True)
+    tried = out_of_memory_above(monkeypatch, 4, after_step=4)
+    small = training.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "small", quiet=True)
+    assert tried == [(n, 8) for n in range(5)] + [(n, 4) for n in range(4, 8) for _ in range(2)]
+    assert largest_difference(whole, small) < SAME
+    history = [json.loads((f / "training_metadata.json").read_text())["history"] for f in (whole, small)]
+    assert [e["step"] for e in history[0]] == [e["step"] for e in history[1]]
+
+
+def test_one_scenario_that_does_not_fit_says_what_to_do(nano, suite, tmp_path, monkeypatch):
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(models.ModelError, match="one scenario.*gradient_checkpointing=true"):
+        training.train_adapter(nano[1], nano[0], encoded(nano, suite, 4), [], RunConfig(batch_size=4),
+                               tmp_path, quiet=True)
+
+
+def test_another_error_is_not_taken_for_memory(nano, suite, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(training.SFTTrainer, "training_step", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        training.train_adapter(nano[1], nano[0], encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True)
+
+
+def test_one_of_several_processes_cannot_shrink_alone(nano, suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.launch, "processes", lambda: 2)
+    out_of_memory_above(monkeypatch, 2)
+    with pytest.raises(models.ModelError, match="batch_size=4 in one of 2 processes.*to half"):
+        training.train_adapter(nano[1], nano[0], encoded(nano, suite, 8), [], RunConfig(batch_size=4),
+                               tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("size, passes, expected", [(8, 1, (4, 2)), (6, 1, (3, 2)), (3, 1, (1, 3)),
+                                                    (5, 4, (2, 10)), (7, 1, (1, 7))])
+def test_a_smaller_micro_batch_divides_the_batch(size, passes, expected):
+    small = training.smaller_micro_batch(RunConfig(batch_size=size, gradient_accumulation=passes))
+    assert (small.batch_size, small.gradient_accumulation) == expected
+
+
+def test_the_tower_too_is_run_in_smaller_batches_when_memory_is_short(nano, suite, monkeypatch):
+    features, sizes = nano[1].get_image_features, []
+
+    def get_image_features(pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return features(pixels)
+
+    plain = encoded(nano, suite, 12)
+    monkeypatch.setattr(nano[1], "get_image_features", get_image_features)
+    small = encoded(nano, suite, 12)
+    assert sizes[0] > sizes[1] > sizes[-2] == 2
+    for one, two in zip(plain, small):
+        assert torch.allclose(one["image_features"], two["image_features"], atol=1e-5)
 
 
 def test_loss_per_epoch_averages_and_keeps_the_last_validation():

@@ -42,7 +42,8 @@ def _system(setting: Setting, name: str, adapter: str) -> System:
 def revision(setting: Setting, adapter: str = "") -> str:
     """SHA-256 over weights, adapter, precision, prompt and answers."""
     config = setting.config
-    made_of = [models.weights_hash(config.model), adapter, str(models.pick_dtype(models.pick_device(), config.dtype)),
+    dtype = models.pick_dtype(models.pick_device(), config.dtype)
+    made_of = [models.weights_hash(config.model), adapter, str(dtype),
                config.quantization or config.use_8bit, prompts.INSTRUCTION, ANSWERS]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
