@@ -13,7 +13,16 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from medlib import (
-    calibration, corruptions, data, evaluation, metrics, models, novelty, provenance, suites, workflow,
+    calibration,
+    corruptions,
+    data,
+    evaluation,
+    metrics,
+    models,
+    novelty,
+    provenance,
+    suites,
+    workflow,
 )
 from medlib.config import ROWS, RunConfig, path
 from medlib.data import Suite

@@ -13,7 +13,6 @@ import heapq
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -141,7 +140,7 @@ def _parts(rows: Iterator, size: int) -> Iterator[list]:
 
 
 def shard_folder(config: RunConfig, scenarios: str | Path, system: str, shard: tuple[int, int]) -> Path:
-    """Where a shard's answers are kept; another file of scenarios or another system is another folder."""
+    """Where a shard's answers are kept; another file of scenarios or another system has another."""
     with open(scenarios, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     stem = system.translate(str.maketrans(":/ ", "___"))

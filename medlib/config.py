@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Mapping
 
 import yaml
@@ -128,7 +129,9 @@ def from_notebook(names: Mapping[str, Any]) -> RunConfig:
     The environment variable ``MEDLIB_PROFILE`` takes the place of a profile left at "standin", so that
     tests can run the committed notebooks in a minute; their results then go to a folder of their own.
     """
-    known = {name: names[name] for name in RunConfig.model_fields if name in names}
+    # a notebook may import a module that is called like a parameter
+    known = {name: names[name] for name in RunConfig.model_fields
+             if name in names and not isinstance(names[name], ModuleType)}
     profile = names.get("profile", "standin")
     if profile == "standin" and (other := os.environ.get("MEDLIB_PROFILE")):
         profile = other

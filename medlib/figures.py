@@ -18,11 +18,21 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from medlib import (
-    audit, benchmark, calibration, draw, evaluation, grammar, lexicon, metrics, models, plots, workflow,
+    audit,
+    benchmark,
+    draw,
+    evaluation,
+    grammar,
+    lexicon,
+    metrics,
+    models,
+    plots,
+    workflow,
 )
 from medlib.config import RunConfig
 from medlib.data import Suite
 from medlib.schema import MODALITIES, Scenario, load_image
+from medlib.systems import text
 from medlib.workflow import ADAPTER, BASE
 
 BAR = benchmark.BARS["accuracy"]
@@ -252,15 +262,21 @@ def overlap_sentence(shared: Mapping[str, int]) -> str:
     return f"**The test suite is not new**: {leaks} occur in training, so its scores are too good."
 
 
+def read_words_only(train: list[Scenario], test: list[Scenario], seed: int = 0) -> pd.DataFrame:
+    """Predictions of the bag of words (`medlib.systems.text`) on ``test`` after reading ``train``."""
+    probe = text.fit_keywords(train, seed)
+    return evaluation.predictions(test, pd.DataFrame({"p_correct": probe.predict_proba(text.words(test))[:, 1]}))
+
+
 def words_sentence(blind: pd.DataFrame) -> str:
     """What a reader of the words alone scores, and where only the picture helps."""
     everything = metrics.score(blind)["accuracy"]
     only_picture = blind[blind["pair_kind"] == "image"]
-    text = f"Words alone give {rate_text(everything)} of the verdicts of the held-out suite"
+    start = f"Words alone give {rate_text(everything)} of the verdicts of the held-out suite"
     if only_picture.empty:
-        return f"{text}."
+        return f"{start}."
     share = metrics.score(only_picture)["accuracy"]["value"]
-    return (f"{text}, and {percent(share)} where only the picture changes (chance is 50 %). An "
+    return (f"{start}, and {percent(share)} where only the picture changes (chance is 50 %). An "
             "auditor that wants more than the words give has to look.")
 
 
