@@ -62,7 +62,7 @@ class Peak(threading.Thread):
 
 def measure(settings: dict) -> dict:
     """Train a few steps; forecast and measured peak growth of resident memory in GiB."""
-    from medlib import data, forecast, models, training
+    from medlib import data, forecast, models
     from medlib.config import resolve
 
     config = resolve(None, **settings)

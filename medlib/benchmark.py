@@ -54,7 +54,7 @@ class Benchmark:
         self.not_run: dict[str, str] = {}
 
     def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
-        """Put ``system/label`` (``system ablation/label``) into the frames for every system that can be asked."""
+        """Ask every system; its frame is called ``system/label``, or ``system ablation/label``."""
         for name in names:
             if name in self.not_run or name not in self.config.systems:
                 continue
@@ -144,7 +144,8 @@ def _earlier(file, heldout: Suite) -> dict[str, pd.DataFrame]:
         return {}
     frames = evaluation.read_predictions(file)
     ids = [s.id for s in heldout.scenarios]
-    same = {key.split("/")[0] for key, f in frames.items() if key.endswith("/heldout") and f["id"].tolist() == ids}
+    same = {key.rsplit("/", 1)[0] for key, frame in frames.items()
+            if key.endswith("/heldout") and frame["id"].tolist() == ids}
     return {key: frame for key, frame in frames.items() if key.rsplit("/", 1)[0] in same}
 
 
@@ -220,8 +221,8 @@ def latency(frames: dict[str, pd.DataFrame], suite: str = "heldout") -> pd.DataF
     for name, frame in systems_on(frames, suite).items():
         accuracy = metrics.score(frame)["accuracy"]
         usd = 1000 * frame["usd"].mean() if "usd" in frame else float("nan")
-        rows.append({"system": name, "accuracy": accuracy["value"], "low": accuracy["low"],
-                     "high": accuracy["high"], "n": accuracy["n"], "seconds": frame["seconds"].mean(), "usd_per_1000": usd})
+        rate = {"accuracy": accuracy["value"], **{k: accuracy[k] for k in ("low", "high", "n")}}
+        rows.append({"system": name, **rate, "seconds": frame["seconds"].mean(), "usd_per_1000": usd})
     return pd.DataFrame(rows)
 
 
@@ -247,7 +248,7 @@ def pairs_right(frame: pd.DataFrame) -> dict:
 
 
 def claims(frames: dict[str, pd.DataFrame]) -> list[dict]:
-    """What the benchmark set out to show about the adapter: claim, bar, what was measured, whether it holds."""
+    """What the benchmark set out to show about the adapter: claim, bar, measured, met."""
     steps, tests = climb(frames), adapter_tests(frames)
     rising = bool((steps["difference"] > 0).all())
     # by scenario and by whole pair: the claim must hold both ways
@@ -310,7 +311,8 @@ def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: d
         "tests": {}, "tables": {}, "not_run": not_run or {},
     }
     if len(main) > 1:
-        record["comparisons"] = metrics.compare_all(systems_on(frames, "heldout"), cluster="pair").to_dict(orient="records")
+        every_pair = metrics.compare_all(systems_on(frames, "heldout"), cluster="pair")
+        record["comparisons"] = every_pair.to_dict(orient="records")
     if ADAPTER in main:
         record["tests"] = adapter_tests(frames)
         record["pairs"] = pairs_right(frames[f"{ADAPTER}/heldout"])
@@ -337,8 +339,9 @@ def headline(config: RunConfig, main: dict[str, dict]) -> str:
         return ""
     before, after = main[BASE]["accuracy"], main[ADAPTER]["accuracy"]
     return (
-        f"LoRA took {workflow.model_label(config)} from {before['value']:.1%} to {after['value']:.1%} accuracy "
-        f"[95 % interval {after['low']:.1%} to {after['high']:.1%}] on {after['n']:,} held-out scenarios."
+        f"LoRA took {workflow.model_label(config)} from {before['value']:.1%} to {after['value']:.1%} "
+        f"accuracy [95 % interval {after['low']:.1%} to {after['high']:.1%}] on {after['n']:,} held-out "
+        "scenarios."
     )
 
 

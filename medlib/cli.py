@@ -22,8 +22,8 @@ Masks = Annotated[Optional[bool], typer.Option("--allow-masks/--no-allow-masks",
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="another setting, name=value; repeatable")]
 Seed = Annotated[Optional[int], typer.Option(help="seed of everything random")]
 Rows = Annotated[Optional[list[str]], typer.Option(
-    "--model", help="a row of the benchmark (constant, biomedclip, medgemma-lora, openai:gpt-4o, ...; repeatable), "
-                    "or the hub name or folder of the base model")]
+    "--model", help="a row of the benchmark (constant, biomedclip, medgemma-lora, openai:gpt-4o, ...; "
+                    "repeatable), or the hub name or folder of the base model")]
 Adapter = Annotated[Optional[str], typer.Option(help="adapter folder")]
 
 

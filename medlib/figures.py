@@ -265,7 +265,8 @@ def overlap_sentence(shared: Mapping[str, int]) -> str:
 def read_words_only(train: list[Scenario], test: list[Scenario], seed: int = 0) -> pd.DataFrame:
     """Predictions of the bag of words (`medlib.systems.text`) on ``test`` after reading ``train``."""
     probe = text.fit_keywords(train, seed)
-    return evaluation.predictions(test, pd.DataFrame({"p_correct": probe.predict_proba(text.words(test))[:, 1]}))
+    p_correct = probe.predict_proba(text.words(test))[:, 1]
+    return evaluation.predictions(test, pd.DataFrame({"p_correct": p_correct}))
 
 
 def words_sentence(blind: pd.DataFrame) -> str:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 import torch
 from accelerate import PartialState, debug_launcher, notebook_launcher
+from accelerate.state import AcceleratorState
 
 
 def state() -> PartialState:
     """This process among its like; on a GPU machine it also picks this process's GPU."""
-    return PartialState()
+    # without a GPU accelerate sees the other processes only if it is told that there is none
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def processes() -> int:
@@ -24,8 +26,8 @@ def processes() -> int:
 
 
 def sharded() -> bool:
-    """True under FSDP, where no process holds the whole model."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+    """True under FSDP, where no process holds the whole model; accelerate shards on accelerators only."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and torch.accelerator.is_available()
 
 
 def say(text: str) -> None:
@@ -52,6 +54,8 @@ def notebook(function: Callable, arguments: tuple = (), processes: int | None = 
     >>> launch.notebook(workflow.train, (config,), processes=2)  # doctest: +SKIP
     """
     count = processes or max(1, torch.cuda.device_count())
+    # a forked process would take over that its parent is the only one
+    AcceleratorState._reset_state(reset_partial_state=True)
     if count == 1:
         function(*arguments)
     elif torch.cuda.is_available():

@@ -415,7 +415,8 @@ def statement_accuracy(model, processor, pictures, labels, seed=1, count=600) ->
         right = total = 0
         while total < count:
             rows = rng.integers(len(labels), size=64)
-            samples = [picture_sample(rng, FINDINGS[labels[r]]) if kind == "picture" else text_sample(rng) for r in rows]
+            samples = [picture_sample(rng, FINDINGS[labels[r]]) if kind == "picture" else text_sample(rng)
+                       for r in rows]
             keep = [i for i, (_, answer) in enumerate(samples) if answer in ("yes", "no")]
             features = tower_features(model, pictures[rows[keep]]) if kind == "picture" else None
             batch = collate(processor, [encode(processor, *samples[i], kind == "picture") for i in keep])

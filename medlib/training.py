@@ -64,7 +64,8 @@ def lora_config(config: RunConfig) -> LoraConfig:
         raise ConfigError("lora_targets=projector: DoRA is not defined for a bare parameter; set use_dora=false")
     return LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, bias="none", task_type="CAUSAL_LM",
-        lora_dropout=0 if projector else config.lora_dropout,
+        # accelerate's FSDP recomputes activations with other dropout masks than those of the forward pass
+        lora_dropout=0 if projector or launch.sharded() else config.lora_dropout,
         target_modules=f"({decoder}|{tower})" if config.lora_targets == "vision" else decoder,
         target_parameters=[PROJECTOR] if projector else None,
         use_rslora=config.use_rslora, use_dora=config.use_dora,

@@ -141,11 +141,6 @@ def training_metadata(config: RunConfig) -> dict:
     return metadata
 
 
-def adapter_dir(config: RunConfig) -> Path:
-    """The adapter to evaluate: the one named, or this run's own."""
-    return path(config.adapter) if config.adapter else run_dir(config) / "adapter"
-
-
 # --- leave one image group out ---------------------------------------------------------------------
 
 

@@ -72,9 +72,9 @@ def config(tmp_path_factory):
 @pytest.mark.parametrize("share_right", [0.0, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("ablations", [True, False])
 def test_every_sentence_reads_right_whatever_the_numbers(share_right, ablations, config):
-    for name, text in all_sentences(run(share_right, ablations), config).items():
-        assert text.endswith("."), name
-        assert not [word for word in BAD_WORDS if word in text], (name, text)
+    for name, sentence in all_sentences(run(share_right, ablations), config).items():
+        assert sentence.endswith("."), name
+        assert not [word for word in BAD_WORDS if word in sentence], (name, sentence)
 
 
 def test_sentences_do_not_claim_what_the_numbers_do_not_show(config):

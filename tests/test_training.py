@@ -172,8 +172,9 @@ def test_features_are_kept_only_where_training_leaves_them_alone(monkeypatch):
     assert not training.why_no_features(RunConfig(lora_targets="all-linear"))
     for targets in training.CHANGES_PICTURES:
         assert f"lora_targets={targets}" in training.why_no_features(RunConfig(lora_targets=targets))
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(training.launch, "sharded", lambda: True)
     assert "FSDP" in training.why_no_features(RunConfig())
+    assert training.lora_config(RunConfig(lora_dropout=0.1)).lora_dropout == 0
 
 
 # --- what is saved --------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ def fused(setting: Setting) -> System:
 
     def predict(suite) -> pd.DataFrame:
         seconds = sum(setting.ask(part, suite)["seconds"].to_numpy() for part in PARTS)
-        return pd.DataFrame({"p_correct": weights.predict_proba(log_odds(setting, suite))[:, 1], "seconds": seconds})
+        p_correct = weights.predict_proba(log_odds(setting, suite))[:, 1]
+        return pd.DataFrame({"p_correct": p_correct, "seconds": seconds})
 
     return System("medgemma-lora+biomedclip", hashlib.sha256("".join(made_of).encode()).hexdigest(), predict)
 
