@@ -192,3 +192,6 @@ def main() -> None:
         if type(error).__name__ != "ModelError" and "notebook" not in str(error):
             raise
         sys.exit(f"error: {error}")
+
+
+from medlib import cli_extra  # noqa: E402, F401  adds its commands to the app, so it comes last

@@ -55,6 +55,7 @@ class RunConfig(BaseModel):
     use_dora: bool = Field(False, description="DoRA: magnitude and direction apart")
     paraphrase_copies: int = Field(0, ge=0, description="copies of each training case in other words")
     pair_copies: int = Field(1, ge=1, description="how often a counterfactual pair whose picture decides is seen")
+    note_pairs: int = Field(0, ge=0, description="further training pairs whose note contradicts the picture")
     early_stopping_patience: int = Field(3, ge=0, description="evaluations without gain; 0: never stop")
     evaluations_per_epoch: int = Field(2, ge=1)
     cache_image_features: bool = Field(True, description="run the frozen vision tower once a picture")

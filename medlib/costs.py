@@ -24,8 +24,7 @@ from medlib.systems.openai_api import PRICES as API_PRICES
 from medlib.workflow import ADAPTER
 
 FORMULA = "hours = operations / (utilisation × peak × 3600)"
-MEASURED, ASSUMED = "measured", "assumed"
-COLUMNS = ("where", "basis", "scenarios_per_second", "hours", "usd", "price_of")
+ASSUMED = "calculated"  # by the formula; nothing in this project writes it of a measurement
 
 
 def measured(config: RunConfig, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -42,11 +41,13 @@ def measured(config: RunConfig, frames: dict[str, pd.DataFrame]) -> pd.DataFrame
     rate by :data:`FORMULA`), ratio (measured / formula).
     """
     here = hardware.detect()
-    work, speed = operations(config), operations_per_second(config, here)
-    rates = {"training": workflow.training_metadata(config)["samples_per_second"],
-             "evaluation": 1 / frames[f"{ADAPTER}/heldout"]["seconds"].mean()}
-    table = pd.DataFrame({"task": list(rates), "scenarios_per_second": list(rates.values()),
-                          "formula": [speed / work[task] for task in rates]})
+    table = pd.DataFrame({
+        "task": ["training", "evaluation"],
+        "scenarios_per_second": [workflow.training_metadata(config)["samples_per_second"],
+                                 1 / frames[f"{ADAPTER}/heldout"]["seconds"].mean()],
+        "formula": [forecast.forecast(config, here)["samples_per_second"],
+                    1 / (3600 * evaluation_hours(config, here))],
+    })
     return table.assign(ratio=table["scenarios_per_second"] / table["formula"])
 
 
@@ -59,10 +60,8 @@ def training(config: RunConfig, model: str | None = None) -> pd.DataFrame:
     and price_of (date).
     """
     config = config.model_copy(update={"model": model or config.model})
-    passes, work = config.epochs * (2 * config.train_pairs + 16), operations(config)["training"]
-    rows = [_row(profile, passes, operations_per_second(config, profile) / work)
-            for profile in forecast.prices()]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    found = [forecast.forecast(on(config, profile), profile) for profile in forecast.prices()]
+    return pd.DataFrame([_row(f["profile"], f["samples_per_second"], f["hours"]) for f in found])
 
 
 def plan(n: int = 1_000_000, config: RunConfig | None = None, tokens: tuple[float, float] | None = None
@@ -84,17 +83,16 @@ def plan(n: int = 1_000_000, config: RunConfig | None = None, tokens: tuple[floa
     DataFrame as of :func:`training`, with usd_per_1000.
     """
     config = config or resolve("medgemma-4b")
-    work = operations(config)["evaluation"]
-    rows = [_row(profile, n, operations_per_second(config, profile) / work)
-            for profile in forecast.prices()]
-    as_here = (picture_tokens(config) + forecast.TEXT_TOKENS, forecast.ANSWER_TOKENS)
-    prompt, completion = tokens or as_here
+    each = {profile: evaluation_hours(on(config, profile), profile) for profile in forecast.prices()}
+    rows = [_row(profile, 1 / (3600 * hours), n * hours) for profile, hours in each.items()]
+    picture = forecast.shape(config.model).mm_tokens_per_image
+    prompt, completion = tokens or (picture + forecast.TEXT_TOKENS, forecast.ANSWER_TOKENS)
     for host, models in (yaml.safe_load(API_PRICES.read_text()) or {}).items():
         for name, price in models.items():
             usd = n * (prompt * price["input"] + completion * price["output"]) / 1e6
             rows.append({"where": f"{name} at {host}", "basis": ASSUMED, "hours": math.nan, "usd": usd,
                          "scenarios_per_second": math.nan, "price_of": str(price["as_of"])})
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows)
     return table.assign(usd_per_1000=1000 * table["usd"] / n)
 
 
@@ -109,36 +107,25 @@ def api_tokens(frames: dict[str, pd.DataFrame]) -> tuple[float, float] | None:
 # --- the formula ------------------------------------------------------------------------------------
 
 
-def operations(config: RunConfig) -> dict[str, float]:
-    """Floating point operations a scenario, of a pass in ``training`` and of an ``evaluation``.
+def on(config: RunConfig, profile: str) -> RunConfig:
+    """The recipe with the number format and batches of a hardware profile."""
+    return config.model_copy(update=load_profile(profile))
 
-    An evaluation is a validation pass with the picture read anew: what two more validation scenarios
-    add to a training.
+
+def evaluation_hours(config: RunConfig, profile: str) -> float:
+    """Hours of one evaluation on a profile's hardware: of a validation scenario, its picture read anew.
+
+    It is what two more validation scenarios add to the forecast of a training, halved.
     """
-    model, tokens = forecast.on_meta(config), picture_tokens(config) + forecast.TEXT_TOKENS
-    scenarios = 2 * config.train_pairs + 16
-    whole = forecast._flops(config, model, tokens, scenarios, scenarios)
-    once = config.model_copy(update={"val_pairs": 1, "epochs": 1, "evaluations_per_epoch": 1,
+    once = config.model_copy(update={"train_pairs": 0, "epochs": 1, "evaluations_per_epoch": 1,
                                      "cache_image_features": False})
-    return {"training": whole / (config.epochs * scenarios),
-            "evaluation": forecast._flops(once, model, tokens, 0, 0) / 2}
+    more, fewer = (forecast.forecast(once.model_copy(update={"val_pairs": pairs}), profile)["hours"]
+                   for pairs in (1, 0))
+    return (more - fewer) / 2
 
 
-def operations_per_second(config: RunConfig, profile: str) -> float:
-    """Utilisation times peak of a profile's row, in the number format that the profile computes in."""
-    row = forecast.prices()[profile]
-    own = config.model_copy(update={"dtype": load_profile(profile).get("dtype", "auto")})
-    dtype = str(forecast.number_format(own, profile)).removeprefix("torch.")
-    return 1e12 * row["utilisation"] * row["peak_tflops"][dtype] * row["count"]
-
-
-def picture_tokens(config: RunConfig) -> int:
-    """Tokens that a picture becomes."""
-    return forecast.shape(config.model).mm_tokens_per_image
-
-
-def _row(profile: str, scenarios: float, rate: float) -> dict:
-    price, hours = forecast.prices()[profile], scenarios / rate / 3600
+def _row(profile: str, rate: float, hours: float) -> dict:
+    price = forecast.prices()[profile]
     usd = math.nan if price["usd_per_hour"] is None else hours * price["usd_per_hour"]
     return {"where": profile, "basis": ASSUMED, "scenarios_per_second": rate, "hours": hours, "usd": usd,
             "price_of": "" if math.isnan(usd) else str(price["as_of"])}
@@ -158,11 +145,12 @@ def assumptions() -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of :func:`training` or :func:`plan` with two significant digits: assumed is not exact."""
+    """A table of this module in words, with two significant digits: what is assumed is not exact."""
     named = table.rename(columns={
-        "where": "Where", "basis": "Basis", "scenarios_per_second": "Scenarios / s", "hours": "Hours",
+        "task": "Task", "formula": "By the formula", "ratio": "Ratio", "where": "Where",
+        "basis": "Basis", "scenarios_per_second": "Scenarios / s", "hours": "Hours",
         "usd": "USD", "usd_per_1000": "USD / 1,000", "price_of": "Price of"})
-    numbers = [c for c in ("Scenarios / s", "Hours", "USD", "USD / 1,000") if c in named]
+    numbers = named.select_dtypes("number").columns
     return named.assign(**{name: named[name].map(_two_digits) for name in numbers})
 
 

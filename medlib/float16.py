@@ -6,7 +6,7 @@ overflows makes it finite but costs accuracy (https://github.com/huggingface/tra
 Here norms, attention, residual stream and logits stay float32; only the weights of linear layers are
 float16, and each row that meets them is scaled by a power of two to a length between 1 and 2.
 Because a linear layer is linear, scaling back gives the same result, and by Cauchy-Schwarz no product
-exceeds twice the length of a weight row: nothing can overflow, whatever the activations are. Gradients
+exceeds twice the length of a weight row: nothing can overflow, for activations up to 1e18. Gradients
 take the same way back, so no loss scaling is needed.
 
 Shown on the CPU against float32 (tests/test_models.py); its speed on a T4 has not been measured.

@@ -45,7 +45,7 @@ def shape(model: str) -> Gemma3Config:
         return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else model)
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(file.stem for file in SHAPES.glob("*.json")))
-        raise models.ModelError(f"{model}: no configuration to forecast from; shapes that are here: {known}") from error
+        raise models.ModelError(f"{model}: no configuration to forecast from; shapes here: {known}") from error
 
 
 def on_meta(config: RunConfig):
@@ -89,10 +89,10 @@ def forecast(config: RunConfig, profile: str | None = None, tokens: int | None =
     shapes = model.config
     tokens = tokens or shapes.mm_tokens_per_image + TEXT_TOKENS
     scenarios = scenarios or 2 * config.train_pairs + 16
-    device = torch.device({"cpu": "cpu", "mps": "mps"}.get(profile, "cuda"))
+    device = profile if profile in ("cpu", "mps") else "cuda"
     dtype = number_format(config, profile)
     memory = _memory(config, model, dtype, tokens, device)
-    flops = _flops(config, model, tokens, scenarios, pictures or scenarios)
+    flops = _flops(config, model, tokens, scenarios, pictures or scenarios, recomputes(config, device))
     speed = 1e12 * row["peak_tflops"][str(dtype).removeprefix("torch.")] * row["utilisation"] * row["count"]
     hours = flops / speed / 3600
     trainable, total, _ = training.trainable_share(model)
@@ -103,17 +103,18 @@ def forecast(config: RunConfig, profile: str | None = None, tokens: int | None =
         "fits": None if row["memory_gb"] is None else memory["peak"] < 1e9 * row["memory_gb"],
         "hours": hours, "usd": None if row["usd_per_hour"] is None else hours * row["usd_per_hour"],
         "samples_per_second": scenarios * config.epochs / (3600 * hours),
-        "assumptions": f"{row['utilisation']:.0%} of the peak is an assumption; price of {row['as_of']}",
+        "assumptions": f"time assumes {row['utilisation']:.0%} of the peak speed, price as of {row['as_of']}",
     }
 
 
 def sentence(result: dict) -> str:
     """The forecast in one line."""
-    memory, money = result["memory_gib"], result["usd"]
+    memory, hours, money = result["memory_gib"]["peak"], result["hours"], result["usd"]
     fits = {None: "", True: ", fits", False: ", DOES NOT FIT"}[result["fits"]]
-    cost = "nothing rented" if money is None else f"about {money:,.2f} USD"
-    return (f"forecast for {result['profile']}: {memory['peak']:.1f} GiB at the peak{fits}; "
-            f"about {result['hours']:.1f} h; {cost} ({result['assumptions']})")
+    time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+    cost = "" if money is None else f" and {money:,.2f} USD"
+    return (f"on {result['profile']}: {memory:.1f} GiB at the peak{fits}; about {time}{cost}; "
+            f"{result['assumptions']}")
 
 
 def number_format(config: RunConfig, profile: str) -> torch.dtype:
@@ -126,109 +127,101 @@ def number_format(config: RunConfig, profile: str) -> torch.dtype:
 # --- memory ----------------------------------------------------------------------------------------
 
 
-def _memory(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: torch.device) -> dict[str, float]:
-    weights = sum(bytes_of(name, p, config, dtype) for name, p in model.named_parameters() if not p.requires_grad)
-    adapter = 4 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # and gradient, AdamW's two
-    positions, layers = config.batch_size * tokens, model.config.text_config.num_hidden_layers
-    stream, layer, work = _decoder_layer(config, model, dtype, positions)
-    if checkpointing(config, device):
-        held = layers * stream + layer
-    else:
-        held = layers * layer
+def _memory(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: str) -> dict[str, float]:
+    parameters = list(model.named_parameters())
+    weights = sum(weight_bytes(name, p, config, dtype) for name, p in parameters if not p.requires_grad)
+    # float32 numbers: the adapter, its gradient, and AdamW's two moments
+    adapter = 4 * 4 * sum(p.numel() for _, p in parameters if p.requires_grad)
+    text, vision = model.config.text_config, model.config.vision_config
+    positions, size = config.batch_size * tokens, activation_bytes(dtype)
+    layer = positions * layer_bytes(config, model, dtype, tokens, device)
+    kept = text.num_hidden_layers * layer
+    if recomputes(config, device):  # the inputs of all layers, and one of them in full
+        kept = text.num_hidden_layers * positions * text.hidden_size * size + layer
     if config.lora_targets == "vision":
-        held += _tower_activations(model.config.vision_config, dtype, config.batch_size)
-    logits = _logits(config, model.config.text_config, tokens, device)
-    overhead = CUDA_OVERHEAD if device.type == "cuda" else 0
-    features = weights + overhead + _tower_work(model.config.vision_config, dtype)
+        kept += vision.num_hidden_layers * _patches(vision, config.batch_size) * size * (
+            10 * vision.hidden_size + 2 * vision.intermediate_size)
+    gradients = positions * size * (2 * text.intermediate_size + 2 * text.hidden_size)
+    if config.quantization == "4bit":  # one matrix at a time is unpacked
+        gradients += text.hidden_size * text.intermediate_size * dtype.itemsize
+    work = max(gradients, _head_bytes(config, text, device))
+    overhead = CUDA_OVERHEAD if device == "cuda" else 0
+    # the frozen tower keeps nothing; two layers of its widest part stand at a time
+    looking = _patches(vision, 64) * size * 2 * (vision.intermediate_size + vision.hidden_size)
     return {
-        "weights": weights, "adapter": adapter, "activations": held, "work": max(work, logits),
-        "overhead": overhead, "peak": weights + adapter + held + max(work, logits) + overhead,
-        "image_features": features,
+        "weights": weights, "adapter": adapter, "activations": kept, "work": work, "overhead": overhead,
+        "peak": weights + adapter + kept + work + overhead, "image_features": weights + looking + overhead,
     }
 
 
-def checkpointing(config: RunConfig, device: torch.device) -> bool:
-    """Whether activations are computed again instead of kept; unless told otherwise, on a GPU."""
-    chosen = config.gradient_checkpointing
-    return device.type == "cuda" if chosen is None else chosen
-
-
-def bytes_of(name: str, parameter: torch.Tensor, config: RunConfig, dtype: torch.dtype) -> float:
+def weight_bytes(name: str, parameter: torch.Tensor, config: RunConfig, dtype: torch.dtype) -> float:
     """Bytes that a frozen parameter takes once it is loaded as the configuration says."""
-    decoder_matrix = "language_model.layers" in name and parameter.ndim == 2
     kind = config.quantization or ("8bit" if config.use_8bit else None)
-    if kind and decoder_matrix:
+    if kind and "language_model.layers" in name and parameter.ndim == 2:
         return parameter.numel() * QUANTIZED[kind]
-    if dtype == torch.float16 and not (parameter.ndim == 2 and "position" not in name and "projector" not in name):
+    matrix = parameter.ndim == 2 and "position" not in name and "mm_input" not in name
+    if dtype == torch.float16 and not matrix:
         return parameter.numel() * 4  # medlib.float16 keeps all but the matrices in float32
     return parameter.numel() * dtype.itemsize
 
 
-def _decoder_layer(config: RunConfig, model, dtype: torch.dtype, positions: int) -> tuple[float, float, float]:
-    """Bytes of (residual stream, all that autograd keeps of one layer, gradients on the way back).
+def activation_bytes(dtype: torch.dtype) -> int:
+    """Bytes of one activation; medlib.float16 computes them in float32."""
+    return 2 if dtype == torch.bfloat16 else 4
 
-    Gemma 3's norms compute in float32 and keep a copy of their input where that is not float32. The
-    MLP keeps gate, gelu(gate) and up; sdpa keeps query, key, value and output with the keys repeated
-    for every head. Each LoRA layer keeps its input after dropout, the mask, and the low-rank product.
+
+def recomputes(config: RunConfig, device: str) -> bool:
+    """Whether activations are computed again instead of kept; unless told otherwise, on a GPU."""
+    return device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
+
+
+def layer_bytes(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: str) -> float:
+    """Bytes a position that autograd keeps of one decoder layer.
+
+    Gemma 3's norms compute in float32 and keep their input so. The MLP keeps gate, gelu(gate) and up;
+    attention keeps query, key, value and output, keys repeated for every head, and its mask. A LoRA
+    layer keeps its input after dropout, the dropout's mask and the low-rank product.
     """
-    text = model.config.text_config
-    # medlib.float16 computes its activations in float32
-    size = 2 if dtype == torch.bfloat16 else 4
-    hidden, inner = text.hidden_size, text.intermediate_size
+    text, size = model.config.text_config, activation_bytes(dtype)
     query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    norms = 4 * 4 * hidden + 4 * (query + key)
-    attention = 4 * query * size
-    mlp = 3 * inner * size
-    lora = 0.0
-    for module in model.base_model.model.model.language_model.layers[0].modules():
-        if hasattr(module, "lora_A") and len(module.lora_A):
-            kept = size + 1 if config.lora_dropout else size
-            lora += module.in_features * kept + config.lora_rank * size
-    work = (2 * inner + 2 * hidden) * size + (4 * inner * 2 if dtype == torch.float16 else 0)
-    quantized = config.quantization == "4bit"
-    dense = hidden * inner * dtype.itemsize if quantized else 0  # one matrix at a time is unpacked
-    return (hidden * size * positions, (norms + attention + mlp + lora) * positions, work * positions + dense)
+    norms = 4 * (4 * text.hidden_size + query + key)
+    attention = size * (4 * query + tokens)
+    mlp = size * 3 * text.intermediate_size
+    mask = 0 if config.lora_dropout == 0 else 1 if device == "cuda" else 4  # bool on CUDA, float elsewhere
+    adapted = [m for m in model.base_model.model.model.language_model.layers[0].modules()
+               if getattr(m, "lora_A", None)]
+    lora = sum(m.in_features * (size + mask) + config.lora_rank * size for m in adapted)
+    return norms + attention + mlp + lora
 
 
-def _logits(config: RunConfig, text, tokens: int, device: torch.device) -> float:
-    """TRL scores answers in tiles of 4096 tokens x 32768 words, on a GPU those of the answer only."""
-    if device.type == "cuda":
-        return config.batch_size * ANSWER_TOKENS * (32768 * 2 + 4 * text.hidden_size)
-    return min(config.batch_size * tokens, 4096) * min(text.vocab_size, 32768) * 17
+def _head_bytes(config: RunConfig, text, device: str) -> float:
+    """Scores of the answer's words, with gradient; on CUDA TRL goes over the vocabulary in tiles."""
+    rows = config.batch_size * ANSWER_TOKENS
+    return rows * (32768 * 2 + 4 * text.hidden_size) if device == "cuda" else rows * text.vocab_size * 4 * 4
 
 
-def _tower_work(vision, dtype: torch.dtype, batch: int = 64) -> float:
-    """Peak bytes while the frozen tower reads a batch: nothing is kept, two widest layers stand."""
-    size = 2 if dtype == torch.bfloat16 else 4
-    patches = batch * (vision.image_size // vision.patch_size) ** 2
-    return patches * size * (2 * vision.intermediate_size + 2 * vision.hidden_size)
-
-
-def _tower_activations(vision, dtype: torch.dtype, batch: int) -> float:
-    size = 2 if dtype == torch.bfloat16 else 4
-    patches = batch * (vision.image_size // vision.patch_size) ** 2
-    return vision.num_hidden_layers * patches * size * (10 * vision.hidden_size + 2 * vision.intermediate_size)
+def _patches(vision, pictures: int) -> int:
+    return pictures * (vision.image_size // vision.patch_size) ** 2
 
 
 # --- time ------------------------------------------------------------------------------------------
 
 
-def _flops(config: RunConfig, model, tokens: int, scenarios: int, pictures: int) -> float:
+def _flops(config: RunConfig, model, tokens: int, scenarios: int, pictures: int, twice: bool) -> float:
     """Floating point operations of the whole training, validation included.
 
     Forward 2 a weight and token, the same again for the gradient of the activations; frozen weights
     have none of their own. Checkpointing computes the forward pass twice.
     """
     text, vision = model.config.text_config, model.config.vision_config
-    frozen = {n: p for n, p in model.named_parameters() if p.ndim == 2}
-    decoder = sum(p.numel() for n, p in frozen.items() if "language_model.layers" in n)
+    matrices = [(name, p.numel()) for name, p in model.named_parameters() if p.ndim == 2]
+    decoder = sum(size for name, size in matrices if "language_model.layers" in name)
     attention = 4 * tokens * text.num_attention_heads * text.head_dim * text.num_hidden_layers
     forward = tokens * (2 * decoder + attention) + ANSWER_TOKENS * 2 * text.vocab_size * text.hidden_size
-    tower = sum(p.numel() for n, p in frozen.items() if "vision_tower" in n)
-    patches = (vision.image_size // vision.patch_size) ** 2
+    tower = sum(size for name, size in matrices if "vision_tower" in name)
+    patches = _patches(vision, 1)
     look = patches * (2 * tower + 4 * patches * vision.hidden_size * vision.num_hidden_layers)
-    again = config.gradient_checkpointing is not False
     steps = scenarios * config.epochs
     validated = 2 * config.val_pairs * max(1, math.ceil(config.epochs * config.evaluations_per_epoch))
     seen = pictures + 2 * config.val_pairs if config.cache_image_features else steps + validated
-    return steps * forward * (3 if again else 2) + validated * forward + seen * look
+    return steps * forward * (3 if twice else 2) + validated * forward + seen * look

@@ -10,10 +10,9 @@ EFFECTIVE_BATCH = 16
 
 
 def facts() -> dict[str, Any]:
-    """What is here: ``device``, and for cuda ``name``, ``memory_gb``, ``capability``, ``count``, ``processes``.
+    """What is here: ``device``; for cuda also ``name``, ``memory_gb``, ``capability``, ``count``, ``processes``.
 
-    ``processes`` is how many processes `accelerate launch` started; memory is that of the first card,
-    in units of 2**30 bytes.
+    ``processes`` is how many `accelerate launch` started; memory is the first card's, in 2**30 bytes.
     """
     import torch  # only where somebody asks
 
@@ -41,7 +40,7 @@ def explain(found: dict[str, Any] | None = None) -> str:
     found = found or facts()
     profile, why = _choose(found)
     device = found["device"] if found["device"] != "cuda" else f"{found['name']}, {found['memory_gb']:.0f} GB"
-    line = f"device: {device}; profile {profile}: {why}"
+    line = f"{device}; the profile that fits is {profile}: {why}"
     if found.get("count", 1) > 1 and found.get("processes", 1) == 1:
         line += (f"; {found['count']} cards are here, one is used: "
                  f"`accelerate launch --num_processes {found['count']} -m medlib train` uses all")
@@ -61,15 +60,16 @@ def settings(found: dict[str, Any] | None = None) -> dict[str, Any]:
     found = found or facts()
     values, processes = load_profile(detect(found)), found.get("processes", 1)
     if EFFECTIVE_BATCH % processes:
-        raise ConfigError(f"{processes} processes cannot share batches of {EFFECTIVE_BATCH}; start 2, 4, 8 or 16")
+        raise ConfigError(f"{processes} processes cannot share a batch of {EFFECTIVE_BATCH}; start 2, 4, 8 or 16")
     share = EFFECTIVE_BATCH // processes
     values["batch_size"] = min(values["batch_size"], share)
     return values | {"gradient_accumulation": share // values["batch_size"]}
 
 
 def _choose(found: dict[str, Any]) -> tuple[str, str]:
-    if found["device"] != "cuda":
-        return found["device"], {"mps": "Apple silicon", "cpu": "no GPU that PyTorch can use"}[found["device"]]
+    device = found["device"]
+    if device != "cuda":
+        return device, "Apple silicon" if device == "mps" else "no GPU that PyTorch can use"
     memory, capability = found["memory_gb"], tuple(found["capability"])
     number = "compute capability {}.{}".format(*capability)
     if capability < (8, 0):

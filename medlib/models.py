@@ -9,6 +9,8 @@ import logging
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, TorchAoConfig
 
@@ -65,6 +67,30 @@ def pick_dtype(device: torch.device, dtype: str = "auto") -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
+def reachable(model: str, timeout_s: float = 5) -> bool:
+    """True for a folder, and for a hub model if the hub answers at once, even with a refusal."""
+    if Path(name := locate(model)).is_dir():
+        return True
+    try:
+        HfApi().model_info(name, timeout=timeout_s)
+    except HfHubHTTPError:
+        return True
+    except Exception:  # whichever error the hub's HTTP client has for a host that does not answer
+        return False
+    return True
+
+
+def load_processor(model: str, trust_remote_code: bool = False, **options):
+    """Tokenizer and picture processor alone, without the weights; ModelError as :func:`load`."""
+    name = locate(model)
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(_explain(name, error)) from error
+    processor.tokenizer.padding_side = "left"  # answers are appended and scored at the right end
+    return processor
+
+
 def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *, dtype: str = "auto",
          quantization: str | None = None, attention: str = "sdpa"):
     """Load processor and base model, in evaluation mode on the best device.
@@ -93,12 +119,12 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
     if dtype == torch.float16 and quantization in ("8bit", "int8"):
         raise ModelError(f"dtype: float16 does not go with quantization: {quantization}; "
                          "take 4bit, or dtype: float32")
-    options = {"trust_remote_code": trust_remote_code}
-    extra = {"quantization_config": quantization_config(quantization, dtype)} if quantization else {}
+    options = {"quantization_config": quantization_config(quantization, dtype)} if quantization else {}
+    processor = load_processor(model, trust_remote_code)
     try:
-        processor = AutoProcessor.from_pretrained(name, **options)
         base = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, attn_implementation=attention, **options, **extra
+            name, dtype=dtype, use_safetensors=True, attn_implementation=attention,
+            trust_remote_code=trust_remote_code, **options,
         )
         if dtype == torch.float16:
             float16.make_safe(base)
@@ -106,7 +132,6 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
         raise ModelError(_explain(name, error)) from error
     if quantization == "4bit":
         _keep_trainable(base)
-    processor.tokenizer.padding_side = "left"  # answers are appended and scored at the right end
     return processor, (base if quantization in ("8bit", "4bit") else base.to(device)).eval()
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from medlib import augment, data, evaluation, launch, models, provenance, training
+from medlib import augment, data, evaluation, forecast, hardware, launch, models, provenance, training
 from medlib.config import RunConfig, path
 from medlib.data import Suite
 from medlib.schema import Scenario
+from medlib.suites import contradiction
 
 BASE, ADAPTER = "medgemma", "medgemma-lora"
 
@@ -43,20 +44,36 @@ def model_label(config: RunConfig) -> str:
 # --- training -------------------------------------------------------------------------------------
 
 
-def dry_run(config: RunConfig) -> dict:
-    """Load everything, encode one scenario, count parameters; train nothing."""
-    processor, base = load_model(config)
+def dry_run(config: RunConfig, profile: str | None = None) -> dict:
+    """Look at the device, encode one scenario, forecast memory, time and money; no weights are loaded.
+
+    Parameters
+    ----------
+    profile : hardware to forecast for, a row of data/hardware_prices.yaml; by default this machine's.
+        A model whose processor cannot be had is forecast from its shape all the same.
+    """
     suites = data.prepare(config)
-    example = training.encode(processor, suites["train"].scenarios[:1], [suites["train"].images_dir])[0]
-    model = training.get_peft_model(base, training.lora_config(config))
-    trainable, total, share = training.trainable_share(model)
-    model.unload()
+    training_suites = [suites["train"], suites["core_train"]]
+    scenarios = [s for suite in training_suites for s in suite.scenarios]
+    try:
+        processor = models.load_processor(config.model, config.trust_remote_code,
+                                          local_files_only=not models.reachable(config.model))
+        example = training.encode(processor, scenarios[:1], [suites["train"].images_dir])[0]
+        encoded = {"tokens_of_first_scenario": len(example["input_ids"]),
+                   "answer_tokens": int((example["labels"] != -100).sum())}
+    except models.ModelError as error:
+        reason = str(error).partition(" (")[0]
+        encoded = {"not_loaded": f"{reason}; no tokenizer, no weights: the forecast is from the shape alone"}
+    expected = forecast.forecast(config, profile, encoded.get("tokens_of_first_scenario"), len(scenarios),
+                                 len({s.image for s in scenarios}))
+    trainable, frozen = expected["trainable_parameters"], expected["parameters"]
     return {
-        "model": model_label(config), "device": str(base.device), "dtype": str(base.dtype),
-        "trainable_parameters": trainable, "total_parameters": total, "trainable_percent": round(share, 3),
-        "training_scenarios": len(suites["train"].scenarios) + len(suites["core_train"].scenarios),
-        "tokens_of_first_scenario": len(example["input_ids"]),
-        "answer_tokens": int((example["labels"] != -100).sum()),
+        "model": model_label(config), "device": hardware.explain(), "dtype": expected["dtype"],
+        "trainable_parameters": trainable, "total_parameters": trainable + frozen,
+        "trainable_percent": round(100 * trainable / (trainable + frozen), 3),
+        "training_scenarios": len(scenarios), **encoded, "forecast": forecast.sentence(expected),
+        **{f"memory_{part}_gib": size for part, size in expected["memory_gib"].items()},
+        "hours": round(expected["hours"], 4), "usd": expected["usd"],
     }
 
 
@@ -83,9 +100,13 @@ def train(config: RunConfig, resume: bool = True) -> Path:
         started.parent.mkdir(parents=True, exist_ok=True)
         started.write_text(fingerprint)
     process.wait_for_everyone()
+    launch.say(hardware.explain())
     processor, base = load_model(config)
     seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
-    train_rows = _rows(config, processor, base, [suites["core_train"], seen])
+    shown = [suites["core_train"], seen]
+    if config.note_pairs:
+        shown.append(contradiction("train", config.note_pairs, config.seed))
+    train_rows = _rows(config, processor, base, shown)
     val_rows = _rows(config, processor, base, [suites["val"]])
     training.train_adapter(base, processor, train_rows, val_rows, config, adapter,
                            extra={"fingerprint": fingerprint})
@@ -110,7 +131,7 @@ def _rows(config: RunConfig, processor, base, suites: list[Suite]) -> list[dict]
 TRAINING_FIELDS = (
     "model", "seed", "epochs", "batch_size", "gradient_accumulation", "lr", "warmup_ratio", "weight_decay",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "paraphrase_copies",
-    "pair_copies", "early_stopping_patience", "evaluations_per_epoch", "group_by_length", "dtype",
+    "pair_copies", "note_pairs", "early_stopping_patience", "evaluations_per_epoch", "group_by_length", "dtype",
     "quantization", "use_8bit",
 )
 

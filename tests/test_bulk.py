@@ -179,3 +179,18 @@ def test_every_scenario_is_in_one_shard_whatever_the_order_and_spacing(many, tmp
 def test_a_bad_shard_is_refused(text):
     with pytest.raises(ConfigError, match="NUMBER/COUNT"):
         bulk.parse_shard(text)
+
+
+def test_commands_ask_and_merge(server, many, tmp_path):
+    from typer.testing import CliRunner
+
+    from medlib import cli_extra
+
+    asked = ["--system", "openai:audit", "--run-dir", str(tmp_path / "run"), "--profile", "tiny"]
+    more = ["--set", f"api_base_url={server.url}", "--set", "api_allow_real_images=true"]
+    for shard in ("0/2", "1/2"):
+        said = CliRunner().invoke(cli_extra.app, ["bulk", str(many[0]), "--images-dir", str(many[1]),
+                                                  "--shard", shard, *asked, *more])
+        assert said.exit_code == 0, said.output
+    said = CliRunner().invoke(cli_extra.app, ["bulk-merge", str(many[0]), "--shards", "2", *asked])
+    assert said.exit_code == 0 and "openai:audit | 48 |" in said.output

@@ -74,7 +74,9 @@ def test_relative_paths_are_of_the_repository(monkeypatch, tmp_path):
 
 
 #: Of the command line alone: they choose settings or what a command does, and set nothing in a run.
-NOT_SETTINGS = {"profile", "settings", "dry_run", "audit", "update_readme", "out", "which"}
+NOT_SETTINGS = {"profile", "settings", "dry_run", "audit", "update_readme", "out", "which",
+                "trials", "space", "storage", "name", "repo_id", "upload", "merged", "private", "terms",
+                "endpoint", "scenarios", "system", "shard", "shards"}
 
 
 @pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))

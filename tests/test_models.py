@@ -1,5 +1,6 @@
 """Loading: one path for the real model's folder and the stand-in; refusals say what to do."""
 
+import importlib.util
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Pro
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.siglip import SiglipVisionModel
 
-from medlib import evaluation, models, standin, training
+from medlib import evaluation, float16, models, standin, training
 from medlib.config import RunConfig
 from medlib.data import Suite
 
@@ -126,7 +127,7 @@ def test_real_folder_and_standin_take_the_same_path(
     assert models.is_standin(str(folder)) == (kind == "stand-in")
 
     rows = training.encode(processor, scenarios, [images_dir] * 4)
-    assert rows[0]["pixel_values"].shape == (1, 3, size, size)
+    assert rows[0]["pixels"]().shape == (1, 3, size, size)
     assert (rows[0]["input_ids"] == base.config.image_token_index).sum() == image_tokens
     rows = training.cache_image_features(base, rows)
     config = RunConfig(model=str(folder), batch_size=2, epochs=1, lr=0.01, lora_rank=4)
@@ -231,3 +232,210 @@ def test_a_missing_adapter_file_is_named(missing, nano, tmp_path):
         (tmp_path / file).write_text("{}")
     with pytest.raises(models.ModelError, match=f"{missing} is missing"):
         models.attach_adapter(nano[1], tmp_path)
+
+
+# --- number formats -------------------------------------------------------------------------------
+
+QUANTIZED = {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}
+
+
+def needs(package):
+    return pytest.mark.skipif(
+        not importlib.util.find_spec(package), reason=f"{package} is not installed"
+    )
+
+
+@pytest.fixture(scope="module")
+def huge_folder(nano_folder, tmp_path_factory):
+    """The random stand-in with embeddings and norms that let the residual stream pass 65504.
+
+    Every weight is a float16 number, as those of bfloat16 checkpoints are.
+    """
+    folder = tmp_path_factory.mktemp("huge") / "model"
+    shutil.copytree(nano_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        if name.endswith("embed_tokens.weight"):
+            weights[name] = tensor * 8
+        if "post_attention_layernorm" in name or "post_feedforward_layernorm" in name:
+            weights[name] = (1 + tensor) * 2.0**15 - 1
+        weights[name] = weights[name].half().float()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def question(tokens=40):
+    ids = torch.randint(10, 500, (2, tokens), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)}
+
+
+@torch.no_grad()
+def logits(model):
+    return model(**question()).logits.float()
+
+
+def test_float16_is_finite_and_close_where_plain_float16_overflows(huge_folder):
+    reference = logits(models.load(str(huge_folder), dtype="float32")[1])
+    plain = Gemma3ForConditionalGeneration.from_pretrained(huge_folder, dtype=torch.float16)
+    assert not logits(plain).isfinite().any()
+    safe = models.load(str(huge_folder), dtype="float16")[1]
+    assert safe.lm_head.weight.dtype == torch.float16
+    assert safe.model.language_model.layers[0].self_attn.q_proj.weight.dtype == torch.float16
+    assert safe.model.language_model.norm.weight.dtype == torch.float32
+    difference = (logits(safe) - reference).abs().max()
+    assert difference < 2e-3 * reference.abs().max()
+
+
+@pytest.mark.parametrize("size", [1e-15, 1.0, 1e6, 1e15])
+def test_a_scaled_product_neither_overflows_nor_vanishes(size):
+    rows = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)) * size
+    rows[2] = 0
+    matrix = torch.randn(300, 7, generator=torch.Generator().manual_seed(1)).half()
+    exact = rows.double() @ matrix.double()
+    product = float16.scaled_product(rows, matrix).double()
+    assert product[2].eq(0).all()
+    length = rows.double().norm(dim=1, keepdim=True) * matrix.double().norm(dim=0)
+    assert ((product - exact).abs() <= 1e-3 * length + 1e-300).all()
+
+
+def test_weights_too_large_for_float16_are_refused(nano_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(nano_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight"))
+    weights[name] = weights[name] * 1e6
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(models.ModelError, match="up_proj.*exceed float16; set dtype: float32"):
+        models.load(str(folder), dtype="float16")
+
+
+def adapter_gradients(base):
+    torch.manual_seed(0)
+    config = RunConfig(lora_dropout=0, lora_rank=4)
+    model = training.get_peft_model(base, training.lora_config(config)).train()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:  # starts at zero, which would hide the gradient of A
+            torch.nn.init.normal_(p, std=0.02)
+    asked = question()
+    model(**asked, labels=asked["input_ids"]).loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.unload()
+    return found
+
+
+@pytest.mark.parametrize("quantization", [None, pytest.param("4bit", marks=needs("bitsandbytes"))])
+def test_float16_gradients_are_those_of_float32(huge_folder, quantization):
+    folder = str(huge_folder)
+    exact = adapter_gradients(models.load(folder, dtype="float32", quantization=quantization)[1])
+    found = adapter_gradients(models.load(folder, dtype="float16", quantization=quantization)[1])
+    assert exact.keys() == found.keys()
+    for name, gradient in exact.items():
+        assert gradient.norm() > 0 and (found[name] - gradient).norm() < 0.02 * gradient.norm(), name
+
+
+def test_the_dtype_of_the_configuration_is_taken(nano_folder):
+    config = RunConfig(model=str(nano_folder), dtype="bfloat16", attention="eager")
+    base = models.load_for(config)[1]
+    assert base.dtype == torch.bfloat16 and base.config._attn_implementation == "eager"
+    assert models.pick_dtype(torch.device("cpu")) == torch.float32
+
+
+def test_flash_attention_is_refused_with_what_to_take(nano_folder):
+    with pytest.raises(models.ModelError, match="attention: sdpa"):
+        models.load(str(nano_folder), attention="flash_attention_2")
+
+
+# --- quantization ---------------------------------------------------------------------------------
+
+
+def quantized(folder, kind):
+    return models.load(str(folder), dtype="float32", quantization=kind)[1]
+
+
+@needs("bitsandbytes")
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_the_decoder_is_quantized_and_the_rest_is_not(nano_folder, kind):
+    base = quantized(nano_folder, kind)
+    layers = {
+        name: type(module).__name__
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    decoder = {name: layer for name, layer in layers.items() if "language_model.layers" in name}
+    assert len(decoder) == 7 * base.config.text_config.num_hidden_layers
+    assert set(decoder.values()) == {QUANTIZED[kind]}
+    others = {name: layer for name, layer in layers.items() if name not in decoder}
+    assert "lm_head" in others and any("vision_tower" in name for name in others)
+    assert set(others.values()) == {"Linear"}
+
+
+@needs("torchao")
+def test_torchao_keeps_the_decoder_in_int8_and_the_rest_not(nano_folder):
+    base = quantized(nano_folder, "int8")
+    kinds = {
+        name: type(p.data).__name__ for name, p in base.named_parameters() if p.ndim == 2
+    }
+    decoder = {kind for name, kind in kinds.items() if "language_model.layers" in name}
+    assert decoder == {"Int8Tensor"}
+    assert "Int8Tensor" not in {kind for name, kind in kinds.items() if "layers" not in name or "tower" in name}
+
+
+@pytest.mark.parametrize(
+    "kind, limit",
+    [
+        pytest.param("8bit", 0.05, marks=needs("bitsandbytes")),
+        pytest.param("int8", 0.05, marks=needs("torchao")),
+        pytest.param("4bit", 0.5, marks=needs("bitsandbytes")),
+    ],
+)
+def test_quantized_logits_are_close_and_adapters_train_save_and_load(
+    nano_folder, suite, tmp_path, kind, limit
+):
+    scenarios, images_dir = suite[0][:8], suite[1]
+    reference = logits(models.load(str(nano_folder), dtype="float32")[1])
+    processor, base = models.load(str(nano_folder), dtype="float32", quantization=kind)
+    off = (logits(base) - reference).norm() / reference.norm()
+    assert 0 < off < limit
+
+    rows = training.encode(processor, scenarios, [images_dir] * 8)
+    rows = training.cache_image_features(base, rows)
+    config = RunConfig(
+        model=str(nano_folder), quantization=kind, batch_size=4, epochs=3, lr=0.01, lora_rank=4
+    )
+    adapter = training.train_adapter(base, processor, rows, [], config, tmp_path / "a", quiet=True)
+    history = json.loads((adapter / "training_metadata.json").read_text())["history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
+    asked = Suite("eight", scenarios, images_dir)
+    untrained = evaluation.p_correct(base, processor, asked)
+    fresh = models.load(str(nano_folder), dtype="float32", quantization=kind)[1]
+    trained = evaluation.p_correct(models.attach_adapter(fresh, adapter), processor, asked)
+    assert (trained != untrained).all() and ((trained > 0) & (trained < 1)).all()
+
+
+@needs("bitsandbytes")
+def test_an_evaluation_does_not_cut_later_gradients_of_4_bit_weights(nano_folder):
+    base = quantized(nano_folder, "4bit")
+    before = adapter_gradients(base)
+    logits(base)  # bitsandbytes would repack the weights here on a CPU with AVX512-BF16
+    after = adapter_gradients(base)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "kind, package, instead",
+    [("8bit", "bitsandbytes", "int8"), ("4bit", "bitsandbytes", "int8"), ("int8", "torchao", "4bit")],
+)
+def test_a_missing_package_is_named_with_what_else_there_is(
+    monkeypatch, nano_folder, kind, package, instead
+):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(models.ModelError, match=f"{kind} needs {package}.*pip install") as caught:
+        models.load(str(nano_folder), quantization=kind)
+    assert instead in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["8bit", "int8"])
+def test_formats_that_do_not_go_together_are_refused(nano_folder, kind):
+    with pytest.raises(models.ModelError, match="float16 does not go with.*4bit"):
+        models.load(str(nano_folder), dtype="float16", quantization=kind)

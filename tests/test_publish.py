@@ -294,3 +294,16 @@ def test_a_hub_that_is_not_there(finished, hub):
         publish.publish(finished, "someone/auditor", dry_run=False, endpoint="http://127.0.0.1:9")
     with pytest.raises(PublishError, match="owner/name"):
         publish.publish(finished, "auditor")
+
+
+def test_the_command_does_a_dry_run_unless_told_to_upload(finished, hub, monkeypatch):
+    from typer.testing import CliRunner
+
+    from medlib import cli_extra
+
+    monkeypatch.setattr(cli_extra, "_config", lambda *_, **__: finished)
+    command = ["publish", "someone/auditor", "--endpoint", hub.url]
+    said = CliRunner().invoke(cli_extra.app, command)
+    assert said.exit_code == 0 and "dry run: nothing was sent" in said.output and not hub.paths
+    said = CliRunner().invoke(cli_extra.app, [*command, "--upload"])
+    assert said.exit_code == 0 and "adapter_model.safetensors" in hub.files and TOKEN not in said.output

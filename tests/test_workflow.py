@@ -129,3 +129,11 @@ def test_suites_share_nothing(small_config):
     suites = data.prepare(small_config)
     assert data.overlap(suites) == {"finding": 0, "treatment": 0, "image": 0, "id": 0}
     assert data.hashes(suites) == data.hashes(data.prepare(small_config))
+
+
+def test_note_pairs_are_trained_on_if_asked_for(small_config):
+    more = small_config.model_copy(update={"note_pairs": 4})
+    workflow.train(more)
+    assert workflow.training_metadata(more)["steps"] == 6  # 24 + 16 + 8 scenarios, 8 a batch
+    workflow.train(small_config)
+    assert workflow.training_metadata(small_config)["steps"] == 5
