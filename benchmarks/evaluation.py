@@ -61,7 +61,8 @@ def main() -> None:
         "plain": ("one scenario a forward pass", lambda: plain(model, processor, suite, 1)),
         "plain, batched": (f"{config.eval_batch_size} scenarios a forward pass",
                            lambda: plain(model, processor, suite, config.eval_batch_size)),
-        "ours": ("prompt read once", lambda: evaluation.p_correct(model, processor, suite, config.eval_batch_size)),
+        "ours": ("prompt read once", lambda: evaluation.p_correct(
+            model, processor, suite, config.eval_batch_size)),
         "ours, pictures known": ("the same pictures beside other words", lambda: evaluation.p_correct(
             model, processor, other_words, config.eval_batch_size)),
     }

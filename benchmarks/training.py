@@ -54,7 +54,8 @@ def plain(config, suites, folder: str, checkpointing: bool) -> None:
         train_dataset=dataset(suites["train"]), eval_dataset=dataset(suites["val"]),
         data_collator=Collator(processor, completion_only_loss=True),
         args=SFTConfig(
-            output_dir=folder, num_train_epochs=config.epochs, max_length=None, use_cpu=base.device.type == "cpu",
+            output_dir=folder, num_train_epochs=config.epochs, max_length=None,
+            use_cpu=base.device.type == "cpu", bf16=base.dtype == torch.bfloat16,
             per_device_train_batch_size=config.batch_size, seed=config.seed, data_seed=config.seed,
             per_device_eval_batch_size=min(config.eval_batch_size, 4 * config.batch_size),
             learning_rate=config.lr, weight_decay=config.weight_decay, lr_scheduler_type="cosine",
@@ -62,7 +63,6 @@ def plain(config, suites, folder: str, checkpointing: bool) -> None:
             eval_strategy="steps", eval_steps=interval, save_strategy="steps", save_steps=interval,
             save_total_limit=2, logging_steps=max(1, interval // 5), report_to="none",
             gradient_checkpointing=checkpointing, disable_tqdm=True,
-            bf16=base.dtype == torch.bfloat16,
         ),
     )
     trainer.train()

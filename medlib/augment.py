@@ -57,7 +57,8 @@ def oversample_pairs(suite: Suite, times: int, kind: str = "image") -> Suite:
     """
     again = [_renamed(s, f"again{number}") for number in range(2, times + 1)
              for s in suite.scenarios if s.factors.get("pair_kind") == kind]
-    return _training_only(replace(suite, name=f"{suite.name}-{kind}{times}", scenarios=suite.scenarios + again))
+    name = f"{suite.name}-{kind}{times}"
+    return _training_only(replace(suite, name=name, scenarios=suite.scenarios + again))
 
 
 def _renamed(scenario: Scenario, suffix: str) -> Scenario:
@@ -72,8 +73,8 @@ def _training_only(suite: Suite) -> Suite:
     for scenario in suite.scenarios:
         for field in ("finding", "treatment"):
             if getattr(scenario, field) in kept:
-                raise DataError(f"{suite.name}, {scenario.id}, field '{field}': a phrase kept for validation "
-                                "or test; augment the training suite only")
+                raise DataError(f"{suite.name}, {scenario.id}, field '{field}': a phrase kept for "
+                                "validation or test; augment the training suite only")
     return suite
 
 

@@ -119,7 +119,7 @@ def train(
                      epochs=epochs, batch_size=batch_size, lr=lr, lora_rank=lora_rank, lora_alpha=lora_alpha,
                      lora_dropout=lora_dropout, weight_decay=weight_decay, use_8bit=use_8bit)
     if dry_run:
-        print(json.dumps(workflow.dry_run(config), indent=2))
+        print(json.dumps(workflow.dry_run(config, profile), indent=2))
         return
     print(f"adapter: {workflow.train(config)}")
 

@@ -27,7 +27,8 @@ def processes() -> int:
 
 def sharded() -> bool:
     """True under FSDP, where no process holds the whole model; accelerate shards on accelerators only."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and torch.accelerator.is_available()
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return asked and torch.accelerator.is_available()
 
 
 def say(text: str) -> None:

@@ -49,9 +49,11 @@ def dry_run(config: RunConfig, profile: str | None = None) -> dict:
 
     Parameters
     ----------
-    profile : hardware to forecast for, a row of data/hardware_prices.yaml; by default this machine's.
-        A model whose processor cannot be had is forecast from its shape all the same.
+    profile : the profile of the run, such as ``medgemma-4b+t4``; what is in it of the hardware (a row of
+        data/hardware_prices.yaml) is forecast for, by default this machine. A model whose processor
+        cannot be had is forecast from its shape all the same.
     """
+    row = next((part for part in (profile or "").split("+") if part in forecast.prices()), None)
     suites = data.prepare(config)
     training_suites = [suites["train"], suites["core_train"]]
     scenarios = [s for suite in training_suites for s in suite.scenarios]
@@ -64,7 +66,7 @@ def dry_run(config: RunConfig, profile: str | None = None) -> dict:
     except models.ModelError as error:
         reason = str(error).partition(" (")[0]
         encoded = {"not_loaded": f"{reason}; no tokenizer, no weights: the forecast is from the shape alone"}
-    expected = forecast.forecast(config, profile, encoded.get("tokens_of_first_scenario"), len(scenarios),
+    expected = forecast.forecast(config, row, encoded.get("tokens_of_first_scenario"), len(scenarios),
                                  len({s.image for s in scenarios}))
     trainable, frozen = expected["trainable_parameters"], expected["parameters"]
     return {
@@ -125,7 +127,7 @@ def _rows(config: RunConfig, processor, base, suites: list[Suite]) -> list[dict]
     if reason := training.why_no_features(config):
         launch.say(f"image features are not kept: {reason}; every step reads its pictures")
         return rows
-    return training.cache_image_features(base, rows)
+    return training.cache_image_features(base, rows, config.eval_batch_size)
 
 
 TRAINING_FIELDS = (

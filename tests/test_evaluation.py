@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from medlib import evaluation, prompts
+from medlib import evaluation, models, prompts, training
+from medlib.config import RunConfig
 from medlib.data import Suite
 from medlib.schema import ANSWERS, load_image
 from medlib.suites import ablate
@@ -152,3 +153,47 @@ def test_a_pair_counts_as_a_whole():
         }
     )
     assert evaluation.pair_accuracy(frame) == (1, 3)
+
+
+def test_a_picture_goes_through_the_tower_once_whatever_the_words(nano_folder, suite, monkeypatch):
+    processor, model = models.load(str(nano_folder))
+    asked, shown = Suite("small", *suite), []
+    plain = [evaluation.score_answers(model, processor, evaluation.prompt_batch(
+        processor, [s], [asked.picture(s)], model.device))[0] for s in asked.scenarios]
+    expected = 1 / (1 + np.exp(np.array(plain) @ [-1, 1]))
+    features = model.get_image_features
+    monkeypatch.setattr(model, "get_image_features", lambda p: shown.append(len(p)) or features(p))
+    for _ in range(2):
+        assert np.allclose(evaluation.p_correct(model, processor, asked, 5), expected, rtol=0, atol=1e-5)
+    texts = evaluation.free_answers(model, processor, asked, 7)["generated"]
+    pictures = len({s.image for s in asked.scenarios})
+    assert sum(shown) == pictures < len(asked)
+    grey = evaluation.p_correct(model, processor, ablate(asked, "text_only"), 24)  # another view, others
+    assert sum(shown) == 2 * pictures and not np.allclose(grey, expected, atol=1e-4)
+    monkeypatch.setattr(evaluation, "_known_pictures", lambda model, batch, pictures: batch)
+    assert list(texts) == list(evaluation.free_answers(model, processor, asked, 7)["generated"])
+
+
+def test_pixels_stay_where_the_adapter_changes_the_tower(nano_folder, suite):
+    processor, base = models.load(str(nano_folder))
+    asked = Suite("small", *suite)
+    before = evaluation.p_correct(base, processor, asked)
+    config = training.lora_config(RunConfig(lora_targets="vision", lora_rank=4))
+    config.init_lora_weights = False  # an adapter that changes something
+    model = training.get_peft_model(base, config).eval()
+    assert not np.allclose(evaluation.p_correct(model, processor, asked), before, atol=1e-4)
+    with model.disable_adapter():
+        assert np.allclose(evaluation.p_correct(model, processor, asked), before, rtol=0, atol=1e-5)
+
+
+def test_answers_of_unequal_length_share_a_pass(nano, suite, monkeypatch):
+    processor, model, _ = nano
+    scenarios, images_dir = suite[0][:3], suite[1]
+    batch = evaluation.prompt_batch(processor, scenarios, [load_image(images_dir / s.image) for s in scenarios],
+                                    model.device)
+    together = {}
+    for texts in (("CORRECT", "ERROR - Treatment"), ("CORRECT", "CORRECT"), ("ERROR - Treatment",) * 2):
+        monkeypatch.setattr(evaluation, "ANSWERS", dict(enumerate(texts)))
+        together[texts] = evaluation.score_answers(model, processor, batch)
+    unequal, short, long = together.values()
+    assert np.allclose(unequal, np.stack([short[:, 0], long[:, 0]], 1), rtol=0, atol=1e-5)

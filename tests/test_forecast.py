@@ -142,7 +142,7 @@ def test_a_dry_run_without_the_hub_forecasts_from_the_shipped_shape(small_config
     monkeypatch.setattr(models, "reachable", lambda model: False)
     monkeypatch.setattr(models.AutoProcessor, "from_pretrained", refuse)
     config = small_config.model_copy(update={"model": "google/medgemma-27b-it", "quantization": "4bit"})
-    counts = workflow.dry_run(config, "h100")
+    counts = workflow.dry_run(config, "medgemma-4b+h100")
     assert counts["total_parameters"] - counts["trainable_parameters"] == 27_432_406_640
     assert "no tokenizer, no weights" in counts["not_loaded"]
     assert "on h100" in counts["forecast"] and "fits" in counts["forecast"]

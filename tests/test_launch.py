@@ -113,8 +113,8 @@ def shard(model, images_dir, out_dir):
         base = models.load(model)[1]
         peft_model = training.get_peft_model(base, training.lora_config(RunConfig(lora_dropout=0))).train()
         if sharded:
-            peft_model = fsdp2_apply_ac(accelerator, peft_model) if plugin.activation_checkpointing else None
-            peft_model = fsdp2_prepare_model(accelerator, peft_model)
+            assert plugin.activation_checkpointing
+            peft_model = fsdp2_prepare_model(accelerator, fsdp2_apply_ac(accelerator, peft_model))
         optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=1e-3)
         losses = []
         for _ in range(3):

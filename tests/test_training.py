@@ -409,7 +409,8 @@ def test_micro_batches_of_one_effective_batch_train_one_adapter(nano, suite, tmp
     for size, passes in ((8, 1), (4, 2), (2, 4)):
         config = RunConfig(model=str(nano[2]), epochs=2, batch_size=size, gradient_accumulation=passes,
                            lr=2e-4, lora_dropout=0)
-        folders.append(training.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / str(size), quiet=True))
+        folders.append(training.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / str(size),
+                                              quiet=True))
     moved = max(float(t.abs().max()) for n, t in weights(folders[0]).items() if "lora_B" in n)
     assert moved > 5e-4  # means of means would be as far off as that
     assert max(largest_difference(folders[0], other) for other in folders[1:]) < SAME
@@ -442,7 +443,7 @@ def out_of_memory_above(monkeypatch, rows, after_step=0):
     return tried
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(nano, suite, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_halves_the_micro_batch(nano, suite, tmp_path, monkeypatch, capsys):
     config = RunConfig(model=str(nano[2]), epochs=2, batch_size=8, lr=2e-4, lora_dropout=0)
     rows = encoded(nano, suite, 16)
     whole = training.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "whole", quiet=True)
@@ -461,7 +462,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(nano, suite, t
 
 def test_out_of_memory_amid_a_training_loses_nothing(nano, suite, tmp_path, monkeypatch):
     """The third epoch's first batch no longer fits; two epochs are not trained again."""
-    config = RunConfig(model=str(nano[2]), epochs=4, batch_size=8, lr=2e-4, lora_dropout=0, evaluations_per_epoch=1)
+    config = RunConfig(model=str(nano[2]), epochs=4, batch_size=8, lr=2e-4, lora_dropout=0,
+                       evaluations_per_epoch=1)
     rows = encoded(nano, suite, 16)
     whole = training.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "whole", quiet=True)
     tried = out_of_memory_above(monkeypatch, 4, after_step=4)
