@@ -113,7 +113,7 @@ def train(
     settings: Settings = None,
 ) -> None:
     """Train a LoRA adapter; run again to resume after an interruption."""
-    from medlib import workflow
+    from medlib import launch, workflow
 
     config = _config(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed,
                      epochs=epochs, batch_size=batch_size, lr=lr, lora_rank=lora_rank, lora_alpha=lora_alpha,
@@ -121,7 +121,7 @@ def train(
     if dry_run:
         print(json.dumps(workflow.dry_run(config, profile), indent=2))
         return
-    print(f"adapter: {workflow.train(config)}")
+    launch.say(f"adapter: {workflow.train(config)}")
 
 
 @app.command()
