@@ -59,7 +59,7 @@ class RunConfig(BaseModel):
     early_stopping_patience: int = Field(3, ge=0, description="evaluations without gain; 0: never stop")
     evaluations_per_epoch: int = Field(2, ge=1)
     cache_image_features: bool = Field(True, description="run the frozen vision tower once a picture")
-    group_by_length: bool = Field(True, description="cases of one length side by side within a batch: less padding")
+    group_by_length: bool = Field(True, description="cases of one length side by side in a batch: less padding")
 
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$",
                        description="auto: bfloat16 where the hardware has it, else float32")
