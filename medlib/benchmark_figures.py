@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from medlib import benchmark, calibration, explain, metrics, models, plots, workflow
 from medlib.benchmark import ADAPTER
-from medlib.config import RunConfig
+from medlib.config import ConfigError, RunConfig
 from medlib.data import Suite
 from medlib.figures import SPACE, p_text, percent, rate_text
 
@@ -23,9 +23,11 @@ def named(frames: Frames, config: RunConfig, suite: str = "heldout") -> dict[str
     return {names.get(name, name): frame for name, frame in benchmark.systems_on(frames, suite).items()}
 
 
-def significance(frames: Frames, config: RunConfig) -> Figure:
+def significance(frames: Frames, config: RunConfig) -> Figure | None:
     """Every pair of systems on the held-out suite: difference and Holm-corrected McNemar test."""
     systems = named(frames, config)
+    if len(systems) < 2:
+        return None
     return plots.significance_matrix(metrics.compare_all(systems, cluster="pair"), list(systems))
 
 
@@ -60,15 +62,18 @@ def stress_table(frames: Frames, config: RunConfig) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def contradiction_sentence(frames: Frames) -> str:
+def contradiction_sentence(frames: Frames, config: RunConfig) -> str:
     """Whose side the adapter takes when note and picture disagree."""
+    seen = (f"Training had {config.note_pairs:,} pairs of this kind." if config.note_pairs else
+            "In training a note that contradicts the picture was always an error.")
     frame = frames[f"{ADAPTER}/contradiction"]
     score = metrics.score(frame)
     right, flagged = score["sensitivity"], score["specificity"]
     return (
         f"Where the note contradicts the picture, the adapter recognises {rate_text(right)} of the treatments "
         f"that fit the picture, and catches {rate_text(flagged)} of those that fit the note only. Whoever "
-        "believes the note gets 0 % of both; whoever calls every contradiction an error gets 0 % and 100 %."
+        "believes the note gets 0 % of both; whoever calls every contradiction an error gets 0 % and "
+        f"100 %. {seen}"
     )
 
 
@@ -127,8 +132,8 @@ def cost_sentence(frames: Frames, config: RunConfig) -> str:
     adapter = table.loc[ADAPTER, "seconds"]
     return (
         f"The adapter takes {1000 * adapter:,.1f}{SPACE}ms a case here, batched; local systems have no price a "
-        "case, an API has. Times were measured when the answer was first asked for and include reading the "
-        "picture."
+        "case, an API has. Rows share what was computed of a picture, so the later of two rows with one tower is "
+        "flattered; a row's first cases bear its loading and fitting."
     )
 
 
@@ -193,6 +198,26 @@ def adapted(config: RunConfig):
     """(processor, base model with the adapter on it)."""
     processor, base = models.load_for(config)
     return processor, models.attach_adapter(base, workflow.adapter_dir(config))
+
+
+def misses_sentence(frame: pd.DataFrame, limit: int = 100) -> str:
+    """How many misses there are, and how many of them the table shows."""
+    count = int((frame["verdict"] != frame["predicted"]).sum())
+    return f"The {min(limit, count):,} surest of {count:,} misses among {len(frame):,} scenarios."
+
+
+def with_adapter(config: RunConfig) -> RunConfig:
+    """The configuration, if the adapter is among its rows: 04 and 05 are about it.
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    if ADAPTER not in config.systems:
+        raise ConfigError(f"systems: this notebook is about {ADAPTER}; add it, or run "
+                          "`python -m medlib benchmark`")
+    return config
 
 
 def every_miss(frame: pd.DataFrame, limit: int = 100) -> pd.DataFrame:

@@ -134,7 +134,7 @@ def evaluate(model: Rows = None, profile: Profile = "standin", run_dir: RunDir =
     rows, base = _rows_and_base(model)
     config = _config(profile, settings, images, model=base, run_dir=run_dir, allow_masks=allow_masks,
                      seed=seed, adapter=adapter, systems=rows)
-    _print_scores(benchmark.benchmark(config) if rows else benchmark.evaluate(config))
+    _print_scores(config, benchmark.benchmark(config) if rows else benchmark.evaluate(config))
 
 
 @app.command("benchmark")
@@ -147,7 +147,7 @@ def run_benchmark(model: Rows = None, profile: Profile = "standin", run_dir: Run
     rows, base = _rows_and_base(model)
     config = _config(profile, settings, images, model=base, run_dir=run_dir, allow_masks=allow_masks,
                      seed=seed, adapter=adapter, systems=rows)
-    _print_scores(benchmark.benchmark(config))
+    _print_scores(config, benchmark.benchmark(config))
 
 
 @app.command()
@@ -168,15 +168,19 @@ def report(profile: Profile = "standin", model: Model = None, run_dir: RunDir = 
     print(f"report: {page}")
 
 
-def _print_scores(frames) -> None:
+def _print_scores(config, frames) -> None:
     """The suites that hold a claim; the altered pictures are shown as curves in 04_benchmark."""
     from medlib import metrics
+    from medlib.config import path
 
     for suite in ("heldout", "paraphrase", "contradiction", "core24_val", "core24_folds"):
         scores = {key.rsplit("/", 1)[0]: metrics.score(frame) for key, frame in frames.items()
                   if key.endswith(f"/{suite}")}
         if scores:
             print(f"\n{suite}\n{metrics.to_markdown(metrics.results_table(scores))}")
+    found = json.loads((path(config.run_dir) / "metrics.json").read_text(encoding="utf-8"))
+    for name, reason in found["not_run"].items():
+        print(f"{name}: not run ({reason})")
 
 
 def main() -> None:

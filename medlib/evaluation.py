@@ -135,7 +135,12 @@ def prediction(scenario: Scenario, p_correct: float) -> dict:
 def predictions(scenarios: list[Scenario], answered: pd.DataFrame) -> pd.DataFrame:
     """Predictions table, a row a scenario: `prediction` and whatever else was answered."""
     rows = [prediction(s, float(p)) for s, p in zip(scenarios, answered["p_correct"])]
-    return pd.concat([pd.DataFrame(rows), answered.drop(columns="p_correct").reset_index(drop=True)], axis=1)
+    extra = answered.drop(columns="p_correct").reset_index(drop=True)
+    frame = pd.concat([pd.DataFrame(rows), extra], axis=1)
+    if "completion_tokens" in frame:  # of an API only the text is known: what is no verdict is never right
+        unread = frame["parsed"].isna()
+        frame.loc[unread, "predicted"] = frame.loc[unread, "verdict"].map({"CORRECT": "ERROR", "ERROR": "CORRECT"})
+    return frame
 
 
 def pair_accuracy(predictions: pd.DataFrame) -> tuple[int, int]:

@@ -490,6 +490,8 @@ def ladder_sentence(scores: Mapping[str, dict], top: str | None = None, bar: flo
     """Whether a row (the last one by default) is above the bar, and how good the best other row is."""
     top = top or list(scores)[-1]
     rate = scores[top]["accuracy"]
+    if len(scores) < 2:
+        return f"{top} gets {rate_text(rate)}; no other row was asked for."
     best = max((name for name in scores if name != top), key=lambda name: scores[name]["accuracy"]["value"])
     reading = f"not shown to be above the target of {percent(bar)}"
     if rate["low"] > bar:

@@ -1,6 +1,7 @@
 """The whole ladder on a small run: what it asks, what it leaves on disk, what it says of rows not run."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -106,6 +107,31 @@ def test_a_row_that_cannot_be_asked_says_why_and_has_no_number(config, monkeypat
     assert set(record["systems"]) == {"constant", "heuristics"}
 
 
+def test_only_a_row_that_cannot_be_asked(config, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert benchmark.benchmark(config.model_copy(update={"systems": ("openai:gpt-4o",)})) == {}
+    record = json.loads((workflow.run_dir(config) / "metrics.json").read_text())
+    assert record["systems"] == {} and list(record["not_run"]) == ["openai:gpt-4o"]
+
+
+def test_frames_of_another_model_or_seed_are_not_mixed_in(config, nano_folder, tmp_path):
+    benchmark.benchmark(config.model_copy(update={"systems": ("constant", "heuristics")}))
+    kept = benchmark.benchmark(config.model_copy(update={"systems": ("constant",)}))
+    assert any(key.startswith("heuristics/") for key in kept)
+    other = shutil.copytree(nano_folder, tmp_path / "other")
+    (other / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes() + b" ")
+    for change in ({"seed": 1}, {"model": str(other)}):
+        frames = benchmark.benchmark(config.model_copy(update={"systems": ("constant",)} | change))
+        assert not any(key.startswith("heuristics/") for key in frames), change
+
+
+def test_what_an_api_says_that_is_no_verdict_is_never_right():
+    answered = pd.DataFrame({"p_correct": 0.5, "generated": "Hm.", "parsed": [None] * len(SCENARIOS),
+                             "completion_tokens": 2})
+    frame = evaluation.predictions(SCENARIOS, answered)
+    assert metrics.score(frame)["accuracy"]["value"] == 0
+
+
 # --- tables -----------------------------------------------------------------------------------------
 
 
@@ -126,6 +152,16 @@ def test_each_rung_is_tested_against_the_one_below():
     assert steps["step"].tolist() == ["heuristics over constant", "biomedclip-probe over heuristics",
                                       f"{ADAPTER} over biomedclip-probe"]
     assert (steps["p_holm"] >= steps["p"]).all() and steps["p_holm"].iloc[-1] < 0.01
+
+
+def test_claims_of_few_rows():
+    frames = {f"{ADAPTER}/heldout": made_up(0.95)}
+    [pairs] = benchmark.claims(frames)
+    assert pairs["claim"].startswith("both members")
+    frames["openai:x/heldout"] = made_up(1.0, seed=3)  # not local: no claim is made against it
+    assert len(benchmark.claims(frames)) == 1
+    frames["constant/heldout"] = made_up(0.5, seed=4)
+    assert [claim["met"] for claim in benchmark.claims(frames)][:2] == [True, True]
 
 
 def test_temperature_comes_from_the_validation_suite_only():
