@@ -3,4 +3,8 @@
 Modules point one way: data -> models -> training -> evaluation -> reporting.
 """
 
+import logging
+
 __version__ = "0.1.0"
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises optional kernels at every import

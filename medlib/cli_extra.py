@@ -24,8 +24,12 @@ def sweep(
     settings: Settings = None,
 ) -> None:
     """Search rank, learning rate, epochs and dropout for the least validation loss; resumes."""
-    from medlib import sweep as sweeping
-    from medlib.config import path
+    from medlib.config import ConfigError, path
+
+    try:
+        from medlib import sweep as sweeping
+    except ImportError as error:
+        raise ConfigError(f"a sweep needs Optuna: pip install '.[sweep]' ({error})") from None
 
     config = _config(profile, settings, model=model, run_dir=run_dir, seed=seed)
     study = sweeping.sweep(config, trials, space, storage, name, profile)

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, Mapping
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 ROOT = Path(__file__).resolve().parents[1]
 STANDIN = "models/medgemma-nano"
@@ -63,8 +63,8 @@ class RunConfig(BaseModel):
 
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$",
                        description="auto: bfloat16 where the hardware has it, else float32")
-    quantization: str | None = Field(None, pattern="^(8bit|4bit|int8)$",
-                                     description="8bit, 4bit (NF4): bitsandbytes; int8: torchao")
+    quantization: str | None = Field(None, pattern="^(none|8bit|4bit|int8)$",
+                                     description="8bit, 4bit (NF4): bitsandbytes; int8: torchao; none")
     use_8bit: bool = Field(False, description="the same as quantization: 8bit")
     attention: str = Field("sdpa", pattern="^(sdpa|eager|flash_attention_2)$")
     gradient_checkpointing: bool | None = Field(None, description="None: on a GPU only")
@@ -85,6 +85,11 @@ class RunConfig(BaseModel):
     api_retries: int = Field(5, ge=0, description="tries after a failed request, with back-off")
     api_workers: int = Field(4, ge=1, description="requests at a time")
     api_allow_real_images: bool = Field(False, description="let pictures of images_dir leave this machine")
+
+    @field_validator("quantization")
+    @classmethod
+    def _none_is_none(cls, value: str | None) -> str | None:
+        return None if value == "none" else value
 
 
 def load_profile(name: str) -> dict[str, Any]:
@@ -115,6 +120,8 @@ def resolve(profile: str | None = "standin", **overrides: Any) -> RunConfig:
     >>> resolve("standin", lr=1e-3, epochs=None).lr
     0.001
     """
+    if profile == "standin" and str(overrides.get("model") or "").startswith("google/medgemma"):
+        profile = "medgemma-4b"  # the recipe follows the model: one parameter switches to the real one
     values = load_profile(profile) if profile else {}
     values |= {name: value for name, value in overrides.items() if value is not None}
     try:

@@ -100,7 +100,8 @@ def forecast(config: RunConfig, profile: str | None = None, tokens: int | None =
         "profile": profile, "parameters": total - trainable, "trainable_parameters": trainable,
         "tokens": tokens, "dtype": str(dtype).removeprefix("torch."),
         "memory_gib": {name: round(size / GIB, 3) for name, size in memory.items()},
-        "fits": None if row["memory_gb"] is None else memory["peak"] < 1e9 * row["memory_gb"],
+        "fits": None if row["memory_gb"] is None else
+        max(memory["peak"], memory["image_features"]) < 1e9 * row["memory_gb"],
         "hours": hours, "usd": None if row["usd_per_hour"] is None else hours * row["usd_per_hour"],
         "samples_per_second": scenarios * config.epochs / (3600 * hours),
         "assumptions": f"time assumes {row['utilisation']:.0%} of the peak speed, price as of {row['as_of']}",
@@ -147,7 +148,8 @@ def _memory(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: s
     work = max(gradients, _head_bytes(config, text, device))
     overhead = CUDA_OVERHEAD if device == "cuda" else 0
     # the frozen tower keeps nothing; two layers of its widest part stand at a time
-    looking = _patches(vision, 64) * size * 2 * (vision.intermediate_size + vision.hidden_size)
+    looking = _patches(vision, min(64, config.eval_batch_size))
+    looking *= size * 2 * (vision.intermediate_size + vision.hidden_size)
     return {
         "weights": weights, "adapter": adapter, "activations": kept, "work": work, "overhead": overhead,
         "peak": weights + adapter + kept + work + overhead, "image_features": weights + looking + overhead,

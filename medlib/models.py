@@ -114,6 +114,8 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
         Missing folder, gated or unreachable hub model, missing package, formats that do not go together.
     """
     name, device = locate(model), pick_device()
+    if use_8bit and quantization not in (None, "8bit"):
+        raise ModelError(f"use_8bit does not go with quantization: {quantization}; leave one of them out")
     quantization = quantization or ("8bit" if use_8bit else None)
     dtype = pick_dtype(device, dtype)
     if dtype == torch.float16 and quantization in ("8bit", "int8"):

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from medlib import metrics, models, workflow
+from medlib.config import STANDIN as DEFAULT_MODEL
 from medlib.config import ConfigError, RunConfig
 from medlib.provenance import write_json_atomic
 from medlib.workflow import ADAPTER, BASE
@@ -94,7 +95,7 @@ def export(config: RunConfig, out: str | Path | None = None, merged: bool = Fals
     PublishError
         No metrics, metrics older than the adapter, or a folder that :func:`check` refuses.
     """
-    run = workflow.run_dir(config)
+    config, run = of_run(config), workflow.run_dir(config)
     out = Path(out) if out else run / "published" / ("merged" if merged else "adapter")
     text = card(config, repo_id or config_name(config, merged), merged)
     shutil.rmtree(out, ignore_errors=True)
@@ -149,6 +150,21 @@ def check(folder: str | Path) -> pd.DataFrame:
         raise PublishError(f"{folder.name} is not published:\n" + "\n".join(problems))
     return pd.DataFrame({"file": [file.relative_to(folder).as_posix() for file in files],
                          "bytes": [file.stat().st_size for file in files]})
+
+
+def of_run(config: RunConfig) -> RunConfig:
+    """The configuration with the base model and pictures that the run was made of, whatever else is asked.
+
+    Raises
+    ------
+    PublishError
+        If the configuration names another base model than the run's.
+    """
+    record = json.loads((workflow.run_dir(config) / "run.json").read_text(encoding="utf-8"))["parameters"]
+    base = workflow.training_metadata(config)["base_model"]
+    if config.model not in (base, DEFAULT_MODEL):  # the stand-in is what a command means that names no model
+        raise PublishError(f"the adapter of {config.run_dir} was trained on {base}, not on {config.model}")
+    return config.model_copy(update={"model": base, "images_dir": record.get("images_dir")})
 
 
 # --- the card ---------------------------------------------------------------------------------------
@@ -365,6 +381,7 @@ def publish(config: RunConfig, repo_id: str, dry_run: bool = True, merged: bool 
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise PublishError(f"{repo_id!r}: expected owner/name")
+    config = of_run(config)
     if is_medgemma(config) and not dry_run and not private and not terms:
         raise PublishError("what is made of MedGemma is shared with a copy of its terms: save "
                            f"{HAI_DEF} to a file and name it as terms, or keep the repository private")

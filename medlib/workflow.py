@@ -103,6 +103,10 @@ def train(config: RunConfig, resume: bool = True) -> Path:
         started.write_text(fingerprint)
     process.wait_for_everyone()
     launch.say(hardware.explain())
+    effective = config.batch_size * config.gradient_accumulation * launch.processes()
+    if launch.processes() > 1 and effective != hardware.EFFECTIVE_BATCH:
+        launch.say(f"effective batch {effective}, not {hardware.EFFECTIVE_BATCH} as in every profile: this "
+                   "trains another adapter")
     processor, base = load_model(config)
     seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
     shown = [suites["core_train"], seen]
@@ -197,7 +201,8 @@ def image_group(scenario: Scenario) -> str:
 
 
 def _fold(config: RunConfig, processor, base, rows: list[dict], held: Suite) -> pd.DataFrame:
-    small = {"epochs": config.core_fold_epochs, "batch_size": min(4, config.batch_size)}
+    size = min(4, config.batch_size)  # four cases a step on every hardware
+    small = {"epochs": config.core_fold_epochs, "batch_size": size, "gradient_accumulation": 4 // size}
     folder = training.train_adapter(base, processor, rows, [], config.model_copy(update=small),
                                     run_dir(config) / "fold", resume=False, quiet=True)
     model = models.attach_adapter(base, folder)

@@ -104,3 +104,12 @@ def test_notebooks_declare_names_of_the_configuration_only(notebook):
     }
     assert "run_dir" in declared
     assert declared <= set(RunConfig.model_fields) | {"profile"}
+
+
+def test_the_recipe_follows_the_model_and_a_profile_can_be_undone():
+    real = resolve("standin", model="google/medgemma-27b-it")
+    assert real.lr == resolve("medgemma-4b").lr != resolve("standin").lr
+    assert real.model == "google/medgemma-27b-it" and real.biomedclip.startswith("microsoft/")
+    assert resolve("standin", model="models/medgemma-nano").lr == resolve("standin").lr
+    assert resolve("tiny+t4").quantization == "4bit"
+    assert resolve("tiny+t4", quantization="none").quantization is None

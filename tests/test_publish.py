@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import logging
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 
 from medlib import benchmark, data, evaluation, models, publish, workflow
+from medlib.config import STANDIN as DEFAULT_MODEL
 from medlib.publish import PublishError
 
 TOKEN = "hf_" + "a" * 34  # made up: a form that the client takes
@@ -41,9 +43,19 @@ def finished(nano_folder, shared_data, tmp_path_factory):
         yield config
 
 
-def real(config):
-    """The same run as if its base were the real MedGemma."""
-    return config.model_copy(update={"model": "google/medgemma-4b-it"})
+def real(config, folder):
+    """A copy of the run that says it was made of the real MedGemma, asked for without naming a model."""
+    run = shutil.copytree(workflow.run_dir(config), folder / "run")
+    name = "google/medgemma-4b-it"
+    for file, keys in (("run.json", ("parameters", "model")), ("adapter/training_metadata.json", ("base_model",))):
+        record = json.loads((run / file).read_text())
+        inner = record
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = name
+        (run / file).write_text(json.dumps(record))
+    (run / "metrics.json").touch()  # the copy's metrics are those of its adapter
+    return config.model_copy(update={"model": DEFAULT_MODEL, "run_dir": str(run)})
 
 
 @pytest.fixture
@@ -175,16 +187,19 @@ def test_another_measurement_gives_another_card(finished, monkeypatch):
 
 
 def test_what_is_made_of_medgemma_keeps_its_terms(finished, tmp_path):
-    config = real(finished)
+    asked = real(finished, tmp_path)
+    with pytest.raises(PublishError, match="was trained on google/medgemma-4b-it, not on someone/another"):
+        publish.of_run(asked.model_copy(update={"model": "someone/another"}))
+    config = publish.of_run(asked)
     head, _, text = publish.card(config)[4:].partition("\n---\n")
     fields = yaml.safe_load(head)
     assert fields["license"] == "other" and fields["license_name"] == "health-ai-developer-foundations"
     assert fields["license_link"] == publish.HAI_DEF and fields["base_model"] == "google/medgemma-4b-it"
     assert "Stand-in" not in text and publish.NOTICE.strip() in text and "stand-in" not in fields["tags"]
-    folder = publish.export(config, tmp_path / "out")
+    folder = publish.export(asked, tmp_path / "out")
     assert (folder / "NOTICE").read_text() == publish.NOTICE
     with pytest.raises(PublishError, match="copy of its terms"):
-        publish.publish(config, "someone/auditor", dry_run=False, private=False)
+        publish.publish(asked, "someone/auditor", dry_run=False, private=False)
     assert "license_name: terms-of-the-base-model" in publish.card(
         finished.model_copy(update={"model": "someone/another"}))
 
