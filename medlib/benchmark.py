@@ -286,6 +286,26 @@ def claims(frames: dict[str, pd.DataFrame]) -> list[dict]:
     return found
 
 
+def claims_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """`claims` in words."""
+    return pd.DataFrame([{"Claim": c["claim"], "Bar": c["bar"], "Measured": c["measured"],
+                          "Met": "yes" if c["met"] else "no"} for c in claims(frames)])
+
+
+def harder_suites(config: RunConfig, frames: dict[str, pd.DataFrame]) -> list[dict]:
+    """Accuracy of every system on the plain and on the harder suites, and its pairs right as a whole."""
+    names, rows = figure_names(config), []
+    for name, heldout in systems_on(frames, "heldout").items():
+        rates = {"Held out": metrics.score(heldout)["accuracy"], "Whole pairs": pairs_right(heldout)}
+        for title, suite in (("Other words", "paraphrase"), ("Note contradicts picture", "contradiction")):
+            if f"{name}/{suite}" in frames:
+                rates[title] = metrics.score(frames[f"{name}/{suite}"])["accuracy"]
+        shown = {title: f"{100 * r['value']:.1f} % [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+                 for title, r in rates.items()}
+        rows.append({"System": names.get(name, name)} | shown)
+    return rows
+
+
 def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) -> list[dict]:
     """Two ways of knowing a foreign picture: an unsure verdict, and features unlike the training pictures'.
 
@@ -332,7 +352,12 @@ def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: d
     if ADAPTER in main:
         record["tests"] = adapter_tests(frames)
         record["pairs"] = pairs_right(frames[f"{ADAPTER}/heldout"])
-        record["tables"]["Targets on the held-out suite"] = bars(main[ADAPTER]).to_dict(orient="records")
+        record["tables"] = {
+            "Targets on the held-out suite": bars(main[ADAPTER]).to_dict(orient="records"),
+            "What the benchmark set out to show": claims_table(frames).to_dict(orient="records"),
+        }
+        if f"{ADAPTER}/contradiction" in frames:
+            record["tables"]["Harder suites"] = harder_suites(config, frames)
     if f"{ADAPTER}/val" in frames:
         record["calibration"] = calibration_table(frames).to_dict(orient="records")
     return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)

@@ -31,16 +31,9 @@ def significance(frames: Frames, config: RunConfig) -> Figure | None:
     return plots.significance_matrix(metrics.compare_all(systems, cluster="pair"), list(systems))
 
 
-def claims(frames: Frames) -> pd.DataFrame:
-    """What this benchmark set out to show, and whether it did."""
-    rows = [{"Claim": c["claim"], "Bar": c["bar"], "Measured": c["measured"], "Met": "yes" if c["met"] else "no"}
-            for c in benchmark.claims(frames)]
-    return pd.DataFrame(rows)
-
-
 def claims_sentence(frames: Frames) -> str:
     """How many of the claims hold, and which do not."""
-    table = claims(frames)
+    table = benchmark.claims_table(frames)
     missed = table.loc[table["Met"] == "no", "Claim"].tolist()
     if not missed:
         return f"All {len(table)} claims hold on this run."
@@ -48,18 +41,14 @@ def claims_sentence(frames: Frames) -> str:
 
 
 def stress_table(frames: Frames, config: RunConfig) -> pd.DataFrame:
-    """Every system on the harder suites beside the plain held-out suite."""
-    names, rows = benchmark.figure_names(config), []
-    for name, heldout in benchmark.systems_on(frames, "heldout").items():
-        row = {"System": names.get(name, name), "Held out": rate_text(metrics.score(heldout)["accuracy"]),
-               "Whole pairs": rate_text(benchmark.pairs_right(heldout))}
-        if (other := frames.get(f"{name}/paraphrase")) is not None:
-            row["Other words"] = rate_text(metrics.score(other)["accuracy"])
-            row["Same verdict in other words"] = rate_text(metrics.consistency(heldout, other))
-        if (other := frames.get(f"{name}/contradiction")) is not None:
-            row["Note contradicts picture"] = rate_text(metrics.score(other)["accuracy"])
-        rows.append(row)
-    return pd.DataFrame(rows)
+    """Every system on the harder suites beside the plain one, and how often other words change its verdict."""
+    table = pd.DataFrame(benchmark.harder_suites(config, frames))
+    same = [
+        rate_text(metrics.consistency(heldout, frames[f"{name}/paraphrase"]))
+        if f"{name}/paraphrase" in frames else "n/a"
+        for name, heldout in benchmark.systems_on(frames, "heldout").items()
+    ]
+    return table.assign(**{"Same verdict in other words": same})
 
 
 def contradiction_sentence(frames: Frames, config: RunConfig) -> str:

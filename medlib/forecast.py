@@ -110,7 +110,8 @@ def forecast(config: RunConfig, profile: str | None = None, tokens: int | None =
 
 def sentence(result: dict) -> str:
     """The forecast in one line."""
-    memory, hours, money = result["memory_gib"]["peak"], result["hours"], result["usd"]
+    parts, hours, money = result["memory_gib"], result["hours"], result["usd"]
+    memory = max(parts["peak"], parts["image_features"])  # training, or the tower's pass before it
     fits = {None: "", True: ", fits", False: ", DOES NOT FIT"}[result["fits"]]
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
     cost = "" if money is None else f" and {money:,.2f} USD"

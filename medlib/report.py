@@ -595,6 +595,12 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     return readme
 
 
+def _row_name(name: str, names: dict[str, str]) -> str:
+    """A reader's name for ``medgemma-lora`` or, with a part of the input withheld, ``medgemma-lora text_only``."""
+    system, _, withheld = name.partition(" ")
+    return names.get(system, system) + (f", {withheld.replace('_', ' ')}" if withheld else "")
+
+
 SUITE_TITLES = {
     "heldout": "Held-out suite, generated", "core24_val": "Core set, 8 validation cases",
     "core24_folds": "Core set, all 24, leave one image group out (adapter of the other core cases only)",
@@ -609,7 +615,8 @@ def _results_markdown(found: dict, record: dict) -> str:
         order = [name for name in names if name in rows]
         order += sorted(set(rows) - set(order))
         if order:
-            table = metrics.results_table({names.get(name, name): rows[name] for name in order})
+            shown = {name: _row_name(name, names) for name in order}
+            table = metrics.results_table({shown[name]: rows[name] for name in order})
             parts += [f"**{title}**", metrics.to_markdown(table)]
     for title, rows in found["tables"].items():
         parts += [f"**{title}**", metrics.to_markdown(pd.DataFrame(rows))]
