@@ -215,7 +215,7 @@ def checks_sentence(checks: pd.DataFrame) -> str:
             f"{len(checks)} pictures (95 % interval {100 * rate['low']:.0f} to "
             f"{100 * rate['high']:.0f} %; chance {100 * chance:.0f} %): {reading}. Hiding the top "
             f"eighth of the patches lowers the verdict's log-odds by {checks['top'].mean():.1f}, hiding "
-            f"as many random ones by {checks['random'].mean():.1f}.")
+            f"as many random ones by {checks['random'].mean().round(1) + 0.0:.1f}.")  # never "-0.0"
 
 
 def surest_misses(predictions: pd.DataFrame) -> pd.DataFrame:
