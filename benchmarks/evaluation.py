@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from medlib import data, evaluation, suites, workflow
+from medlib import data, evaluation, models, suites
 from medlib.config import resolve
 from medlib.prompts import messages
 from medlib.schema import ANSWERS
@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config, clock = resolve(arguments.profile, test_pairs=arguments.pairs), CLOCKS[arguments.clock]
     suite = data.suite(config, "test")
-    processor, model = workflow.load_model(config)
+    processor, model = models.load_for(config)
     other_words = suites.paraphrase(suite)
     ways = {
         "plain": ("one scenario a forward pass", lambda: plain(model, processor, suite, 1)),

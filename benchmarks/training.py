@@ -24,7 +24,7 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from medlib import data, prompts, training, workflow
+from medlib import data, models, prompts, training, workflow
 from medlib.config import resolve
 from medlib.schema import ANSWERS
 
@@ -92,7 +92,7 @@ def dataset(suite) -> Dataset:
 def run(system: str, config, clock) -> dict:
     """Train one system in this process; seconds count from the loaded model."""
     suites = {split: data.suite(config, split) for split in ("train", "val")}
-    suites["model"] = workflow.load_model(config)
+    suites["model"] = models.load_for(config)
     set_seed(config.seed)
     validations, evaluate, started = [], SFTTrainer.evaluate, clock()
 

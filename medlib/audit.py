@@ -7,7 +7,6 @@ on words, or on labels, so it serves any data set in the format of `medlib.schem
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 import warnings
@@ -26,7 +25,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeClassifier
 
-from medlib.schema import DataError, Scenario, load_image, scan_problem
+from medlib.schema import DataError, Scenario, load_image, pixel_hash, scan_problem
 
 MATCH_SIZE = 384  # pixels on the longer side, for keypoints
 MIN_MATCHES = 12
@@ -163,7 +162,7 @@ def _picture(modality: str, image: Image.Image) -> Picture:
     return Picture(
         modality=modality,
         grey=np.asarray(small),
-        content_hash=hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(),
+        content_hash=pixel_hash(image),
         problem=scan_problem(image),
         bright_share=float((grey > (int(grey.min()) + int(grey.max())) / 2).mean()),
     )

@@ -6,8 +6,6 @@ Predictions are tables under ``system/suite`` names. Answers are kept one by one
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from medlib import (
     suites,
     workflow,
 )
-from medlib.config import ROWS, RunConfig, path
+from medlib.config import ROWS, RunConfig, adapter_dir, path
 from medlib.data import Suite
 from medlib.systems import NotRun, Setting
 from medlib.workflow import ADAPTER, BASE
@@ -58,11 +56,11 @@ class Benchmark:
     def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
         """Ask every system; its frame is called ``system/label``, or ``system ablation/label``."""
         for name in names:
-            if name in self.not_run or name not in self.config.systems:
+            key = f"{name} {ablation}".strip() + f"/{label}"
+            if key in self.frames or name in self.not_run or name not in self.config.systems:
                 continue
             try:
-                frame = self.setting.ask(name, suite, free and self.config.generate)
-                self.frames[f"{name} {ablation}".strip() + f"/{label}"] = frame
+                self.frames[key] = self.setting.ask(name, suite, free and self.config.generate)
             except NotRun as reason:
                 self.not_run[name] = str(reason)
 
@@ -98,23 +96,24 @@ def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
     run.ask(everyone, suites.paraphrase(heldout, config.seed), "paraphrase")
     for view, suite in suites.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
-    run.ask(LOOKING, suites.out_of_distribution(), "ood")
-    _add_novelty(run)
+    foreign = suites.out_of_distribution()
+    run.ask(LOOKING, foreign, "ood")
+    _add_novelty(run, foreign)
     return _written(run)
 
 
-def _add_novelty(run: Benchmark) -> None:
+def _add_novelty(run: Benchmark, foreign: Suite) -> None:
     """How unlike the training pictures each picture is, beside the adapter's verdicts."""
     if f"{ADAPTER}/ood" not in run.frames:
         return
-    shown = {"val": run.suites["val"], "heldout": run.suites["test"], "ood": suites.out_of_distribution()}
+    shown = {"val": run.suites["val"], "heldout": run.suites["test"], "ood": foreign}
     for label, suite in shown.items():
         key = f"{ADAPTER}/{label}"
         run.frames[key] = run.frames[key].assign(novelty=novelty.ask(run.setting, suite))
 
 
 def _evaluate(run: Benchmark) -> None:
-    models.file_hash(run.setting.adapter_dir / "adapter_model.safetensors")  # told before hours of work
+    models.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # told before hours of work
     everything = core24_all(run.suites)
     if run.config.core_folds:  # first: its adapters go on the bare base
         run.frames[f"{ADAPTER}/core24_folds"] = workflow.core_folds(run.config, *run.setting.base, everything)
@@ -147,13 +146,13 @@ def _written(run: Benchmark) -> dict[str, pd.DataFrame]:
 
 def _made_of(run: Benchmark) -> str:
     """SHA-256 over all that a prediction rests on, so that frames of another model are never mixed in."""
-    config, adapter = run.config, run.setting.adapter_dir / "adapter_model.safetensors"
+    config, adapter = run.config, adapter_dir(run.config) / "adapter_model.safetensors"
     fields = ("seed", "images_dir", "dtype", "quantization", "use_8bit", "api_base_url", "contradiction_pairs",
               "corruption_pairs")
     made_of = [[getattr(config, name) for name in fields], data.hashes(run.suites),
                models.weights_hash(config.model), models.weights_hash(config.biomedclip),
                models.file_hash(adapter) if adapter.is_file() else ""]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    return provenance.digest(made_of)
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -339,11 +338,12 @@ def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) ->
 
 def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: dict[str, str] | None = None):
     """``metrics.json``: scores of every system and suite, paired tests, calibration, tables."""
-    main = scores_on(frames)
-    scored = {key: frame for key, frame in frames.items() if not key.endswith("/ood")}  # no verdict there
+    # there is no verdict on a foreign picture
+    scores = {key: metrics.score(frame) for key, frame in frames.items() if not key.endswith("/ood")}
+    main = {name: scores[f"{name}/heldout"] for name in systems_on(frames, "heldout")}
     record = {
         "headline": headline(config, main), "names": figure_names(config), "systems": main,
-        "scores": {key: metrics.score(frame) for key, frame in scored.items()},
+        "scores": scores,
         "tests": {}, "tables": {}, "not_run": not_run or {},
     }
     if len(main) > 1:

@@ -131,10 +131,8 @@ def evaluate(model: Rows = None, profile: Profile = "standin", run_dir: RunDir =
     """Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations."""
     from medlib import benchmark
 
-    rows, base = _rows_and_base(model)
-    config = _config(profile, settings, images, model=base, run_dir=run_dir, allow_masks=allow_masks,
-                     seed=seed, adapter=adapter, systems=rows)
-    _print_scores(config, benchmark.benchmark(config) if rows else benchmark.evaluate(config))
+    _score(benchmark.evaluate, model, profile, settings, images, run_dir=run_dir, allow_masks=allow_masks,
+           seed=seed, adapter=adapter)
 
 
 @app.command("benchmark")
@@ -144,10 +142,8 @@ def run_benchmark(model: Rows = None, profile: Profile = "standin", run_dir: Run
     """Score every row of the ladder, or the rows named, on every suite."""
     from medlib import benchmark
 
-    rows, base = _rows_and_base(model)
-    config = _config(profile, settings, images, model=base, run_dir=run_dir, allow_masks=allow_masks,
-                     seed=seed, adapter=adapter, systems=rows)
-    _print_scores(config, benchmark.benchmark(config))
+    _score(benchmark.benchmark, model, profile, settings, images, run_dir=run_dir, allow_masks=allow_masks,
+           seed=seed, adapter=adapter)
 
 
 @app.command()
@@ -166,6 +162,15 @@ def report(profile: Profile = "standin", model: Model = None, run_dir: RunDir = 
     if update_readme:
         reporting.update_readme(run_dir)
     print(f"report: {page}")
+
+
+def _score(unnamed, model, profile, settings, images, **values) -> None:
+    """Benchmark the rows that ``--model`` names, or do what the command does if it names none."""
+    from medlib import benchmark
+
+    rows, base = _rows_and_base(model)
+    config = _config(profile, settings, images, model=base, systems=rows, **values)
+    _print_scores(config, benchmark.benchmark(config) if rows else unnamed(config))
 
 
 def _print_scores(config, frames) -> None:

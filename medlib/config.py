@@ -148,6 +148,11 @@ def from_notebook(names: Mapping[str, Any]) -> RunConfig:
     return resolve(profile, **known)
 
 
+def adapter_dir(config: RunConfig) -> Path:
+    """The adapter to evaluate: the one named, or the run's own."""
+    return path(config.adapter) if config.adapter else path(config.run_dir) / "adapter"
+
+
 def path(name: str | Path) -> Path:
     """A path given relative to the repository works from any notebook's folder."""
     name = Path(name).expanduser()

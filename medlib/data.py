@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
 from medlib import audit, core24, corruptions, grammar
 from medlib.config import ROOT, RunConfig, path
+from medlib.provenance import digest
 from medlib.schema import Scenario, check_images, check_split, load_image, read_scenarios, scenario_hash
 
 CORE_DIR = ROOT / "data" / "core24"
@@ -48,12 +49,15 @@ class Suite:
 
     def keys(self) -> list[str]:
         """One SHA-256 a scenario over all that an auditor sees: words, picture's bytes and view."""
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        # every system asks for them; reading thousands of pictures once is enough
         files = {name: hashlib.sha256((self.images_dir / name).read_bytes()).hexdigest()
                  for name in {s.image for s in self.scenarios}}
         return [
-            hashlib.sha256(json.dumps(
-                [s.modality, s.patient.model_dump(), s.finding, s.treatment, files[s.image], self.view]
-            ).encode()).hexdigest()
+            digest([s.modality, s.patient.model_dump(), s.finding, s.treatment, files[s.image], self.view])
             for s in self.scenarios
         ]
 

@@ -151,7 +151,7 @@ def finding_sheet(modality: str, each: int = 2) -> Figure:
 
 def base_answers(config: RunConfig, suite: Suite, scenarios: list[Scenario]) -> pd.DataFrame:
     """What the untouched model says to a few scenarios, beside the gold verdict."""
-    processor, base = workflow.load_model(config)
+    processor, base = models.load_for(config)
     asked = replace(suite, scenarios=scenarios)
     answered = evaluation.free_answers(base, processor, asked)
     answered["p_correct"] = evaluation.p_correct(base, processor, asked)
@@ -589,16 +589,6 @@ def with_factors(frame: pd.DataFrame, scenarios: list[Scenario]) -> pd.DataFrame
         for s in scenarios
     ])
     return frame.merge(known, on="id", how="left", validate="one_to_one")
-
-
-def gallery(frame: pd.DataFrame, suite: Suite, limit: int = 6) -> Figure:
-    """The misses of which the model was most certain, with their pictures."""
-    rows = with_factors(frame, suite.scenarios)
-    rows = rows[rows["verdict"] != rows["predicted"]]
-    rows = rows.iloc[(rows["p_correct"] - 0.5).abs().argsort(kind="stable")[::-1]]
-    records = rows.assign(shown=rows["image_finding"].str.replace("_", " ")).to_dict("records")
-    pictures = [load_image(suite.images_dir / record["image"]) for record in records]
-    return plots.misses(records, pictures, limit)
 
 
 GROUPS = {"source": "Source of the verdict", "pair_kind": "Kind of pair", "modality": "Modality",

@@ -7,7 +7,6 @@ Every function takes suites by name or a list of scenarios, and returns a table.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -23,7 +22,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from medlib import audit, metrics
 from medlib.data import Suite
-from medlib.schema import Scenario, load_image
+from medlib.schema import Scenario, load_image, pixel_hash
 
 HASH_SIDE = 16  # a hash of 16 x 16 = 256 bits; with the usual 64, unrelated drawn brains coincide
 # Most bits in which two pictures may differ and still be called one: between the copies (at most 18,
@@ -90,8 +89,7 @@ def fingerprints(suite: Suite) -> pd.DataFrame:
 @lru_cache(maxsize=50_000)  # pictures; 2 KiB each
 def _fingerprint(path: Path, changed: int) -> tuple[str, np.ndarray]:
     picture = load_image(path)
-    pixels = f"{picture.size}".encode() + picture.tobytes()
-    return hashlib.sha256(pixels).hexdigest(), _hash_bits(picture)
+    return pixel_hash(picture), _hash_bits(picture)
 
 
 def _hash_bits(picture: Image.Image) -> np.ndarray:

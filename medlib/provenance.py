@@ -43,6 +43,11 @@ def new_run_id(seed_text: str = "") -> str:
     return f"{now:%Y%m%d-%H%M%S}-{hashlib.sha256(unique.encode()).hexdigest()[:6]}"
 
 
+def digest(made_of) -> str:
+    """SHA-256 over anything that JSON can hold: equal settings and data give an equal name."""
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
 def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None = None) -> dict:
     """Describe a run.
 

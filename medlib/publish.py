@@ -67,7 +67,7 @@ def merge(config: RunConfig, out: str | Path) -> Path:
     whole = {"quantization": None, "use_8bit": False}
     if config.dtype == "float16":  # the float16 stand-ins of some layers are not to be saved
         whole["dtype"] = "float32"
-    processor, base = workflow.load_model(config.model_copy(update=whole))
+    processor, base = models.load_for(config.model_copy(update=whole))
     merged = models.attach_adapter(base, workflow.run_dir(config) / "adapter").merge_and_unload()
     merged.save_pretrained(out)
     processor.save_pretrained(out)

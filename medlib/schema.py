@@ -233,12 +233,12 @@ def check_split(train: Iterable[Scenario], val: Iterable[Scenario], images_dir: 
     """Refuse a split in which an id or a picture (by content) stands on both sides."""
     train, val = list(train), list(val)
     train_ids = {s.id for s in train}
-    train_images = {_content_hash(Path(images_dir) / s.image): s for s in train}
+    train_images = {pixel_hash(load_image(Path(images_dir) / s.image)): s for s in train}
     problems = []
     for row, scenario in enumerate(val, start=1):
         if scenario.id in train_ids:
             problems.append(f"val, row {row}, field 'id': {scenario.id!r} is in train too")
-        twin = train_images.get(_content_hash(Path(images_dir) / scenario.image))
+        twin = train_images.get(pixel_hash(load_image(Path(images_dir) / scenario.image)))
         if twin is not None:
             problems.append(
                 f"val, row {row} ({scenario.id}), field 'image': {scenario.image} is the picture "
@@ -248,8 +248,8 @@ def check_split(train: Iterable[Scenario], val: Iterable[Scenario], images_dir: 
         raise DataError("\n".join(problems))
 
 
-def _content_hash(path: Path) -> str:
-    image = load_image(path)
+def pixel_hash(image: Image.Image) -> str:
+    """SHA-256 over size and pixels: the same picture in another file format has the same one."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 

@@ -7,7 +7,6 @@ A run is a folder: ``adapter/``, ``answers/`` (one file a system), ``predictions
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import augment, data, evaluation, forecast, hardware, launch, models, provenance, training
-from medlib.config import RunConfig, path
+from medlib.config import RunConfig, adapter_dir, path
 from medlib.data import Suite
 from medlib.schema import Scenario
 from medlib.suites import contradiction
@@ -28,11 +27,6 @@ def run_dir(config: RunConfig) -> Path:
     folder = path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def load_model(config: RunConfig):
-    """(processor, base model) as the configuration says."""
-    return models.load_for(config)
 
 
 def model_label(config: RunConfig) -> str:
@@ -107,7 +101,7 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     if launch.processes() > 1 and effective != hardware.EFFECTIVE_BATCH:
         launch.say(f"effective batch {effective}, not {hardware.EFFECTIVE_BATCH} as in every profile: this "
                    "trains another adapter")
-    processor, base = load_model(config)
+    processor, base = models.load_for(config)
     seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
     shown = [suites["core_train"], seen]
     if config.note_pairs:
@@ -146,18 +140,13 @@ def _train_fingerprint(config: RunConfig, suites: dict[str, Suite]) -> str:
     """Names settings and data of a training, so that a changed one is never taken for it."""
     settings = {name: getattr(config, name) for name in TRAINING_FIELDS}
     used = [suites[name].sha256 for name in ("train", "val", "core_train")] + [config.images_dir]
-    return hashlib.sha256(json.dumps([settings, used, models.weights_hash(config.model)]).encode()).hexdigest()
+    return provenance.digest([settings, used, models.weights_hash(config.model)])
 
 
 def _metadata(adapter: Path) -> dict:
     file = adapter / "training_metadata.json"
     complete = file.is_file() and (adapter / "adapter_model.safetensors").is_file()
     return json.loads(file.read_text()) if complete else {}
-
-
-def adapter_dir(config: RunConfig) -> Path:
-    """The adapter to evaluate: the one named, or this run's own."""
-    return path(config.adapter) if config.adapter else run_dir(config) / "adapter"
 
 
 def training_metadata(config: RunConfig) -> dict:
@@ -216,7 +205,7 @@ def _fold(config: RunConfig, processor, base, rows: list[dict], held: Suite) -> 
 def _fold_fingerprint(config: RunConfig, everything: Suite, group: str) -> str:
     settings = [getattr(config, name) for name in (*TRAINING_FIELDS, "core_fold_epochs", "generate")]
     made_of = [settings, everything.keys(), models.weights_hash(config.model), group]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    return provenance.digest(made_of)[:16]
 
 
 def write_record(config: RunConfig, suites: dict[str, Suite]) -> Path:

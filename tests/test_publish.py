@@ -69,7 +69,7 @@ def suite12(suite):
 
 def test_the_merged_model_answers_as_base_and_adapter_do(finished, suite12, tmp_path):
     folder = publish.merge(finished, tmp_path / "merged")
-    processor, base = workflow.load_model(finished)
+    processor, base = models.load_for(finished)
     untouched = evaluation.p_correct(base, processor, suite12)
     adapted = models.attach_adapter(base, workflow.adapter_dir(finished))
     expected = evaluation.p_correct(adapted, processor, suite12)

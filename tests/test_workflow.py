@@ -66,7 +66,7 @@ def test_core_folds_never_judge_a_picture_that_was_trained_on(small_config, monk
     everything = data.Suite(
         "all", suites["train"].scenarios + suites["val"].scenarios, suites["val"].images_dir
     )
-    processor, base = workflow.load_model(small_config)
+    processor, base = models.load_for(small_config)
     names = {
         tuple(row["input_ids"].tolist()): s
         for s, row in zip(

@@ -23,7 +23,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import evaluation
-from medlib.config import ConfigError, RunConfig, path
+from medlib.config import ConfigError, RunConfig, adapter_dir, path
 from medlib.data import Suite
 from medlib.schema import DataError, Scenario
 
@@ -108,18 +108,12 @@ class Setting:
 
         return models.load_for(self.config)
 
-    @property
-    def adapter_dir(self) -> Path:
-        """The adapter to evaluate: the one named, or this run's own."""
-        own = path(self.config.run_dir) / "adapter"
-        return path(self.config.adapter) if self.config.adapter else own
-
     @cached_property
     def adapted(self):
         """The base with the adapter on it."""
         from medlib import models
 
-        return models.attach_adapter(self.base[1], self.adapter_dir)
+        return models.attach_adapter(self.base[1], adapter_dir(self.config))
 
     @property
     def has_adapter(self) -> bool:

@@ -19,8 +19,6 @@ the training split. A single vector decides nothing, as the pairs of the grammar
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 
 import numpy as np
 from scipy.special import softmax
@@ -29,7 +27,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medlib import dual_encoder
+from medlib import dual_encoder, provenance
 from medlib.data import Suite
 from medlib.lexicon import findings_of
 from medlib.models import ModelError
@@ -151,4 +149,4 @@ def _revision(setting: Setting, *made_of) -> str:
         files = dual_encoder.fingerprint(setting.config.biomedclip)
     except ModelError as error:
         raise NotRun(str(error)) from error
-    return hashlib.sha256(json.dumps([files, *made_of]).encode()).hexdigest()
+    return provenance.digest([files, *made_of])

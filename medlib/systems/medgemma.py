@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 
-from medlib import evaluation, models, prompts
+from medlib import evaluation, models, prompts, provenance
+from medlib.config import adapter_dir
 from medlib.schema import ANSWERS
 from medlib.systems import NotRun, Setting, System, register
 
@@ -21,7 +20,7 @@ def medgemma(setting: Setting) -> System:
 def medgemma_lora(setting: Setting) -> System:
     """The base model with this run's adapter (or the one named)."""
     try:
-        adapter = models.file_hash(setting.adapter_dir / "adapter_model.safetensors")
+        adapter = models.file_hash(adapter_dir(setting.config) / "adapter_model.safetensors")
     except models.ModelError as error:
         raise NotRun(str(error)) from error
     return _system(setting, "medgemma-lora", adapter)
@@ -45,7 +44,7 @@ def revision(setting: Setting, adapter: str = "") -> str:
     dtype = models.pick_dtype(models.pick_device(), config.dtype)
     made_of = [models.weights_hash(config.model), adapter, str(dtype),
                config.quantization or config.use_8bit, prompts.INSTRUCTION, ANSWERS]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    return provenance.digest(made_of)
 
 
 @contextlib.contextmanager
