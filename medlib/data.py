@@ -105,6 +105,30 @@ def suite(config: RunConfig, split: str) -> Suite:
     return Suite(name, scenarios, SUITES_DIR / name / "images")
 
 
+def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
+    """Write generated scenarios and a card on how they were made, draw their pictures; cheap to call again."""
+    folder = SUITES_DIR / name
+    grammar.keep(scenarios, folder, {"name": name, **card, "pictures": "synthetic"})
+    grammar.draw_images(scenarios, folder / "images")
+    return Suite(name, scenarios, folder / "images")
+
+
+def feedback(config: RunConfig) -> Suite:
+    """What raters are shown: new cases in the words of training, some of whose notes contradict the picture."""
+    pairs, notes, seed = config.feedback_pairs, config.feedback_note_pairs, config.seed
+    scenarios = grammar.generate("train", pairs, seed, "feedback")
+    scenarios += grammar.note_pairs("train", notes, seed, "feedback") if notes else []
+    return generated(f"feedback-{pairs}-{notes}-{seed}", scenarios, split="train", pairs=pairs, notes=notes,
+                     seed=seed)
+
+
+def calibration(config: RunConfig) -> Suite:
+    """Cases on which the decision threshold is chosen: in the words of validation, never trained on."""
+    pairs, seed = config.calibration_pairs, config.seed
+    scenarios = grammar.generate("val", pairs, seed, "calibration")
+    return generated(f"calibration-{pairs}-{seed}", scenarios, split="val", pairs=pairs, seed=seed)
+
+
 def prepare(config: RunConfig) -> dict[str, Suite]:
     """Core set and the three suites, by name: core_train, core_val, train, val, test."""
     suites = {f"core_{split}": core(config, split) for split in ("train", "val")}

@@ -39,11 +39,11 @@ PAIR_KINDS = ("treatment", "finding", "image")
 #: first 900,000 of a split and `note_pairs` the 100,000 behind them.
 SEED_BASE = {
     "pretrain": 0, "pretrain_held_out": 900_000, "train": 1_000_000, "val": 2_000_000,
-    "test": 3_000_000, "core24": 9_000_000,
+    "test": 3_000_000, "feedback": 4_000_000, "calibration": 5_000_000, "core24": 9_000_000,
 }
 
 
-def generate(split: str, pairs: int, seed: int = 0) -> list[Scenario]:
+def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[Scenario]:
     """Generate ``2 * pairs`` scenarios, balanced over modality, pair kind and verdict.
 
     Parameters
@@ -54,17 +54,24 @@ def generate(split: str, pairs: int, seed: int = 0) -> list[Scenario]:
         Number of counterfactual pairs; 12 pairs cover every modality with every pair kind once.
     seed : int
         Same split, pairs and seed give the same scenarios.
+    use : {"feedback", "calibration"}, optional
+        More scenarios in the split's words, with pictures of their own.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {SPLITS}")
-    rng = np.random.default_rng([seed, SPLITS.index(split)])
-    image_seeds = iter(SEED_BASE[split] + rng.permutation(900_000)[: 2 * pairs])
+    rng = _stream(split, seed, use)
+    image_seeds = iter(SEED_BASE[use or split] + rng.permutation(900_000)[: 2 * pairs])
     scenarios = []
     for index in range(pairs):
         modality = MODALITIES[index % len(MODALITIES)]
         kind = PAIR_KINDS[index // len(MODALITIES) % len(PAIR_KINDS)]
-        scenarios += _pair(f"{split}_{index:05d}", modality, kind, split, image_seeds, rng)
+        scenarios += _pair(f"{use or split}_{index:05d}", modality, kind, split, image_seeds, rng)
     return scenarios
+
+
+def _stream(split: str, seed: int, use: str | None, *further: int) -> np.random.Generator:
+    """Random numbers of one use of one split."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {SPLITS}")
+    return np.random.default_rng([seed, SPLITS.index(split), *further, *([SEED_BASE[use]] if use else [])])
 
 
 def _pair(pair_id, modality, kind, split, image_seeds, rng) -> list[Scenario]:
@@ -97,7 +104,7 @@ def _two_findings(modality: str, rng: np.random.Generator) -> tuple[Finding, Fin
     )
 
 
-def note_pairs(split: str, pairs: int, seed: int = 0) -> list[Scenario]:
+def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[Scenario]:
     """Pairs whose picture and note disagree; the twin trusts the note, and that is the error.
 
     Both members have one picture (of finding A) and one note (of finding B). The first member's
@@ -107,15 +114,13 @@ def note_pairs(split: str, pairs: int, seed: int = 0) -> list[Scenario]:
 
     Parameters
     ----------
-    split, seed
+    split, seed, use
         As for `generate`; the pictures are others than those of any generated suite of the split.
     pairs : int
         At most 100,000.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {SPLITS}")
-    rng = np.random.default_rng([seed, SPLITS.index(split), 1])  # 1: not the stream of `generate`
-    image_seeds = SEED_BASE[split] + 900_000 + rng.permutation(100_000)[:pairs]
+    rng = _stream(split, seed, use, 1)  # 1: not the stream of `generate`
+    image_seeds = SEED_BASE[use or split] + 900_000 + rng.permutation(100_000)[:pairs]
     scenarios = []
     for index in range(pairs):
         modality = MODALITIES[index % len(MODALITIES)]
@@ -127,7 +132,7 @@ def note_pairs(split: str, pairs: int, seed: int = 0) -> list[Scenario]:
                 "shown": pictured, "noted": noted, "care": care, "image_seed": int(image_seeds[index]),
                 "finding": words, "treatment": word_treatment(modality, care, split, rng),
             }
-            pair_id = f"{split}_note_{index:05d}"
+            pair_id = f"{use or split}_note_{index:05d}"
             scenarios.append(_scenario(f"{pair_id}_{letter}", "note", pair_id, shared, member))
     return scenarios
 

@@ -181,12 +181,8 @@ def contradiction(split: str, pairs: int, seed: int = 0) -> Suite:
     a reader who takes the note's side is wrong on every scenario.
     """
     name = f"contradiction-{split}-{pairs}-{seed}"
-    folder = data.SUITES_DIR / name
     scenarios = grammar.note_pairs(split, pairs, seed)
-    card = {"name": name, "split": split, "pairs": pairs, "seed": seed, "pictures": "synthetic"}
-    grammar.keep(scenarios, folder, card)
-    grammar.draw_images(scenarios, folder / "images")
-    return Suite(name, scenarios, folder / "images")
+    return data.generated(name, scenarios, split=split, pairs=pairs, seed=seed)
 
 
 # ----------------------------------------------------------------------------- worse pictures
