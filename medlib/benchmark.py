@@ -21,11 +21,13 @@ from medlib import (
     models,
     novelty,
     provenance,
+    rl,
     suites,
     workflow,
 )
 from medlib.config import ROWS, RunConfig, adapter_dir, path
 from medlib.data import Suite
+from medlib.rl import compare
 from medlib.systems import NotRun, Setting
 from medlib.workflow import ADAPTER, BASE
 
@@ -38,7 +40,7 @@ RUNGS = ("constant", "heuristics", "biomedclip-probe", ADAPTER)
 #: Systems that look, and were fitted to the task: asked about altered and foreign pictures too.
 LOOKING = ("biomedclip-probe", ADAPTER)
 #: Rows that contain the adapter, so that it need not be above them.
-ABOVE = ("medgemma-lora+biomedclip",)
+ABOVE = ("medgemma-lora+biomedclip", *(f"medgemma-{method}" for method in rl.METHODS))
 #: Systems that learned nothing from core24, so that all 24 cases are held out for them.
 UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
 
@@ -102,6 +104,18 @@ def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
     return _written(run)
 
 
+def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
+    """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
+    names = compare.rows(config)
+    run = Benchmark(config.model_copy(update={"systems": tuple(names)}))
+    pairs, seed = config.contradiction_pairs, config.seed
+    run.ask(names, data.calibration(config), "calibration")
+    run.ask(names, suites.contradiction("val", pairs, seed), "val_contradiction")
+    run.ask(names, run.suites["test"], "heldout")
+    run.ask(names, suites.contradiction("test", pairs, seed), "contradiction")
+    return _written(run)
+
+
 def _add_novelty(run: Benchmark, foreign: Suite) -> None:
     """How unlike the training pictures each picture is, beside the adapter's verdicts."""
     if f"{ADAPTER}/ood" not in run.frames:
@@ -161,7 +175,7 @@ def _made_of(run: Benchmark) -> str:
 def systems_on(frames: dict[str, pd.DataFrame], suite: str) -> dict[str, pd.DataFrame]:
     """Frames of one suite by system, lowest rung first; ablations left out."""
     found = {key.rsplit("/", 1)[0]: frame for key, frame in frames.items()
-             if key.rsplit("/", 1)[1] == suite and " " not in key}
+             if key.rsplit("/", 1)[1] == suite and " " not in key and not compare.is_repeat(key.rsplit("/", 1)[0])}
     order = [name for name in ROWS if name in found]
     return {name: found[name] for name in order + [name for name in found if name not in order]}
 
@@ -397,4 +411,5 @@ def figure_names(config: RunConfig) -> dict[str, str]:
         "biomedclip": f"{dual}, zero-shot", "biomedclip-probe": f"{dual}, linear probe",
         BASE: f"{model}, untouched", ADAPTER: f"{model} + LoRA",
         "medgemma-lora+biomedclip": f"{Path(config.model).name} + LoRA + {dual}",
+        **{f"medgemma-{method}": f"{model} + LoRA + {name}" for method, name in rl.METHODS.items()},
     }

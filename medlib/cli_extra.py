@@ -1,4 +1,4 @@
-"""Commands beyond a single run: sweep, publish, bulk evaluation. Importing this adds them to the app."""
+"""Commands beyond a single run: sweep, publish, bulk evaluation, learning from feedback. Importing this adds them to the app."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from medlib.cli import Model, Profile, RunDir, Seed, Settings, _config, app
 
 Scenarios = Annotated[Path, typer.Argument(help="JSONL file of scenarios")]
+Ratings = Annotated[Optional[str], typer.Option(help="SQLite file of ratings; default: simulated raters")]
 SystemName = Annotated[str, typer.Option(help="row of the benchmark, e.g. openai:audit")]
 
 
@@ -91,3 +92,17 @@ def bulk_merge(
     file = bulk_evaluation.merge(config, scenarios.resolve(), system, shards)
     print(metrics.to_markdown(metrics.results_table({system: bulk_evaluation.score(file)})))
     print(f"predictions: {file}")
+
+
+@app.command()
+def rl(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, seed: Seed = None,
+       ratings: Ratings = None, settings: Settings = None) -> None:
+    """Learn from feedback by PPO, GRPO and DPO, and say which to use; run again to resume."""
+    from medlib import benchmark, metrics, rl_figures
+    from medlib import rl as learning
+
+    config = _config(profile, settings, model=model, run_dir=run_dir, seed=seed, ratings=ratings)
+    learning.improve(config)
+    frames = benchmark.after_feedback(config)
+    print(metrics.to_markdown(rl_figures.methods_table(frames, config)))
+    print(rl_figures.recommendation(frames, config))

@@ -16,7 +16,7 @@ DUAL_STANDIN = "models/biomedclip-nano"
 
 #: Rows of the benchmark unless told otherwise; ``openai:<model>`` costs money and must be asked for.
 ROWS = ("constant", "heuristics", "keyword-probe", "biomedclip", "biomedclip-probe", "medgemma",
-        "medgemma-lora", "medgemma-lora+biomedclip")
+        "medgemma-lora", "medgemma-lora+biomedclip", "medgemma-ppo", "medgemma-grpo", "medgemma-dpo")
 
 
 class ConfigError(ValueError):
@@ -96,7 +96,7 @@ class RunConfig(BaseModel):
     reward_lr: float = Field(1e-4, gt=0, description="peak learning rate of the reward model")
     rl_methods: tuple[str, ...] = Field(("ppo", "grpo", "dpo"), description="ways of learning from feedback")
     rl_seeds: int = Field(3, ge=1, description="runs of each method")
-    rl_epochs: float = Field(4, gt=0, description="times that each rated case is visited: the budget of all methods")
+    rl_epochs: float = Field(4, gt=0, description="visits of each rated case: the budget of every method")
     rl_batch: int = Field(16, ge=2, description="cases an update")
     rl_samples: int = Field(4, ge=2, description="answers drawn for a case (PPO, GRPO)")
     rl_beta: float = Field(0.05, ge=0, description="weight of the KL divergence from the supervised adapter")

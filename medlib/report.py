@@ -29,6 +29,8 @@ from papermill.translators import PythonTranslator
 from medlib import metrics
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+#: They compare every adapter, those of 10_rl too, so they run behind it; readers find them by number.
+SCORED_LAST = ("04", "05", "06", "07")
 
 
 # ---- execution ---------------------------------------------------------------------------------
@@ -41,7 +43,7 @@ def run_notebooks(
     resume: bool = True,
     timeout: float | None = None,
 ) -> list[Path]:
-    """Execute notebooks in order into ``run_dir/notebooks``.
+    """Execute notebooks into ``run_dir/notebooks``, those that train before those that compare.
 
     Each runs in the current working folder, with the parameters that its cell tagged
     ``parameters`` declares, and always with ``run_dir``.
@@ -99,10 +101,10 @@ def run_notebooks(
 
 
 def _all_notebooks() -> list[str]:
-    found = sorted(str(path) for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), key=lambda f: (f.name[:2] in SCORED_LAST, f.name))
     if not found:
         raise FileNotFoundError(f"no notebook NN_*.ipynb in {NOTEBOOKS.name}/")
-    return found
+    return [str(path) for path in found]
 
 
 def _find_notebook(name: str | Path) -> Path:

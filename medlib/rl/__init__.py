@@ -207,20 +207,36 @@ FIELDS = ("rl_epochs", "rl_batch", "rl_samples", "rl_beta", "rl_kl_limit")
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
     """Names what a method's runs are made of: supervised adapter, feedback, reward model, settings."""
-    adapter = models.file_hash(adapter_dir(config) / "adapter_model.safetensors")
-    shared = [adapter, models.weights_hash(config.model), reward.fingerprint(config),
+    shared = [_supervised(config), models.weights_hash(config.model), reward.fingerprint(config),
               [getattr(config, name) for name in FIELDS], SEVERITY_WEIGHT]
     return {method: provenance.digest([*shared, method, getattr(config, f"{method}_lr")]) for method in METHODS}
 
 
 def _kept(config: RunConfig, method: str, seed: int) -> str | None:
-    return _metadata(folder_of(config, method, seed)).get("fingerprint")
+    return metadata(config, method, seed).get("fingerprint")
 
 
-def _metadata(folder: Path) -> dict:
-    file = folder / "adapter" / "training_metadata.json"
+def metadata(config: RunConfig, method: str, seed: int) -> dict:
+    """What a finished run wrote about itself; empty if it has not finished."""
+    file = folder_of(config, method, seed) / "adapter" / "training_metadata.json"
     complete = file.is_file() and (file.parent / "adapter_model.safetensors").is_file()
     return json.loads(file.read_text()) if complete else {}
+
+
+def finished(config: RunConfig, method: str, seed: int) -> Path:
+    """The adapter of a finished run; ModelError if there is none that went on from this supervised adapter."""
+    where = f"{config.run_dir}/rl: {METHODS[method]}, seed {seed}"
+    known = metadata(config, method, seed)
+    if not known:
+        raise models.ModelError(f"{where}: no adapter; run 10_rl first (`python -m medlib rl`)")
+    if known["supervised"] != _supervised(config):
+        raise models.ModelError(f"{where}: went on from another supervised adapter; run 10_rl again")
+    return folder_of(config, method, seed) / "adapter"
+
+
+def _supervised(config: RunConfig) -> str:
+    """SHA-256 of the adapter that every run starts from."""
+    return models.file_hash(adapter_dir(config) / "adapter_model.safetensors")
 
 
 def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
@@ -230,14 +246,16 @@ def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
     model.save_pretrained(out, selected_adapters=["default"], save_embedding_layers=False)
     task.processor.save_pretrained(out)
     trainable, total, share = training.trainable_share(model)
-    metadata = {
+    written = {
         "base_model": task.config.model, "method": method, "seed": task.seed, "fingerprint": made_of,
+        "supervised": _supervised(task.config),
         "trainable_parameters": trainable, "total_parameters": total, "trainable_percent": round(share, 4),
-        "cases": len(task.suite), "history": task.watch.history, "wall_seconds": round(seconds, 1),
+        "cases": len(task.suite), "visits": sum(map(len, task.visits())),
+        "history": task.watch.history, "wall_seconds": round(seconds, 1),
         "peak_memory_mib": round(training.peak_memory_mib()), "device": str(next(model.parameters()).device),
         "config": task.config.model_dump(),
     }
-    provenance.write_json_atomic(out / "training_metadata.json", metadata)
+    provenance.write_json_atomic(out / "training_metadata.json", written)
     workflow.write_record(task.config, data.prepare(task.config))
 
 
@@ -246,6 +264,6 @@ def history(config: RunConfig) -> pd.DataFrame:
     rows = [
         {"method": method, "seed": seed, **entry}
         for method in config.rl_methods for seed in seeds(config)
-        for entry in _metadata(folder_of(config, method, seed)).get("history", [])
+        for entry in metadata(config, method, seed).get("history", [])
     ]
     return pd.DataFrame(rows)

@@ -1,10 +1,11 @@
-"""The model itself, untouched and with the adapter: two rows over one loaded base."""
+"""The model itself, untouched and with an adapter: rows over one loaded base."""
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
-from medlib import evaluation, models, prompts, provenance
+from medlib import evaluation, models, prompts, provenance, rl
 from medlib.config import adapter_dir
 from medlib.schema import ANSWERS
 from medlib.systems import NotRun, Setting, System, register
@@ -13,23 +14,42 @@ from medlib.systems import NotRun, Setting, System, register
 @register("medgemma")
 def medgemma(setting: Setting) -> System:
     """The untouched base model."""
-    return _system(setting, "medgemma", adapter="")
+    return _system(setting, "medgemma", folder=None)
 
 
 @register("medgemma-lora")
 def medgemma_lora(setting: Setting) -> System:
     """The base model with this run's adapter (or the one named)."""
+    return _system(setting, "medgemma-lora", adapter_dir(setting.config))
+
+
+def after_feedback(method: str) -> None:
+    """Register the row of a method that went on with the adapter; ``medgemma-ppo:2`` is its run of seed 2."""
+    name = f"medgemma-{method}"
+
+    @register(name)
+    def build(setting: Setting) -> System:
+        seed = int(setting.variant) if setting.variant else setting.config.seed
+        try:
+            folder = rl.finished(setting.config, method, seed)
+        except models.ModelError as error:
+            raise NotRun(str(error)) from error
+        return _system(setting, f"{name}:{setting.variant}".rstrip(":"), folder)
+
+
+for _method in rl.METHODS:
+    after_feedback(_method)
+
+
+def _system(setting: Setting, name: str, folder: Path | None) -> System:
     try:
-        adapter = models.file_hash(adapter_dir(setting.config) / "adapter_model.safetensors")
+        adapter = models.file_hash(folder / "adapter_model.safetensors") if folder else ""
     except models.ModelError as error:
         raise NotRun(str(error)) from error
-    return _system(setting, "medgemma-lora", adapter)
 
-
-def _system(setting: Setting, name: str, adapter: str) -> System:
     def asked(question):
         def ask(suite):
-            with _model(setting, bool(adapter)) as model:
+            with _model(setting, folder) as model:
                 return question(model, setting.base[0], suite, setting.config.eval_batch_size)
 
         return ask
@@ -48,12 +68,26 @@ def revision(setting: Setting, adapter: str = "") -> str:
 
 
 @contextlib.contextmanager
-def _model(setting: Setting, adapted: bool):
-    """The base with its adapter switched on or off; the base alone while nobody asked for the adapter."""
-    if adapted:
+def _model(setting: Setting, folder: Path | None):
+    """The base with one adapter switched on, or none; the base alone while nobody asked for an adapter."""
+    if folder == adapter_dir(setting.config):
         yield setting.adapted
+    elif folder:
+        yield from _another_adapter(setting.adapted, folder)
     elif setting.has_adapter:
         with setting.adapted.disable_adapter():
             yield setting.adapted
     else:
         yield setting.base[1]
+
+
+def _another_adapter(model, folder: Path):
+    """Switch to an adapter beside the run's own, loaded on first use; switch back afterwards."""
+    name = folder.parent.name
+    if name not in model.peft_config:
+        model.load_adapter(folder, adapter_name=name, use_safetensors=True)
+    model.set_adapter(name)
+    try:
+        yield model.eval()
+    finally:
+        model.set_adapter("default")

@@ -1,0 +1,169 @@
+"""Tables, figures and sentences of 10_rl; the numbers come from `medlib.rl` and `medlib.rl.compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from medlib import benchmark, figures, metrics, plots, rl
+from medlib.config import RunConfig
+from medlib.rl import compare
+
+WATCHED = {
+    "kl": "KL from the supervised adapter (nats)", "reward": "Mean reward",
+    "accuracy": "Right verdicts", "parsed": "Answers that parse",
+    "length": "Letters in an answer", "same_answer": "Most frequent verdict",
+}
+SHARES = ("accuracy", "parsed", "same_answer")
+#: Beside what the seeds do, a change of this size in what is watched is told.
+DRIFT = 0.05
+
+
+@plots.styled
+def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
+    """What was watched on validation cases while each method learned; a line is the mean over seeds.
+
+    Parameters
+    ----------
+    history : DataFrame of `medlib.rl.history`
+    """
+    seen = history.dropna(subset=["probe_kl"])
+    figure = plots._new_figure(7.4, "Watched while learning, on validation cases")
+    grid = figure.subplots(3, 2, sharex=True)
+    for axes, (name, title) in zip(grid.flat, WATCHED.items()):
+        for number, (method, part) in enumerate(seen.groupby("method", sort=False)):
+            over_seeds = part.groupby("update")[f"probe_{name}"]
+            mean = over_seeds.mean()
+            axes.fill_between(mean.index, over_seeds.min(), over_seeds.max(), alpha=0.15,
+                              color=plots.PALETTE[number], linewidth=0)
+            axes.plot(mean.index, mean, marker=plots.MARKERS[number], markersize=4, color=plots.PALETTE[number],
+                      label=rl.METHODS[method])
+        axes.set_title(title, fontsize=plots.LETTERS)
+        axes.grid()
+        if name in SHARES:
+            plots._per_cent(axes.yaxis)
+            axes.set_ylim(top=1.02)
+    if seen["probe_kl"].max() > config.rl_kl_limit / 2:
+        grid[0, 0].axhline(config.rl_kl_limit, color=plots.GREY, linestyle="--", label="limit")
+    for axes in grid[-1]:
+        axes.set_xlabel("Updates")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return plots._finish(figure)
+
+
+def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
+    """Did a run leave the supervised adapter too far behind, or earn reward in a way that nobody meant?"""
+    seen = history.dropna(subset=["probe_kl"])
+    ends = seen.sort_values("update").groupby(["method", "seed"])
+    first, last = ends.first(), ends.last()
+    far = last["probe_kl"].max()
+    told = [f"No run went further than {seen['probe_kl'].max():.2f} nats from the supervised adapter "
+            f"(limit {config.rl_kl_limit:g}; {far:.2f} at the end)."]
+    if seen["probe_kl"].max() > config.rl_kl_limit:
+        told = [f"A run was stopped at {seen['probe_kl'].max():.2f} nats, above the limit of "
+                f"{config.rl_kl_limit:g}."]
+    paid = last["probe_reward"] - first["probe_reward"]
+    hacked = {
+        "fewer answers parse": first["probe_parsed"] - last["probe_parsed"] > DRIFT,
+        "one verdict is given more often": last["probe_same_answer"] - first["probe_same_answer"] > 2 * DRIFT,
+        "reward rose while right verdicts fell":
+            (paid > 0) & (first["probe_accuracy"] - last["probe_accuracy"] > DRIFT),
+    }
+    for what, where in hacked.items():
+        if where.any():
+            told.append(f"Warning: {what} in {_runs_text(where[where].index)}.")
+    if len(told) == 1:
+        right = [figures.percent(ends["probe_accuracy"].mean()) for ends in (first, last)]
+        told.append(f"No sign of a hacked reward on {min(rl.PROBE, 2 * config.val_pairs)} validation cases: at "
+                    f"least {last['probe_parsed'].min():.0%} of the answers parse, neither verdict takes over, "
+                    f"and right verdicts go from {right[0]} to {right[1]}.")
+    return " ".join(told)
+
+
+def _runs_text(index) -> str:
+    return ", ".join(f"{rl.METHODS[method]} (seed {seed})" for method, seed in index)
+
+
+def methods_table(frames: compare.Frames, config: RunConfig) -> pd.DataFrame:
+    """A row a method, figures over its seeds: mean and, in brackets, least and greatest."""
+    names = benchmark.figure_names(config)
+    rows = []
+    for row in compare.table(frames).to_dict(orient="records"):
+        rows.append({
+            "System": names[row["row"]], "Seeds": row["seeds"],
+            "Validation: weighted errors / 1000": _over_seeds(row["validation_harm"], "{:.1f}"),
+            f"Accuracy, held out (n={row['n']:,})": _over_seeds(100 * np.array(row["accuracy"]), "{:.2f}", " %"),
+            "Note contradicts picture": _over_seeds(100 * np.array(row["contradiction"]), "{:.1f}", " %"),
+            f"Critical errors missed of {row['critical']:,}": _over_seeds(row["critical_misses"], "{:.1f}"),
+            "False alarms": _over_seeds(100 * np.array(row["false_alarms"]), "{:.2f}", " %"),
+            "Spread (points)": _over_seeds(row["spread"], "{:.1f}"),
+        })
+    return pd.DataFrame(rows)
+
+
+def _over_seeds(values: Sequence[float], form: str, unit: str = "") -> str:
+    if len(values) == 0:
+        return "not asked"
+    mean = form.format(np.mean(values)) + unit
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{form.format(np.min(values))}, {form.format(np.max(values))}]"
+
+
+def cost_table(config: RunConfig) -> pd.DataFrame:
+    """Seconds and updates of each method, mean over seeds."""
+    rows = []
+    for method in config.rl_methods:
+        runs = [rl.metadata(config, method, seed) for seed in rl.seeds(config)]
+        runs = [run for run in runs if run]
+        if runs:
+            rows.append({"Method": rl.METHODS[method], "Runs": len(runs), "Cases": runs[0]["cases"],
+                         "Visits a run": runs[0]["visits"],
+                         "Seconds a run": round(float(np.mean([run["wall_seconds"] for run in runs]))),
+                         "Device": runs[0]["device"]})
+    return pd.DataFrame(rows)
+
+
+def recommendation(frames: compare.Frames, config: RunConfig) -> str:
+    """One sentence on which to use, chosen on validation, and what it then did on held-out cases."""
+    best = compare.recommended(frames)
+    if best is None:
+        return ""
+    names, harm = benchmark.figure_names(config), compare.validation_harm(frames)
+    means = {name: float(np.mean(values)) for name, values in harm.items()}
+    supervised, rest = means[compare.SUPERVISED], sorted((m, n) for n, m in means.items() if n != best)
+    n = sum(len(compare.runs(frames, suite)[best][0]) for suite in compare.CHOSEN_ON)
+    why = (f"on {n:,} validation cases its errors, weighted by severity, were the fewest: {means[best]:.1f} per "
+           f"1,000 (mean over seeds {_over_seeds(harm[best], '{:.1f}')})")
+    if best == compare.SUPERVISED:
+        return (f"Keep {names[best]}: {why}; the best method, {names[rest[0][1]]}, had {rest[0][0]:.1f}.")
+    return (f"Use {names[best]}: {why}, against {supervised:.1f} before feedback and {rest[0][0]:.1f} with "
+            f"{names[rest[0][1]]}. {heldout_sentence(frames, best)}")
+
+
+def heldout_sentence(frames: compare.Frames, name: str) -> str:
+    """The chosen row (first seed) against the supervised adapter, on cases that played no part in the choice."""
+    told = []
+    titles = {"heldout": "on the held-out suite", "contradiction": "where the note contradicts the picture"}
+    for suite, title in titles.items():
+        before, after = (compare.runs(frames, suite)[row][0] for row in (compare.SUPERVISED, name))
+        test = metrics.compare(after, before, cluster="pair")
+        rates = [figures.percent(metrics.score(f)["accuracy"]["value"]) for f in (before, after)]
+        told.append(f"{title} it goes from {rates[0]} to {rates[1]} (n={len(after):,}, McNemar p "
+                    f"{figures.p_text(test['p'])}, by whole pair {figures.p_text(test['p_cluster'])})")
+    return f"Then, {'; '.join(told)}."
+
+
+def kind_table(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
+    """Valid treatments recognised and errors caught where note and picture disagree, first seeds."""
+    names, rows = benchmark.figure_names(config), []
+    for name, parts in compare.runs(frames, "contradiction").items():
+        score = metrics.score(parts[0])
+        rows.append({"System": names[name], "Valid treatments recognised": figures.rate_text(score["sensitivity"]),
+                     "Errors caught": figures.rate_text(score["specificity"])})
+    return pd.DataFrame(rows)
