@@ -12,7 +12,13 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, TorchAoConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+)
 
 from medlib import float16
 from medlib.config import ROOT, RunConfig
@@ -92,7 +98,7 @@ def load_processor(model: str, trust_remote_code: bool = False, **options):
 
 
 def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *, dtype: str = "auto",
-         quantization: str | None = None, attention: str = "sdpa"):
+         quantization: str | None = None, attention: str = "sdpa", reward_head: bool = False):
     """Load processor and base model, in evaluation mode on the best device.
 
     Parameters
@@ -102,11 +108,13 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
     quantization : None, "8bit", "4bit" (NF4) or "int8", of the decoder's linear layers; ``use_8bit``
         is the same as "8bit"
     attention : sdpa or eager; Gemma 3 has no flash_attention_2, which drops the mask of picture tokens
+    reward_head : a new head of one number in place of the one over words
 
     Returns
     -------
     processor : transformers processor
-    base : ``Gemma3ForConditionalGeneration`` for MedGemma and for the stand-in alike
+    base : ``Gemma3ForConditionalGeneration`` for MedGemma and for the stand-in alike, or with a reward
+        head ``Gemma3ForSequenceClassification``
 
     Raises
     ------
@@ -122,9 +130,11 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
         raise ModelError(f"dtype: float16 does not go with quantization: {quantization}; "
                          "take 4bit, or dtype: float32")
     options = {"quantization_config": quantization_config(quantization, dtype)} if quantization else {}
+    options |= {"num_labels": 1} if reward_head else {}
     processor = load_processor(model, trust_remote_code)
     try:
-        base = AutoModelForImageTextToText.from_pretrained(
+        auto = AutoModelForSequenceClassification if reward_head else AutoModelForImageTextToText
+        base = auto.from_pretrained(
             name, dtype=dtype, use_safetensors=True, attn_implementation=attention,
             trust_remote_code=trust_remote_code, **options,
         )
@@ -137,14 +147,14 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
     return processor, (base if quantization in ("8bit", "4bit") else base.to(device)).eval()
 
 
-def load_for(config: RunConfig):
+def load_for(config: RunConfig, reward_head: bool = False):
     """(processor, base model) as a configuration says."""
     return load(config.model, config.use_8bit, config.trust_remote_code, dtype=config.dtype,
-                quantization=config.quantization, attention=config.attention)
+                quantization=config.quantization, attention=config.attention, reward_head=reward_head)
 
 
 #: Left in full precision: the tower sees the finding, and the output layer is tied to the embeddings.
-FULL_PRECISION = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
+FULL_PRECISION = ["lm_head", "score", "model.vision_tower", "model.multi_modal_projector"]
 
 
 def quantization_config(kind: str, dtype: torch.dtype):

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -233,3 +234,9 @@ def test_unfamiliar_metrics_are_left_out_and_broken_json_is_named(tmp_path, fini
 def test_rendering_an_empty_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no executed notebook"):
         report.render(tmp_path)
+
+
+def test_notebooks_that_train_run_before_those_that_compare():
+    order = [Path(name).name[:2] for name in report._all_notebooks()]
+    assert order.index("10") < order.index("04") and order.index("02") < order.index("08")
+    assert sorted(order) == sorted(set(order))
