@@ -1,4 +1,4 @@
-"""Commands beyond a single run: sweep, publish, bulk evaluation, learning from feedback. Importing this adds them to the app."""
+"""Commands beyond a single run, from sweep to learning from feedback. Importing this adds them to the app."""
 
 from __future__ import annotations
 

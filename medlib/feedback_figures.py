@@ -84,7 +84,7 @@ def rated_sentence(ratings: pd.DataFrame) -> str:
 
 def agreement_table(summary: pd.DataFrame) -> pd.DataFrame:
     """`medlib.agreement.summary` in words."""
-    asked = {"verdict": "Verdict", "severity": "Severity, where both say ERROR"}
+    asked = {"verdict": "Verdict", "severity": "Severity of an ERROR"}
     return pd.DataFrame({
         "Of": summary["what"].map(asked), "Measure": summary["measure"], "Raters": summary["raters"],
         "Value [95 % interval]": [_value_text(row) for row in summary.to_dict("records")],
@@ -149,7 +149,7 @@ def by_kind(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
 def disagreements(suite: Suite, ratings: pd.DataFrame) -> Figure:
     """`by_kind` with 95 % intervals."""
     table = by_kind(suite, ratings)
-    if table.empty:
+    if not any(rate["n"] for column in ("among", "with_model") for rate in table[column]):
         return plots._finish(plots._new_figure(0.3, "Nobody has rated a case yet"))
     figure = plots._new_figure(1.5 + 0.75 * len(table), f"Where verdicts differ ({by_whom(ratings)})")
     axes = figure.subplots()
@@ -160,14 +160,17 @@ def disagreements(suite: Suite, ratings: pd.DataFrame) -> Figure:
             if rate["n"]:
                 axes.plot([rate["low"], rate["high"]], [row + shift] * 2, color=colour, linewidth=2.5)
                 axes.plot(rate["value"], row + shift, marker, color=colour, markersize=8,
-                          label=label if row == 0 else None)
+                          label=label)
     names = [f"{plots._wrap(row.kind, 1.6)}\nn = {max(row.among['n'], row.with_model['n']):,}"
              for row in table.itertuples()]
     axes.set_yticks(range(len(table)), names)
-    axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(-0.02, 1.02), xlabel="Share of the cases with 95 % interval")
+    highest = max(rate["high"] for column in marks for rate in table[column] if rate["n"])
+    axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(-0.02, min(1, highest + 0.1) + 0.02),
+             xlabel="Share of the cases with 95 % interval")
     plots._per_cent(axes.xaxis)
     axes.grid(axis="x")
-    figure.legend(loc="outside lower center", ncols=1)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry a label
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center")
     return plots._finish(figure)
 
 
@@ -180,8 +183,9 @@ def disagreement_sentence(suite: Suite, ratings: pd.DataFrame) -> str:
     most = max(rated, key=lambda row: row.with_model["value"])
     if not most.with_model["value"]:
         return "The consensus is the model's verdict in every case: there is nothing to correct."
-    return (f"The consensus contradicts the model most often where *{most.kind[0].lower()}{most.kind[1:]}*: "
-            f"{rate_text(most.with_model)} of {most.with_model['n']:,} cases. There is most to be learned there.")
+    kind = "in other cases" if most.kind == "Other" else f"where the *{most.kind[0].lower()}{most.kind[1:]}*"
+    return (f"The consensus contradicts the model most often {kind}: {rate_text(most.with_model)} of "
+            f"{most.with_model['n']:,} cases. There is most to be learned there.")
 
 
 def disputed(suite: Suite, ratings: pd.DataFrame, limit: int = 4) -> Figure:

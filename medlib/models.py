@@ -19,6 +19,7 @@ from transformers import (
     BitsAndBytesConfig,
     TorchAoConfig,
 )
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from medlib import float16
 from medlib.config import ROOT, RunConfig
@@ -134,10 +135,11 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
     processor = load_processor(model, trust_remote_code)
     try:
         auto = AutoModelForSequenceClassification if reward_head else AutoModelForImageTextToText
-        base = auto.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, attn_implementation=attention,
-            trust_remote_code=trust_remote_code, **options,
-        )
+        with suppress_seqcls_warning():  # that a new head is new needs no warning
+            base = auto.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, attn_implementation=attention,
+                trust_remote_code=trust_remote_code, **options,
+            )
         if dtype == torch.float16:
             float16.make_safe(base)
     except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from medlib import calibration, evaluation, feedback, launch, models, provenance, systems, training
@@ -177,8 +177,10 @@ def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Pat
         numbers = [item["row"] for item in items]
         return collate([rows[i][chosen[i]] for i in numbers] + [rows[i][1 - chosen[i]] for i in numbers])
 
-    return _Trainer(model=model, args=arguments, processing_class=processor.tokenizer,
-                         train_dataset=Dataset.from_dict({"row": range(len(rows))}), data_collator=both_halves)
+    trainer = _Trainer(model=model, args=arguments, processing_class=processor.tokenizer,
+                       train_dataset=Dataset.from_dict({"row": range(len(rows))}), data_collator=both_halves)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _save(model, processor, config: RunConfig, out: Path, written: dict) -> None:

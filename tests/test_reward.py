@@ -1,0 +1,183 @@
+"""The reward model: pictures through TRL's RewardTrainer, nothing of the held-out side, kept and resumed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medlib import data, feedback, models, reward, reward_figures, training, workflow
+from medlib.schema import VERDICTS
+
+
+@pytest.fixture(scope="module")
+def run(nano_folder, tmp_path_factory):
+    """Configuration of a run with an adapter, 12 rated pairs and a reward model of a few steps."""
+    from medlib.config import RunConfig
+
+    folder = tmp_path_factory.mktemp("reward")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "SUITES_DIR", folder / "suites")
+        patch.setattr(data, "CORE_DIR", folder / "core24")
+        config = RunConfig(
+            model=str(nano_folder), run_dir=str(folder / "run"), train_pairs=12, val_pairs=12, test_pairs=12, epochs=1,
+            batch_size=8, lr=3e-3, core_folds=False, feedback_pairs=12, feedback_note_pairs=4, reward_epochs=2,
+            reward_lr=2e-3, rl_batch=8)
+        workflow.train(config)
+        reward.train(config)
+        yield config
+
+
+def test_the_base_is_one_of_the_same_weights_with_a_head_of_one_number(run):
+    _, base = models.load(run.model)
+    _, judge = models.load(run.model, reward_head=True)
+    assert type(judge).__name__ == "Gemma3ForSequenceClassification" and judge.score.weight.shape[0] == 1
+    words, numbers = base.state_dict(), judge.state_dict()
+    assert set(numbers) - set(words) == {"score.weight"} and set(words) - set(numbers) == {"lm_head.weight"}
+    assert all(torch.equal(numbers[name], words[name]) for name in set(numbers) & set(words))
+
+
+def test_it_starts_from_the_supervised_adapter(run):
+    from safetensors.torch import load_file
+
+    model, _ = reward._start(run)
+    mine = {k.replace(".default", ""): v for k, v in model.state_dict().items() if "lora_" in k}
+    theirs = load_file(reward.adapter_dir(run) / "adapter_model.safetensors")
+    assert mine and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_pictures_read_once_and_pictures_read_each_time_give_one_reward(run):
+    suite = data.feedback(run).rows(range(4))
+    model, processor = reward._start(run)
+    kept = reward.margins(model, processor, suite, run)
+    read = reward.margins(model, processor, suite, run.model_copy(update={"cache_image_features": False}))
+    alone = np.concatenate([reward.margins(model, processor, suite.rows([i]), run) for i in range(4)])
+    assert np.allclose(kept, read, atol=1e-5) and np.allclose(kept, alone, atol=1e-5)
+
+
+def test_a_picture_changes_the_reward(run):
+    suite = data.feedback(run)
+    model, processor = reward._start(run)
+    other = suite.scenarios[0].model_copy(update={"image": suite.scenarios[-1].image})
+    two = data.Suite("two", [suite.scenarios[0], other], suite.images_dir)
+    rows = reward.answer_rows(model, processor, two, run)
+    collate = reward._collate(processor.tokenizer.pad_token_id)
+    with torch.no_grad():
+        rewards = model.eval()(**collate([row[0] for row in rows])).logits
+    assert (rewards[0] - rewards[1]).abs() > 1e-6
+
+
+def test_chosen_stands_in_the_first_half_of_a_batch(run):
+    suite, preferences = feedback.training_side(run)
+    model, processor = reward._start(run)
+    rows = reward.answer_rows(model, processor, suite, run)
+    chosen = (preferences["chosen"] == VERDICTS[1]).to_numpy(int)
+    trainer = reward._trainer(model, processor, rows, chosen, run, data.path(run.run_dir) / "x")
+    batch = trainer.data_collator([{"row": 0}, {"row": 1}])
+    texts = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    said = [text.rsplit("model", 1)[1].split(" - ")[0].strip() for text in texts]
+    assert said == [*preferences["chosen"][:2], *preferences["rejected"][:2]]
+
+
+def test_the_temperature_is_set_by_pairs_that_taught_nothing(run):
+    _, preferences = feedback.training_side(run)
+    learned, aside = reward.slices(preferences, 0)
+    assert sorted([*learned, *aside]) == list(range(len(preferences))) and len(aside)
+    pairs = preferences["pair"]
+    assert not set(pairs[learned]) & set(pairs[aside])
+    _, heldout = feedback.heldout_side(run)
+    assert not set(pairs) & set(heldout["pair"])
+    assert reward.metadata(run)["preferences"] == len(learned)
+
+
+def test_a_finished_one_is_kept_and_another_setting_makes_another(run, monkeypatch):
+    file = reward.folder(run) / "adapter_model.safetensors"
+    before = file.stat().st_mtime_ns
+    reward.train(run)
+    assert file.stat().st_mtime_ns == before
+    for change in ({"reward_lr": 1e-3}, {"rater_noise": 0.2}, {"seed": 3}):
+        other = run.model_copy(update=change)
+        monkeypatch.setattr(reward, "adapter_dir", lambda _: reward.path(run.run_dir) / "adapter")
+        assert reward.fingerprint(other) != reward.fingerprint(run)
+
+
+def test_answers_are_probabilities_kept_on_disk_and_follow_the_margin(run, monkeypatch):
+    suite = data.suite(run, "val").rows(range(6))
+    frame = reward.asked(run, suite)
+    assert frame["id"].tolist() == [s.id for s in suite.scenarios]
+    assert ((frame["p_correct"] > 0.5) == (frame["margin"] > 0)).all()
+    monkeypatch.setattr(reward, "margins", lambda *_: pytest.fail("asked again"))
+    assert np.array_equal(reward.preferred(run, suite), frame["p_correct"])
+
+
+def test_an_interrupted_training_gives_the_same_reward_model(run, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            raise KeyboardInterrupt
+
+    whole = load_file(reward.folder(run) / "adapter_model.safetensors")
+    monkeypatch.setattr(reward, "folder", lambda _: tmp_path / "reward_model")
+    build = reward._trainer
+
+    def breaks_off(*arguments):
+        trainer = build(*arguments)
+        trainer.add_callback(Stop)
+        return trainer
+
+    monkeypatch.setattr(reward, "_trainer", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        reward.train(run)
+    assert training.last_whole_checkpoint(tmp_path / "reward_model" / "checkpoints")
+    monkeypatch.setattr(reward, "_trainer", build)
+    resumed = load_file(reward.train(run) / "adapter_model.safetensors")
+    assert all(torch.allclose(resumed[name], whole[name], atol=1e-6) for name in whole)
+
+
+def test_preferences_of_one_kind_are_learned(run):
+    """All raters hold ERROR: after a few steps so does the reward model, on cases that it never saw."""
+    suite, preferences = feedback.training_side(run)
+    model, processor = reward._start(run)
+    rows = reward.answer_rows(model, processor, suite, run)
+    config = run.model_copy(update={"reward_epochs": 4.0})
+    unseen = data.suite(run, "val").rows(range(6))
+    reward._trainer(model, processor, rows, np.ones(len(rows), int), config, data.path(run.run_dir) / "y").train()
+    assert (reward.margins(model, processor, unseen, run) < 0).all()
+
+
+# --- tables and sentences ---------------------------------------------------------------------------------
+
+
+def _frame(verdicts, margins, severities, gold=None):
+    p = reward.probability(np.array(margins))
+    return pd.DataFrame({
+        "id": [f"s{i}" for i in range(len(p))], "pair": [f"p{i // 2}" for i in range(len(p))],
+        "modality": "xray", "verdict": verdicts, "gold": gold or verdicts, "p_correct": p, "margin": margins,
+        "predicted": np.where(p >= 0.5, "CORRECT", "ERROR"), "severity": severities, "cost_impact": 0,
+        "kind": "Picture decides"})
+
+
+def test_severity_agrees_with_the_margin_only_if_it_grows_with_it():
+    severities = ["moderate", "high", "critical"] * 10
+    grows = _frame(["ERROR"] * 30, [-1.0, -2.0, -3.0] * 10, severities)
+    falls = _frame(["ERROR"] * 30, [-3.0, -2.0, -1.0] * 10, severities)
+    assert reward_figures.severity_agreement(grows)["value"] == pytest.approx(1)
+    assert "surer of graver errors" in reward_figures.severity_sentence({reward_figures.REWARD: grows})
+    assert "less sure of graver errors" in reward_figures.severity_sentence({reward_figures.REWARD: falls})
+    one = _frame(["ERROR"] * 4, [-1.0] * 4, ["high"] * 4)
+    assert "one severity" in reward_figures.severity_sentence({reward_figures.REWARD: one})
+
+
+def test_sentences_do_not_claim_more_than_the_cases_show():
+    verdicts, severities = ["CORRECT", "ERROR"] * 20, ["none", "high"] * 20
+    guessing = _frame(verdicts, [1.0] * 40, severities)
+    assert "cannot be told from guessing" in reward_figures.meaning_sentence({reward_figures.REWARD: guessing})
+    good = _frame(verdicts, [2.0, -2.0] * 20, severities)
+    held = {reward_figures.REWARD: good, reward_figures.SUPERVISED: guessing}
+    assert "something that the adapter did not know" in reward_figures.accuracy_sentence(held)
+    same = {reward_figures.REWARD: good, reward_figures.SUPERVISED: good}
+    assert "cannot tell the two apart" in reward_figures.accuracy_sentence(same)
+    table = reward_figures.severity_table(held)
+    assert table["Cases"].tolist() == [20, 20]
+    assert reward_figures.margin_for_chosen(good).tolist() == [2.0] * 40
