@@ -21,6 +21,7 @@ from medlib import (
     models,
     novelty,
     provenance,
+    risk,
     rl,
     suites,
     workflow,
@@ -372,6 +373,13 @@ def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: d
         }
         if f"{ADAPTER}/contradiction" in frames:
             record["tables"]["Harder suites"] = harder_suites(config, frames)
+    if best := compare.recommended(frames):
+        record["recommendation"] = compare.recommendation(frames, record["names"])
+        chosen = risk.rules(frames[f"{best}/calibration"], config.risk_level, config.risk_confidence,
+                            len(systems_on(frames, "calibration")))[1]
+        strict = risk.apply(frames[f"{best}/heldout"], chosen.threshold)
+        title = f"Last rung: {record['names'][best]}, threshold without a critical miss on calibration cases"
+        record["tables"][title] = risk.bars(strict).to_dict(orient="records")
     if f"{ADAPTER}/val" in frames:
         record["calibration"] = calibration_table(frames).to_dict(orient="records")
     return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)

@@ -44,7 +44,7 @@ def where_sentence(config: RunConfig) -> str:
     if config.ratings:
         return f"Ratings go to `{name}`, and what follows is computed from it."
     waiting = len(feedback.current(file)) if file.is_file() else 0
-    already = f" It holds **{waiting:,} ratings that are not used yet**." if waiting else ""
+    already = f" Ratings in it that are not used yet: **{waiting:,}**." if waiting else ""
     return (f"Ratings go to `{name}`.{already} What follows is computed from **simulated raters** until the "
             f"parameter `ratings` names that file.")
 

@@ -27,6 +27,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
 from medlib import metrics
+from medlib.rl import compare
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 #: They compare every adapter, those of 10_rl too, so they run behind it; readers find them by number.
@@ -288,6 +289,7 @@ INDEX_PAGE = (
 {% for notice in notices %}<p class="notice">{{ notice }}</p>
 {% endfor %}
 {% if headline %}<p class="headline">{{ headline }}</p>{% endif %}
+{% if recommendation %}<p>{{ recommendation }}</p>{% endif %}
 {% for name, table in tables %}<h2>{{ name }}</h2>
 {{ table }}
 {% endfor %}
@@ -481,6 +483,7 @@ def _index_html(pages: list[dict], record: dict, found: dict) -> str:
             here="index.html",
             notices=[STAND_IN, NOT_A_DEVICE] if _is_stand_in(record) else [NOT_A_DEVICE],
             headline=found.get("headline"),
+            recommendation=found.get("recommendation"),
             tables=[(title, Markup(table)) for title, table in tables],
             provenance=list(_flat(record)),
         )
@@ -611,9 +614,10 @@ SUITE_TITLES = {
 
 def _results_markdown(found: dict, record: dict) -> str:
     scores, parameters = found["scores"], record["parameters"]
-    names, parts = found.get("names") or {}, [found["headline"]]
+    names, parts = found.get("names") or {}, [found["headline"], *filter(None, [found.get("recommendation")])]
     for suite, title in SUITE_TITLES.items():
         rows = {key.rsplit("/", 1)[0]: score for key, score in scores.items() if key.endswith(f"/{suite}")}
+        rows = {name: score for name, score in rows.items() if not compare.is_repeat(name)}
         order = [name for name in names if name in rows]
         order += sorted(set(rows) - set(order))
         if order:

@@ -53,7 +53,8 @@ def source_sentence(config: RunConfig) -> str:
     whose = "**simulated raters**" if known["simulated"] else "clinicians"
     before = "too sure" if known["temperature"] > 1 else "not sure enough"
     return (f"It learned from {known['preferences']:,} preferences of {whose}; "
-            f"{known['temperature_preferences']:,} more set its temperature ({known['temperature']:.2f}: it was {before}).")
+            f"{known['temperature_preferences']:,} more set its temperature ({known['temperature']:.2f}: it was "
+            f"{before}).")
 
 
 @plots.styled

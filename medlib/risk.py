@@ -9,7 +9,9 @@ most ``level``, the one with the fewest false alarms. What that promises, and no
     critical errors among new cases *of the same distribution* is missed.
 
 Nothing is promised about other hospitals, other words or other pictures, about one modality or one severity
-by itself, about false alarms or about a single case: these are measured, see `report`.
+by itself, about false alarms or about a single case: these are measured, see `report`. Where the same cases
+also serve to pick one of several systems, the promise must hold for all of them at once: pass their number as
+``systems``, and the probability of a broken promise is shared out among them (Bonferroni).
 
 The test of one threshold is the exact binomial one, so "shown" means: the one-sided Clopper-Pearson limit of
 its missed critical errors at ``confidence`` is at most ``level``. The rate can only fall as the threshold
@@ -72,7 +74,9 @@ class Choice:
         What is promised, see the module; None if nothing is.
     allowed : int or None
         Misses on calibration with which the level is still shown; it depends on nothing but ``critical``,
-        ``level`` and ``confidence``.
+        ``level``, ``confidence`` and ``systems``.
+    systems : int
+        For how many systems at once the promise holds.
     """
 
     rule: str
@@ -83,10 +87,14 @@ class Choice:
     level: float | None = None
     confidence: float | None = None
     allowed: int | None = None
+    systems: int = 1
 
     @property
     def expected(self) -> float | None:
-        """Conformal risk control: bound of the rate of misses, in the mean over draws of calibration cases."""
+        """Conformal risk control: bound of the rate of misses, in the mean over draws of calibration cases.
+
+        With n critical cases it cannot be below 1 / (n + 1). It is about one system, picked beforehand.
+        """
         return None if self.allowed is None else (self.allowed + 1) / (self.critical + 1)
 
     @property
@@ -94,11 +102,15 @@ class Choice:
         """The promise in one sentence."""
         if self.level is None:
             return "This threshold comes with no promise."
+        together = f", for each of {self.systems} systems at once" if self.systems > 1 else ""
+        shown = f"{self.allowed} or fewer misses" if self.allowed else "no miss"
+        # in the mean it holds for one system only, not for the one that the same cases have picked
+        mean = f"; in the mean over such draws at most {self.expected:.2%} (conformal risk control)"
         return (
             f"With probability at least {self.confidence:.0%} over the draw of the {self.critical:,} critical "
-            f"calibration cases, at most {self.level:.2%} of the critical errors among new cases of the same "
-            f"distribution are called CORRECT (learn then test; {self.allowed} missed on calibration would still "
-            f"show it); in the mean over such draws at most {self.expected:.2%} (conformal risk control)."
+            f"calibration cases{together}, at most {self.level:.2%} of the critical errors among new cases of the "
+            f"same distribution are called CORRECT (learn then test, shown by {shown} on calibration)"
+            f"{mean if self.systems == 1 else ''}."
         )
 
 
@@ -108,13 +120,20 @@ def upper_limit(misses: int, n: int, confidence: float) -> float:
     return float(proportion_confint(misses, n, alpha=2 * (1 - confidence), method="beta")[1])
 
 
-def lowest_level(critical: int, confidence: float) -> float:
+def lowest_level(critical: int, confidence: float, systems: int = 1) -> float:
     """The lowest rate of missed critical errors that so many critical calibration cases can show."""
     # a hair above the limit of zero misses, which its own test would fail by the last binary digit
-    return upper_limit(0, critical, confidence) * (1 + 1e-9)
+    return upper_limit(0, critical, _shared(confidence, systems)) * (1 + 1e-9)
 
 
-def choose(calibration: pd.DataFrame, level: float | None = None, confidence: float = 0.9) -> Choice:
+def _shared(confidence: float, systems: int) -> float:
+    """Confidence for one system, so that the promise holds for all at once (Bonferroni)."""
+    return 1 - (1 - confidence) / systems
+
+
+def choose(
+    calibration: pd.DataFrame, level: float | None = None, confidence: float = 0.9, systems: int = 1
+) -> Choice:
     """The threshold with the fewest false alarms among those that keep critical misses at a level.
 
     Parameters
@@ -126,6 +145,8 @@ def choose(calibration: pd.DataFrame, level: float | None = None, confidence: fl
         allows no miss on the calibration cases.
     confidence : float
         Probability with which the level holds, see the module.
+    systems : int
+        Systems among which these cases pick one; the level then holds for all of them at once.
 
     Returns
     -------
@@ -140,18 +161,19 @@ def choose(calibration: pd.DataFrame, level: float | None = None, confidence: fl
     """
     p, is_valid = _valid_and_critical(calibration)
     critical = int((~is_valid).sum())
-    lowest = lowest_level(critical, confidence)
+    lowest = lowest_level(critical, confidence, systems)
     if level is not None and level < lowest:
         raise RiskError(
             f"risk_level {level:g} cannot be shown with {critical:,} critical calibration cases: even with none "
             f"missed the limit at {confidence:.0%} is {lowest:.3g}; raise risk_level to that, lower "
             "risk_confidence, or calibrate on more cases (calibration_pairs)"
         )
-    rule = "no critical miss on calibration" if level is None else f"at most {level:.3g} missed"
-    level = lowest if level is None else float(level)
-    allowed = np.flatnonzero(binom.cdf(np.arange(critical + 1), critical, level) <= 1 - confidence).max()
-    threshold = _learn_then_test(p, is_valid, level, confidence)
-    return _choice(rule, p, is_valid, threshold, level=level, confidence=confidence, allowed=int(allowed))
+    rule = "no critical miss on calibration" if level is None else f"at most {100 * level:.3g} % missed"
+    level, alone = lowest if level is None else float(level), _shared(confidence, systems)
+    allowed = np.flatnonzero(binom.cdf(np.arange(critical + 1), critical, level) <= 1 - alone).max()
+    threshold = _learn_then_test(p, is_valid, level, alone)
+    return _choice(rule, p, is_valid, threshold, level=level, confidence=confidence, allowed=int(allowed),
+                   systems=systems)
 
 
 def _learn_then_test(p: np.ndarray, is_valid: np.ndarray, level: float, confidence: float) -> float:
@@ -190,18 +212,21 @@ def _valid_and_critical(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     is_valid = (frame.loc[counted, "verdict"] == "CORRECT").to_numpy()
     for kind, found in {"critical error": (~is_valid).any(), "valid treatment": is_valid.any()}.items():
         if not found:
-            raise RiskError(f"no {kind} among {len(frame):,} cases: raise calibration_pairs")
+            raise RiskError(f"no {kind} among {len(frame):,} cases: ask about more pairs")
     return metrics.checked_probabilities(frame.loc[counted, "p_correct"], is_valid)[0], is_valid
 
 
-def rules(calibration: pd.DataFrame, level: float = 0.02, confidence: float = 0.9) -> list[Choice]:
+def rules(
+    calibration: pd.DataFrame, level: float = 0.02, confidence: float = 0.9, systems: int = 1
+) -> list[Choice]:
     """The even threshold, the one without a critical miss, and the one that promises the level.
 
     The last is left out where the calibration cases are too few for the level; `choose` tells why.
     """
-    chosen = [_choice("one half", *_valid_and_critical(calibration), EVEN), choose(calibration, None, confidence)]
-    if level >= lowest_level(chosen[0].critical, confidence):
-        chosen.append(choose(calibration, level, confidence))
+    chosen = [_choice("one half", *_valid_and_critical(calibration), EVEN),
+              choose(calibration, None, confidence, systems)]
+    if level >= chosen[1].level:
+        chosen.append(choose(calibration, level, confidence, systems))
     return chosen
 
 
@@ -228,11 +253,12 @@ def measure(frame: pd.DataFrame) -> dict:
     valid = frame["verdict"] == "CORRECT"
     alarms = metrics.proportion(int((frame.loc[valid, "predicted"] == "ERROR").sum()), int(valid.sum()))
     return {"critical_misses": score["critical_misses"], "false_alarms": alarms, "accuracy": score["accuracy"],
-            "spread": score["spread"]}
+            "spread": round(score["spread"], 9)}  # or 2.0 points would count as 2.0000000000000018
 
 
 def report(
-    calibration: pd.DataFrame, heldout: pd.DataFrame, level: float = 0.02, confidence: float = 0.9
+    calibration: pd.DataFrame, heldout: pd.DataFrame, level: float = 0.02, confidence: float = 0.9,
+    systems: int = 1,
 ) -> pd.DataFrame:
     """What each rule chose on calibration cases, and what its threshold then does on both suites.
 
@@ -244,7 +270,7 @@ def report(
     return pd.DataFrame([
         {"rule": choice.rule, "suite": suite, "threshold": choice.threshold,
          **measure(apply(frame, choice.threshold))}
-        for choice in rules(calibration, level, confidence)
+        for choice in rules(calibration, level, confidence, systems)
         for suite, frame in {"calibration": calibration, "heldout": heldout}.items()
     ])
 
@@ -286,8 +312,8 @@ def bars(frame: pd.DataFrame) -> pd.DataFrame:
     accuracy, alarms = figures["accuracy"], figures["false_alarms"]
     rows = [
         ("Accuracy", f"≥ {BARS['accuracy']:.0%}", _rate(accuracy), accuracy["value"] >= BARS["accuracy"]),
-        ("Critical errors missed", "none", f"{missed['count']:,} of {missed['n']:,} (rate ≤ {missed['upper']:.2%}, "
-         "one-sided 95 %)", missed["n"] > 0 and missed["count"] <= BARS["critical_misses"]),
+        ("Critical errors missed", "none", f"{missed['count']:,} of {missed['n']:,} (one-sided 95 % limit "
+         f"{missed['upper']:.2%})", missed["n"] > 0 and missed["count"] <= BARS["critical_misses"]),
         ("False alarms", f"< {BARS['false_alarms']:.0%}", _rate(alarms), alarms["value"] < BARS["false_alarms"]),
         ("Spread across modalities", f"< {BARS['spread']:.0f} points", f"{spread:.1f} points",
          spread < BARS["spread"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -94,25 +94,18 @@ def methods_table(frames: compare.Frames, config: RunConfig) -> pd.DataFrame:
     names = benchmark.figure_names(config)
     rows = []
     for row in compare.table(frames).to_dict(orient="records"):
+        rates = (100 * np.array(row[key]) for key in ("accuracy", "contradiction", "false_alarms"))
+        accuracy, notes, alarms = rates
         rows.append({
             "System": names[row["row"]], "Seeds": row["seeds"],
-            "Validation: weighted errors / 1000": _over_seeds(row["validation_harm"], "{:.1f}"),
-            f"Accuracy, held out (n={row['n']:,})": _over_seeds(100 * np.array(row["accuracy"]), "{:.2f}", " %"),
-            "Note contradicts picture": _over_seeds(100 * np.array(row["contradiction"]), "{:.1f}", " %"),
-            f"Critical errors missed of {row['critical']:,}": _over_seeds(row["critical_misses"], "{:.1f}"),
-            "False alarms": _over_seeds(100 * np.array(row["false_alarms"]), "{:.2f}", " %"),
-            "Spread (points)": _over_seeds(row["spread"], "{:.1f}"),
+            "Validation: weighted errors / 1000": compare.over_seeds(row["validation_harm"], "{:.1f}"),
+            f"Accuracy, held out (n={row['n']:,})": compare.over_seeds(accuracy, "{:.2f}", " %"),
+            "Note contradicts picture": compare.over_seeds(notes, "{:.1f}", " %"),
+            f"Critical errors missed of {row['critical']:,}": compare.over_seeds(row["critical_misses"], "{:.1f}"),
+            "False alarms": compare.over_seeds(alarms, "{:.2f}", " %"),
+            "Spread (points)": compare.over_seeds(row["spread"], "{:.1f}"),
         })
     return pd.DataFrame(rows)
-
-
-def _over_seeds(values: Sequence[float], form: str, unit: str = "") -> str:
-    if len(values) == 0:
-        return "not asked"
-    mean = form.format(np.mean(values)) + unit
-    if len(values) == 1:
-        return mean
-    return f"{mean} [{form.format(np.min(values))}, {form.format(np.max(values))}]"
 
 
 def cost_table(config: RunConfig) -> pd.DataFrame:
@@ -130,33 +123,8 @@ def cost_table(config: RunConfig) -> pd.DataFrame:
 
 
 def recommendation(frames: compare.Frames, config: RunConfig) -> str:
-    """One sentence on which to use, chosen on validation, and what it then did on held-out cases."""
-    best = compare.recommended(frames)
-    if best is None:
-        return ""
-    names, harm = benchmark.figure_names(config), compare.validation_harm(frames)
-    means = {name: float(np.mean(values)) for name, values in harm.items()}
-    supervised, rest = means[compare.SUPERVISED], sorted((m, n) for n, m in means.items() if n != best)
-    n = sum(len(compare.runs(frames, suite)[best][0]) for suite in compare.CHOSEN_ON)
-    why = (f"on {n:,} validation cases its errors, weighted by severity, were the fewest: {means[best]:.1f} per "
-           f"1,000 (mean over seeds {_over_seeds(harm[best], '{:.1f}')})")
-    if best == compare.SUPERVISED:
-        return (f"Keep {names[best]}: {why}; the best method, {names[rest[0][1]]}, had {rest[0][0]:.1f}.")
-    return (f"Use {names[best]}: {why}, against {supervised:.1f} before feedback and {rest[0][0]:.1f} with "
-            f"{names[rest[0][1]]}. {heldout_sentence(frames, best)}")
-
-
-def heldout_sentence(frames: compare.Frames, name: str) -> str:
-    """The chosen row (first seed) against the supervised adapter, on cases that played no part in the choice."""
-    told = []
-    titles = {"heldout": "on the held-out suite", "contradiction": "where the note contradicts the picture"}
-    for suite, title in titles.items():
-        before, after = (compare.runs(frames, suite)[row][0] for row in (compare.SUPERVISED, name))
-        test = metrics.compare(after, before, cluster="pair")
-        rates = [figures.percent(metrics.score(f)["accuracy"]["value"]) for f in (before, after)]
-        told.append(f"{title} it goes from {rates[0]} to {rates[1]} (n={len(after):,}, McNemar p "
-                    f"{figures.p_text(test['p'])}, by whole pair {figures.p_text(test['p_cluster'])})")
-    return f"Then, {'; '.join(told)}."
+    """Which to use, and why; see `medlib.rl.compare.recommendation`."""
+    return compare.recommendation(frames, benchmark.figure_names(config))
 
 
 def kind_table(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:

@@ -22,7 +22,8 @@ def rating(rater="reader-1", key=KEYS[0], agree=True, **more):
     """Of a case that the model calls ERROR, unless told otherwise."""
     shown = more.pop("shown", "ERROR")
     severity = "high" if feedback.held(shown, agree) == "ERROR" else "none"
-    return {"rater": rater, "key": key, "shown": shown, "p_correct": 0.2, "agree": agree, "severity": severity} | more
+    return {"rater": rater, "key": key, "shown": shown, "p_correct": 0.2, "agree": agree,
+            "severity": severity} | more
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_nothing_is_ever_changed_deleted_or_replaced(file):
     assert before["withdraws"].tolist() == [None, None, 2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["reader-1", "reader-2"]), st.sampled_from(["rate", "rate", "undo"]),
                           st.sampled_from(KEYS), st.booleans()), max_size=20))
 def test_replaying_gives_what_was_not_withdrawn(tmp_path_factory, steps):
@@ -78,8 +79,6 @@ def test_replaying_gives_what_was_not_withdrawn(tmp_path_factory, steps):
     for rater, ratings in standing.items():
         own = found[found["rater"] == rater]
         assert dict(zip(own["key"], own["agree"])) == dict(ratings)  # the last word on a case counts
-    assert len(feedback.rows(file)) == sum(
-        1 for _ in found["id"]) + len(feedback.rows(file)) - len(found)
 
 
 def test_two_raters_can_write_at_a_time(file):
@@ -210,6 +209,7 @@ def made(*verdicts, severity="high", row=0):
                          for i, verdict in enumerate(verdicts)])
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["CORRECT", "ERROR"]), min_size=1, max_size=7))
 def test_consensus_is_the_majority_and_ties_are_left_out(suite, verdicts):
     pool = Suite("small", suite[0], suite[1])
@@ -262,7 +262,8 @@ def test_simulated_ratings_are_made_once_and_anew_for_other_noise(rated):
     assert feedback.store(rated) == file and file.read_bytes() == before
     assert feedback.store(rated.model_copy(update={"rater_noise": 0.3})) != file
     rows = feedback.rows(file)
-    assert set(rows["rater"]) == set(raters.NAMES) and (rows["simulated"] == 1).all() and (rows["noise"] == 0.1).all()
+    assert set(rows["rater"]) == set(raters.NAMES)
+    assert (rows["simulated"] == 1).all() and (rows["noise"] == 0.1).all()
 
 
 def test_ratings_of_unknown_cases_are_told(rated, file):
@@ -350,5 +351,5 @@ def test_the_notebook_can_be_run_before_anybody_rated(rated, file):
 
 def test_ratings_not_used_yet_are_told(rated, file):
     feedback.add(feedback.own_store(rated), [rating()])
-    assert "1 ratings that are not used yet" in feedback_figures.where_sentence(rated)
+    assert "not used yet: **1**" in feedback_figures.where_sentence(rated)
     assert str(file) in feedback_figures.where_sentence(rated.model_copy(update={"ratings": str(file)}))

@@ -19,7 +19,8 @@ def run(nano_folder, tmp_path_factory):
         patch.setattr(data, "SUITES_DIR", folder / "suites")
         patch.setattr(data, "CORE_DIR", folder / "core24")
         config = RunConfig(
-            model=str(nano_folder), run_dir=str(folder / "run"), train_pairs=12, val_pairs=12, test_pairs=12, epochs=1,
+            model=str(nano_folder), run_dir=str(folder / "run"), train_pairs=12, val_pairs=12, test_pairs=12,
+            epochs=1,
             batch_size=8, lr=3e-3, core_folds=False, feedback_pairs=12, feedback_note_pairs=4, reward_epochs=2,
             reward_lr=2e-3, rl_batch=8)
         workflow.train(config)

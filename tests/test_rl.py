@@ -54,8 +54,9 @@ def _watch(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0.5
     from medlib.schema import Patient, Scenario
 
     scenarios = [
-        Scenario(id=f"s{i}", modality="xray", image="a.png", patient=Patient(age=50, sex="male", complaint="cough"),
-                 finding="x", treatment="y", verdict=v, error_type="none" if v == "CORRECT" else "overtreatment",
+        Scenario(id=f"s{i}", modality="xray", image="a.png",
+                 patient=Patient(age=50, sex="male", complaint="cough"), finding="x",
+                 treatment="y", verdict=v, error_type="none" if v == "CORRECT" else "overtreatment",
                  severity="none" if v == "CORRECT" else "high", cost_impact=0)
         for i, v in enumerate(["CORRECT", "ERROR"])
     ]
@@ -124,7 +125,7 @@ def test_the_choice_rests_on_validation_and_not_on_held_out_cases():
 def test_the_sentence_names_the_choice_or_keeps_the_supervised_adapter():
     settings = config.resolve("standin")
     said = rl_figures.recommendation(_frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_grpo={0}), settings)
-    assert said.startswith("Use medgemma-nano (stand-in) + LoRA + PPO") and "n=40" in said
+    assert said.startswith("Use medgemma-nano (stand-in) + LoRA + PPO") and "n = 40" in said
     kept = rl_figures.recommendation(_frames(medgemma_lora=(), medgemma_ppo={1}), settings)
     assert kept.startswith("Keep medgemma-nano (stand-in) + LoRA:")
     assert rl_figures.methods_table(_frames(medgemma_lora={0}, medgemma_ppo={1}), settings).shape[0] == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -93,3 +93,48 @@ def tests(frames: Frames, suite: str = "heldout") -> pd.DataFrame:
     adjusted = metrics.holm({name: test["p_cluster"] for name, test in against.items()}) if against else {}
     return pd.DataFrame([{"row": name, "suite": suite, **test, "p_holm": adjusted[name]}
                          for name, test in against.items()])
+
+
+# --- in words -----------------------------------------------------------------------------------------
+
+
+def over_seeds(values: Sequence[float], form: str, unit: str = "") -> str:
+    """Mean over seeds and, in brackets, least and greatest."""
+    if len(values) == 0:
+        return "not asked"
+    mean = form.format(np.mean(values)) + unit
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{form.format(np.min(values))}, {form.format(np.max(values))}]"
+
+
+def recommendation(frames: Frames, names: Mapping[str, str]) -> str:
+    """Which row to use, chosen on validation, and what it then did on cases that played no part in the choice."""
+    best = recommended(frames)
+    if best is None:
+        return ""
+    harms = validation_harm(frames)
+    means = {name: float(np.mean(values)) for name, values in harms.items()}
+    next_best = min((name for name in means if name != best), key=means.get)
+    n = sum(len(runs(frames, suite)[best][0]) for suite in CHOSEN_ON)
+    why = (f"on {n:,} validation cases its errors, weighted by severity, were the fewest: "
+           f"{over_seeds(harms[best], '{:.1f}')} per 1,000")
+    beside = f"{means[next_best]:.1f} with {names[next_best]}"
+    if best == SUPERVISED:
+        return f"Keep {names[best]}: {why}, against {beside}, the best that learned from feedback."
+    if next_best != SUPERVISED:
+        beside = f"{means[SUPERVISED]:.1f} before feedback and {beside}"
+    return f"Use {names[best]}: {why}, against {beside}. {_afterwards(frames, best)}"
+
+
+def _afterwards(frames: Frames, name: str) -> str:
+    """The chosen row (first seed) against the supervised adapter."""
+    told = []
+    titles = {"heldout": "on the held-out suite", "contradiction": "where note and picture contradict each other"}
+    for suite, title in titles.items():
+        before, after = (runs(frames, suite)[row][0] for row in (SUPERVISED, name))
+        test = metrics.compare(after, before, cluster="pair")
+        rates = [100 * metrics.score(frame)["accuracy"]["value"] for frame in (before, after)]
+        p = "p < 0.0001" if test["p_cluster"] < 1e-4 else f"p = {test['p_cluster']:.2g}"
+        told.append(f"{title} from {rates[0]:.1f} % to {rates[1]:.1f} % (n = {len(after):,}, {p} by whole pair)")
+    return f"Looked at afterwards, its accuracy went {' and '.join(told)}."

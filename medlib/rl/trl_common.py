@@ -240,7 +240,7 @@ def given_back(model) -> Iterator[None]:
         if "ref" in model.peft_config:
             model.delete_adapter("ref")
         model.set_adapter("default")
-        if base.is_gradient_checkpointing:
+        if base.is_activation_checkpointing:
             base.gradient_checkpointing_disable()
             base.disable_input_require_grads()
         model.train(mode)
