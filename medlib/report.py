@@ -27,7 +27,6 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
 from medlib import metrics
-from medlib.rl import compare
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 #: They compare every adapter, those of 10_rl too, so they run behind it; readers find them by number.
@@ -617,7 +616,8 @@ def _results_markdown(found: dict, record: dict) -> str:
     names, parts = found.get("names") or {}, [found["headline"], *filter(None, [found.get("recommendation")])]
     for suite, title in SUITE_TITLES.items():
         rows = {key.rsplit("/", 1)[0]: score for key, score in scores.items() if key.endswith(f"/{suite}")}
-        rows = {name: score for name, score in rows.items() if not compare.is_repeat(name)}
+        # a further seed, such as medgemma-ppo:1, is no row of its own
+        rows = {n: score for n, score in rows.items() if ":" not in n or n.partition(":")[0] not in names}
         order = [name for name in names if name in rows]
         order += sorted(set(rows) - set(order))
         if order:
