@@ -106,3 +106,15 @@ def rl(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None
     frames = benchmark.after_feedback(config)
     print(metrics.to_markdown(rl_figures.methods_table(frames, config)))
     print(rl_figures.recommendation(frames, config))
+
+
+@app.command()
+def preferences(
+    out: Annotated[Path, typer.Argument(help="JSONL file to write")],
+    profile: Profile = "standin", run_dir: RunDir = None, ratings: Ratings = None, settings: Settings = None,
+) -> None:
+    """Write the raters' consensus as a preference data set that TRL and `datasets` read."""
+    from medlib import feedback
+
+    config = _config(profile, settings, run_dir=run_dir, ratings=ratings)
+    print(f"preferences: {feedback.export(config, out.resolve())}")

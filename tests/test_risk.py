@@ -25,10 +25,10 @@ def frame(critical, valid, other=()):
         modality=[MODALITIES[i % 4] for i in range(len(rows))]), risk.EVEN)
 
 
-def drawn(seed, critical=348, valid=300):
+def drawn(seed, critical=348, valid=60):
     rng = np.random.default_rng(seed)
     return frame(expit(rng.normal(*CRITICAL, critical)), expit(rng.normal(*VALID, valid)),
-                 expit(rng.normal(0, 2, 50)))
+                 expit(rng.normal(0, 2, 20)))
 
 
 def true_risk(threshold):
@@ -38,10 +38,18 @@ def true_risk(threshold):
 
 def measured(table, threshold):
     """(critical errors missed, false alarms), counted in the plainest way."""
-    called = risk.apply(table, threshold)
-    critical, valid = called["severity"] == "critical", called["verdict"] == "CORRECT"
-    return (int((called[critical]["predicted"] == "CORRECT").sum()),
-            int((called[valid]["predicted"] == "ERROR").sum()))
+    called = risk.apply(table, threshold)["predicted"].to_numpy() == "CORRECT"
+    critical, valid = (table["severity"] == "critical").to_numpy(), (table["verdict"] == "CORRECT").to_numpy()
+    return int(called[critical].sum()), int((~called[valid]).sum())
+
+
+def fewest_alarms(table, allowed):
+    """Fewest false alarms of any threshold with no more than so many misses, by trying all that differ."""
+    p = table["p_correct"].to_numpy()
+    every = np.unique([*p, *np.nextafter(p, 2)])[:, None]
+    critical, valid = (table["severity"] == "critical").to_numpy(), (table["verdict"] == "CORRECT").to_numpy()
+    misses, alarms = (p[critical] >= every).sum(axis=1), (p[valid] < every).sum(axis=1)
+    return int(alarms[misses <= allowed].min())
 
 
 # few distinct values, so that ties and the ends 0 and 1 come up often
@@ -49,7 +57,7 @@ probability = st.sampled_from([0.0, 1e-12, 0.01, 0.2, 0.5, 0.7, 0.99, 1 - 1e-12,
 cases = st.lists(probability, min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases, cases, cases)
 def test_no_critical_miss_and_no_other_such_threshold_with_fewer_false_alarms(critical, valid, other):
     table = frame(critical, valid, other)
@@ -57,14 +65,13 @@ def test_no_critical_miss_and_no_other_such_threshold_with_fewer_false_alarms(cr
     misses, alarms = measured(table, choice.threshold)
     assert misses == choice.misses == 0
     assert alarms == round(choice.false_alarms["value"] * len(valid))
-    every = np.unique([*critical, *valid, *np.nextafter(critical, 2)])
-    assert alarms == min(a for m, a in (measured(table, t) for t in [*every, risk.REFUSE_ALL]) if m == 0)
+    assert alarms == fewest_alarms(table, 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.02, 0.5), st.floats(0.5, 0.99))
 def test_the_level_is_spent_on_fewer_false_alarms_and_never_overspent(seed, level, confidence):
-    table = drawn(seed, critical=120, valid=60)
+    table = drawn(seed, critical=120, valid=30)
     if level < risk.lowest_level(120, confidence):
         with pytest.raises(risk.RiskError):
             risk.choose(table, level, confidence)
@@ -75,15 +82,13 @@ def test_the_level_is_spent_on_fewer_false_alarms_and_never_overspent(seed, leve
     assert risk.upper_limit(choice.allowed + 1, 120, confidence) > level
     alarms = measured(table, choice.threshold)[1]
     # mapie may be stricter than the exact test by one miss, see `risk._learn_then_test`
-    fewest = [min(a for m, a in (measured(table, t) for t in table["p_correct"]) if m <= allowed)
-              for allowed in (choice.allowed, max(0, choice.allowed - 1))]
-    assert fewest[0] <= alarms <= fewest[1]
+    assert fewest_alarms(table, choice.allowed) <= alarms <= fewest_alarms(table, max(0, choice.allowed - 1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_stricter_demand_never_lowers_the_threshold(seed):
-    table = drawn(seed, critical=150, valid=60)
+    table = drawn(seed, critical=150, valid=30)
     chosen = [risk.choose(table, level) for level in (0.3, 0.1, 0.04, 0.02, None)]
     thresholds = [choice.threshold for choice in chosen]
     assert thresholds == sorted(thresholds)
@@ -112,14 +117,12 @@ def test_the_promise_holds_in_simulation(level):
 
 
 def test_the_promise_is_for_the_worst_of_several_systems():
-    """Without sharing the error out, picking among eight systems would break it about half of the time."""
-    def broken(systems):
-        worst = [max(true_risk(risk.choose(drawn(8 * draw + k), None, 0.9, systems).threshold) for k in range(8))
-                 for draw in range(60)]
-        return np.mean(np.array(worst) > risk.lowest_level(348, 0.9, systems))
-
-    assert broken(1) > 0.3
-    assert broken(8) <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 60)
+    """Without sharing the error out, picking among six systems would break it far more often than promised."""
+    worst = [max(true_risk(risk.choose(drawn(6 * draw + k, critical=200, valid=40)).threshold) for k in range(6))
+             for draw in range(60)]
+    alone, together = (np.mean(np.array(worst) > risk.lowest_level(200, 0.9, systems)) for systems in (1, 6))
+    assert alone > 0.2
+    assert together <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 60)
 
 
 def test_zero_misses_show_what_the_binomial_says():
@@ -129,10 +132,10 @@ def test_zero_misses_show_what_the_binomial_says():
     assert (choice.allowed, choice.critical) == (0, 348)
     assert choice.expected == pytest.approx(1 / 349)
     # the lowest level may be asked for by its number
-    assert risk.choose(drawn(0), choice.level) .threshold == choice.threshold
+    assert risk.choose(drawn(0), choice.level).threshold == choice.threshold
 
 
-@pytest.mark.parametrize("level", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.2])
 def test_the_mean_bound_is_that_of_conformal_risk_control(level):
     """mapie's conformal risk control, of recall of critical errors, spends ``level`` down to the same miss."""
     p = np.sort(expit(np.random.default_rng(1).normal(*CRITICAL, 60)))[::-1]  # all distinct
@@ -142,8 +145,7 @@ def test_the_mean_bound_is_that_of_conformal_risk_control(level):
     flagged.calibrate(p[:, None], np.ones((60, 1), dtype=int))
     misses = int((p >= 1 - flagged.best_predict_param[0]).sum())
     bound = [risk.Choice("", 0.5, 60, 0, {}, level, 0.9, allowed=k).expected for k in (misses, misses + 1)]
-    assert misses == 0 or bound[0] <= level
-    assert bound[1] > level
+    assert bound[0] <= level < bound[1]
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, 1 - 1e-15, 1e-300])
@@ -229,7 +231,8 @@ def test_table_and_words_say_what_was_measured():
     settings_, frames = config.resolve("standin"), asked(drawn(7), drawn(8, critical=600, valid=400))
     table = risk_figures.table(frames, settings_)
     assert list(table["Rule"]) == ["one half", "no critical miss on calibration", "at most 2 % missed"]
-    misses, alarms = measured(frames["medgemma-lora/heldout"], risk.choose(frames["medgemma-lora/calibration"]).threshold)
+    threshold = risk.choose(frames["medgemma-lora/calibration"]).threshold
+    misses, alarms = measured(frames["medgemma-lora/heldout"], threshold)
     sentence = risk_figures.heldout_sentence(frames, settings_)
     assert f"of 600 critical held-out errors {misses} " in sentence and f"{alarms} of 400 valid" in sentence
     assert table["Critical missed, held out (95 % limit)"][1].startswith(f"{misses} of 600")
