@@ -115,11 +115,18 @@ def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
 
 def feedback(config: RunConfig) -> Suite:
     """What raters are shown: new cases in the words of training, some of whose notes contradict the picture."""
-    pairs, notes, seed = config.feedback_pairs, config.feedback_note_pairs, config.seed
-    scenarios = grammar.generate("train", pairs, seed, "feedback")
-    scenarios += grammar.note_pairs("train", notes, seed, "feedback") if notes else []
-    return generated(f"feedback-{pairs}-{notes}-{seed}", scenarios, split="train", pairs=pairs, notes=notes,
-                     seed=seed)
+    return _with_notes("feedback", "train", config.feedback_pairs, config.feedback_note_pairs, config.seed)
+
+
+def probe(config: RunConfig) -> Suite:
+    """48 cases in the words of validation, a third with a contradicting note, to watch a run by."""
+    return _with_notes("probe", "val", 16, 8, config.seed)
+
+
+def _with_notes(use: str, split: str, pairs: int, notes: int, seed: int) -> Suite:
+    scenarios = grammar.generate(split, pairs, seed, use)
+    scenarios += grammar.note_pairs(split, notes, seed, use) if notes else []
+    return generated(f"{use}-{pairs}-{notes}-{seed}", scenarios, split=split, pairs=pairs, notes=notes, seed=seed)
 
 
 def calibration(config: RunConfig) -> Suite:

@@ -39,7 +39,8 @@ PAIR_KINDS = ("treatment", "finding", "image")
 #: first 900,000 of a split and `note_pairs` the 100,000 behind them.
 SEED_BASE = {
     "pretrain": 0, "pretrain_held_out": 900_000, "train": 1_000_000, "val": 2_000_000,
-    "test": 3_000_000, "feedback": 4_000_000, "calibration": 5_000_000, "core24": 9_000_000,
+    "test": 3_000_000, "feedback": 4_000_000, "calibration": 5_000_000, "probe": 6_000_000,
+    "core24": 9_000_000,
 }
 
 
@@ -54,7 +55,7 @@ def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> l
         Number of counterfactual pairs; 12 pairs cover every modality with every pair kind once.
     seed : int
         Same split, pairs and seed give the same scenarios.
-    use : {"feedback", "calibration"}, optional
+    use : {"feedback", "calibration", "probe"}, optional
         More scenarios in the split's words, with pictures of their own.
     """
     rng = _stream(split, seed, use)

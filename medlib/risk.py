@@ -232,7 +232,9 @@ def rules(
 
 def apply(frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """The predictions with ``predicted`` as the threshold has it; nothing else changes."""
-    return frame.assign(predicted=np.where(frame["p_correct"] >= threshold, "CORRECT", "ERROR"))
+    # in float32 `REFUSE_ALL` would be 1, and pass what is sure
+    passes = frame["p_correct"].to_numpy(dtype=float) >= threshold
+    return frame.assign(predicted=np.where(passes, "CORRECT", "ERROR"))
 
 
 def measure(frame: pd.DataFrame) -> dict:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medlib import benchmark, figures, metrics, plots, rl
+from medlib import benchmark, data, figures, metrics, plots, rl
 from medlib.config import RunConfig
 from medlib.rl import compare
 
@@ -79,7 +79,7 @@ def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
             told.append(f"Warning: {what} in {_runs_text(where[where].index)}.")
     if len(told) == 1:
         right = [figures.percent(ends["probe_accuracy"].mean()) for ends in (first, last)]
-        told.append(f"No sign of a hacked reward on {min(rl.PROBE, 2 * config.val_pairs)} validation cases: at "
+        told.append(f"No sign of a hacked reward on {len(data.probe(config))} validation cases: at "
                     f"least {last['probe_parsed'].min():.0%} of the answers parse, neither verdict takes over, "
                     f"and right verdicts go from {right[0]} to {right[1]}.")
     return " ".join(told)

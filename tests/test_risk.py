@@ -155,6 +155,12 @@ def test_probabilities_at_the_ends_make_no_trouble(p):
     assert risk.choose(frame([0.0] * 3, [1.0] * 3)).false_alarms["value"] == 0
 
 
+def test_probabilities_of_half_the_bits_are_compared_in_full():
+    table = frame([1.0, 0.3], [1.0, 0.1]).astype({"p_correct": "float32"})
+    assert measured(table, risk.REFUSE_ALL) == (0, 2)
+    assert measured(table, risk.choose(frame([0.2], [0.1, 0.3]).astype({"p_correct": "float32"})).threshold) == (2, 1)
+
+
 def test_what_cannot_be_promised_is_told():
     with pytest.raises(risk.RiskError, match="no critical error among 3 cases"):
         risk.choose(frame([], [0.9, 0.8], [0.1]))

@@ -28,8 +28,8 @@ from medlib.data import Suite
 METHODS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 #: What a wrong verdict costs and a right one earns, by the severity that the raters saw.
 SEVERITY_WEIGHT = {"none": 1.0, "moderate": 1.0, "high": 2.0, "critical": 4.0}
-#: Validation cases on which a run is watched while it learns, and how often.
-PROBE, MEASUREMENTS = 48, 5
+#: How often a run is watched while it learns.
+MEASUREMENTS = 5
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,8 @@ def improve(config: RunConfig) -> pd.DataFrame:
         processor, base = models.load_for(config)
         suite, preferences = feedback.training_side(config)
         judged = reward.preferred(config, suite)
-        probe = data.suite(config, "val")
-        probe = probe.rows(range(min(PROBE, len(probe))))
-        probe_rewards = rewards(reward.preferred(config, probe), severity_weights(probe_severity(probe)))
+        probe = data.probe(config)
+        probe_rewards = rewards(reward.preferred(config, probe), severity_weights(s.severity for s in probe.scenarios))
         weights = severity_weights(preferences["severity"])
     for method, seed in missing:
         launch.say(f"{METHODS[method]}, seed {seed}")
@@ -195,11 +194,6 @@ def improve(config: RunConfig) -> pd.DataFrame:
 def severity_weights(severities) -> np.ndarray:
     """Weight of each case, float array (n,)."""
     return np.array([SEVERITY_WEIGHT[severity] for severity in severities])
-
-
-def probe_severity(probe: Suite) -> list[str]:
-    """Severity as the scenarios state it; the probe is watched, not trained on."""
-    return [s.severity for s in probe.scenarios]
 
 
 FIELDS = ("rl_epochs", "rl_batch", "rl_samples", "rl_beta", "rl_kl_limit")
