@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, TaskType, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
@@ -106,9 +106,25 @@ def train(config: RunConfig) -> Path:
     return out
 
 
+def _load(config: RunConfig):
+    """(processor, base with a head of one number).
+
+    The head is float32 whatever the base is: in bfloat16 its small steps would be rounded away, and the
+    layers of `medlib.float16` pass no gradient to their weights.
+    """
+    processor, base = models.load_for(config, reward_head=True)
+    base.score = torch.nn.Linear(base.score.in_features, 1, bias=False, device=base.device)
+    base.score.register_forward_pre_hook(_in_full_precision)
+    return processor, base
+
+
+def _in_full_precision(_, given: tuple) -> tuple:
+    return (given[0].float(),)
+
+
 def _start(config: RunConfig):
     """(model, processor): the base with a new head, its LoRA as in the supervised adapter."""
-    processor, base = models.load_for(config, reward_head=True)
+    processor, base = _load(config)
     set_seed(config.seed)  # of the head: loading draws it from wherever the generator stands
     torch.nn.init.normal_(base.score.weight, std=0.02)
     head = base.score.weight
@@ -158,17 +174,21 @@ class _Trainer(RewardTrainer):
 
 def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Path) -> RewardTrainer:
     device = next(model.parameters()).device.type
+    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     batch = min(config.rl_batch, len(rows))
+    # a pair is two rows, but without scores of every word a row takes less memory than in supervised training
+    pairs = next(n for n in range(min(config.batch_size, batch), 0, -1) if batch % n == 0)
     steps = max(1, round(len(rows) * config.reward_epochs / batch))
     collate = _collate(processor.tokenizer.pad_token_id)
     arguments = RewardConfig(
         output_dir=str(checkpoints), seed=config.seed, data_seed=config.seed, max_steps=steps,
-        per_device_train_batch_size=batch, learning_rate=config.reward_lr, weight_decay=config.weight_decay,
+        per_device_train_batch_size=pairs, gradient_accumulation_steps=batch // pairs,
+        learning_rate=config.reward_lr, weight_decay=config.weight_decay,
         lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), use_cpu=device == "cpu",
         bf16=next(model.parameters()).dtype == torch.bfloat16, logging_steps=max(1, steps // 40),
         save_strategy="steps", save_steps=max(1, steps // 4), save_total_limit=1, report_to="none",
         remove_unused_columns=False, max_length=None,
-        gradient_checkpointing=device == "cuda", dataloader_pin_memory=device == "cuda",
+        gradient_checkpointing=recompute, dataloader_pin_memory=device == "cuda",
         # rewards have no zero of their own, and a bound keeps the margin readable
         center_rewards_coefficient=0.01, disable_tqdm=not sys.stderr.isatty(),
     )
@@ -236,11 +256,12 @@ def asked(config: RunConfig, suite: Suite) -> pd.DataFrame:
 
     def question(part: Suite) -> pd.DataFrame:
         if not loaded:  # only if something is not known yet
-            processor, base = models.load_for(config, reward_head=True)
-            loaded["model"], loaded["processor"] = PeftModel.from_pretrained(base, out), processor
-        margin = margins(loaded["model"], loaded["processor"], part, config)
-        return pd.DataFrame({"p_correct": probability(margin, temperature), "margin": margin})
+            processor, base = _load(config)
+            loaded["model"], loaded["processor"] = models.attach_adapter(base, out), processor
+        return pd.DataFrame({"margin": margins(loaded["model"], loaded["processor"], part, config)})
 
     revision = models.file_hash(out / "adapter_model.safetensors")
     answers = systems.Setting(config, {}).kept("reward-model", revision, suite, question, chunk=256)
+    # the temperature is no part of what is kept: other ratings may set another for the same weights
+    answers["p_correct"] = probability(answers["margin"], temperature)
     return evaluation.predictions(suite.scenarios, answers)

@@ -46,6 +46,46 @@ def test_it_starts_from_the_supervised_adapter(run):
     assert mine and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_head_is_in_full_precision_and_learns_whatever_the_base_is(run, dtype):
+    config = run.model_copy(update={"dtype": dtype})
+    model, processor = reward._start(config)
+    rows = reward.answer_rows(model, processor, data.feedback(config).rows(range(1)), config)
+    batch = reward._collate(processor.tokenizer.pad_token_id)([*rows[0]])
+    rewards = model(**batch).logits.squeeze(-1)
+    (rewards[0] - rewards[1]).backward()
+    head = dict(model.named_parameters())["base_model.model.score.modules_to_save.default.weight"]
+    assert head.dtype == rewards.dtype == torch.float32 and (head.grad != 0).any()
+
+
+def test_a_smaller_micro_batch_gives_the_same_reward_model(run, tmp_path):
+    config = run.model_copy(update={"lora_dropout": 0.0, "reward_epochs": 1.0})
+    suite, _ = feedback.training_side(config)
+    found = []
+    for size in (8, 3):  # 3 does not divide the batch of 8: two pairs a forward pass
+        model, processor = reward._start(config)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        rows = reward.answer_rows(model, processor, suite.rows(range(16)), config)
+        small = config.model_copy(update={"batch_size": size})
+        trainer = reward._trainer(model, processor, rows, np.zeros(len(rows), int), small, tmp_path / str(size))
+        assert trainer.args.train_batch_size == {8: 8, 3: 2}[size]
+        trainer.train()
+        found.append(reward.margins(model, processor, suite.rows(range(4)), config))
+    assert np.allclose(*found, atol=1e-5) and np.abs(found[0]).max() > 0.01
+
+
+def test_another_temperature_asks_nothing_again_and_changes_the_probability(run, monkeypatch):
+    suite = data.suite(run, "val").rows(range(4))
+    frame, known = reward.asked(run, suite), reward.metadata(run)
+    monkeypatch.setattr(reward, "metadata", lambda _: known | {"temperature": 2 * known["temperature"]})
+    monkeypatch.setattr(reward, "margins", lambda *_: pytest.fail("asked again"))
+    warmer = reward.asked(run, suite)
+    assert np.array_equal(warmer["margin"], frame["margin"])
+    assert (np.abs(warmer["p_correct"] - 0.5) < np.abs(frame["p_correct"] - 0.5)).all()
+
+
 def test_pictures_read_once_and_pictures_read_each_time_give_one_reward(run):
     suite = data.feedback(run).rows(range(4))
     model, processor = reward._start(run)

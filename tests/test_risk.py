@@ -156,9 +156,10 @@ def test_probabilities_at_the_ends_make_no_trouble(p):
 
 
 def test_probabilities_of_half_the_bits_are_compared_in_full():
-    table = frame([1.0, 0.3], [1.0, 0.1]).astype({"p_correct": "float32"})
-    assert measured(table, risk.REFUSE_ALL) == (0, 2)
-    assert measured(table, risk.choose(frame([0.2], [0.1, 0.3]).astype({"p_correct": "float32"})).threshold) == (2, 1)
+    table = frame([1.0, 0.2], [1.0, 0.3, 0.1]).astype({"p_correct": "float32"})
+    assert measured(table, risk.REFUSE_ALL) == (0, 3)
+    # a treatment at the very threshold that was chosen for it passes
+    assert measured(table, risk.choose(table[table["p_correct"] < 1]).threshold) == (1, 1)
 
 
 def test_what_cannot_be_promised_is_told():
@@ -178,6 +179,10 @@ def test_what_cannot_be_promised_is_told():
 
 def test_errors_that_are_not_critical_change_no_threshold():
     assert risk.choose(frame([0.3, 0.4], [0.6, 0.9], [0.95] * 9)).threshold == 0.6
+
+
+def test_a_critical_error_at_the_very_threshold_is_a_miss():
+    assert risk.rules(frame([0.5, 0.4], [0.6, 0.9]))[0].misses == 1
 
 
 def test_the_report_measures_both_suites_at_the_thresholds_of_the_calibration_cases():

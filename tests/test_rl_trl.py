@@ -12,6 +12,7 @@ from medlib import evaluation, models, rl
 from medlib.config import STANDIN, RunConfig
 from medlib.data import Suite
 from medlib.rl import dpo, grpo, trl_common
+from medlib.schema import ANSWERS
 
 METHODS = {"grpo": grpo, "dpo": dpo}
 VERDICTS = ("CORRECT", "ERROR")
@@ -33,14 +34,14 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def policy(suite):
-    """(processor, model, adapter's tensors): writes both verdicts to 8 cases and does not know which is right."""
+    """(processor, model, adapter's tensors): writes both verdicts to 4 cases and does not know which is right."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     processor, base = models.load(STANDIN)
     model = get_peft_model(base, LORA)
-    shown = Suite("bandit", suite[0][:8], suite[1])
+    shown = Suite("bandit", suite[0][:4], suite[1])
     rows = trl_common.prompts(SimpleNamespace(suite=shown, config=RunConfig(), model=model, processor=processor))
-    answers, mask, cases = both_answers(processor, 8)
+    answers, mask, cases = both_answers(processor, 4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(25):
         logits = trl_common.answer_logits(model, rows, cases, answers)
@@ -55,15 +56,15 @@ def policy(suite):
 
 @pytest.fixture
 def task(policy, suite, tmp_path):
-    """A bandit of 8 cases: which verdict is the better one is told by ``better``, and worth ``weights``."""
+    """A bandit of 4 cases: which verdict is the better one is told by ``better``, and worth ``weights``."""
     processor, base, taught = policy
 
-    def make(better="CORRECT", weights=None, rows=range(8), watch=None, folder="run", **settings):
+    def make(better="CORRECT", weights=None, rows=range(4), watch=None, folder="run", **settings):
         if hasattr(make, "model"):
             make.model.unload()
         make.model = get_peft_model(base, LORA)
         make.model.load_state_dict(taught, strict=False)
-        config = RunConfig(**{"rl_epochs": 4, "rl_batch": 4, "rl_samples": 4, "batch_size": 4, "grpo_lr": 1e-2,
+        config = RunConfig(**{"rl_epochs": 4, "rl_batch": 2, "rl_samples": 4, "batch_size": 2, "grpo_lr": 1e-2,
                               "dpo_lr": 5e-3, "rl_beta": 0.01} | settings)
         shown = Suite("bandit", [suite[0][row] for row in rows], suite[1])
         said = [better] * len(shown) if isinstance(better, str) else list(better)
@@ -166,12 +167,12 @@ def test_sampled_answers_come_with_their_log_probabilities(task):
     rows, ends = trl_common.prompts(task), [1, *task.processor.tokenizer.convert_tokens_to_ids(["<end_of_turn>"])]
     torch.manual_seed(0)
     tokens, logp = grpo.sample(task.model.eval(), trl_common.prompt_batch(rows, "cpu"), 3, 12, ends)
-    assert len(tokens) == 24 and max(map(len, tokens)) <= 12
+    assert len(tokens) == 12 and max(map(len, tokens)) <= 12
     assert all(len(t) == 12 or t[-1] in ends for t in tokens)
     assert len(set(map(tuple, tokens))) > 1
     answers = trl_common.pad_sequence([torch.tensor(t) for t in tokens], batch_first=True)
     with torch.no_grad():
-        logits = trl_common.answer_logits(task.model, rows, np.repeat(range(8), 3).tolist(), answers)
+        logits = trl_common.answer_logits(task.model, rows, np.repeat(range(4), 3).tolist(), answers)
     read = trl_common.log_probabilities(logits, answers)[0]
     for row, scores in enumerate(logp):
         np.testing.assert_allclose(read[row, : len(scores)], scores, atol=1e-3)
@@ -196,10 +197,10 @@ def test_an_answer_that_is_no_verdict_is_as_bad_as_the_worst_verdict():
     weights = np.array([1.0, 4.0])
     task = SimpleNamespace(rewards=rl.rewards(np.array([0.9, 0.2]), weights), weights=weights)
     told = {}
-    said = ["CORRECT - Treatment matches imaging findings", "ERROR", "It may be so"]
-    rewards = grpo.judge(task, completions=said, case=[0, 1, 0], prompts=[], log_metric=told.__setitem__)
-    assert rewards == pytest.approx([0.8, 2.4, -4.0])
-    assert told == {"parsed": pytest.approx(2 / 3)}
+    said = [ANSWERS["CORRECT"] + "\n", ANSWERS["ERROR"], "It may be so", "CORRECT - Treatment does not match"]
+    rewards = grpo.judge(task, completions=said, case=[0, 1, 0, 0], prompts=[], log_metric=told.__setitem__)
+    assert rewards == pytest.approx([0.8, 2.4, -4.0, -4.0])
+    assert told == {"parsed": pytest.approx(3 / 4)}
 
 
 # --- what is learnt ---------------------------------------------------------------------------------
@@ -223,7 +224,8 @@ def test_the_bandit_is_solved(task, method, better):
 @pytest.mark.parametrize("method", METHODS)
 def test_of_two_opinions_the_graver_one_wins(task, method, weights, expected):
     # the same case four times: two say CORRECT, two say ERROR
-    task = task(["CORRECT", "CORRECT", "ERROR", "ERROR"], weights, rows=[0, 0, 0, 0], rl_epochs=16, rl_samples=8)
+    task = task(["CORRECT", "CORRECT", "ERROR", "ERROR"], weights, rows=[0, 0, 0, 0], rl_epochs=12,
+                rl_batch=4, batch_size=4, rl_samples=8)
     METHODS[method].improve(task)
     assert (p_correct(task).mean() > 0.5) == (expected == "CORRECT")
 
@@ -253,29 +255,29 @@ def test_the_model_is_given_back(task, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_ends_with_the_same_adapter(task, method):
     def settings(**more):
-        return {"rl_epochs": 4, "folder": f"{method}{len(more)}", **more}
+        return {"rl_epochs": 2, "folder": f"{method}{len(more)}", **more}
 
     whole = task(**settings())
     METHODS[method].improve(whole)
     expected = adapter(whole.model)
-    broken = task(**settings(watch=Watched(breaks_at=6)))
+    broken = task(**settings(watch=Watched(breaks_at=3)))
     with pytest.raises(KeyboardInterrupt):
         METHODS[method].improve(broken)
     assert set(broken.model.peft_config) == {"default"}
-    assert (broken.folder / "checkpoints" / "checkpoint-4" / "history.json").is_file()
+    assert (broken.folder / "checkpoints" / "checkpoint-2" / "history.json").is_file()
     again = task(**settings(watch=Watched()))
     METHODS[method].improve(again)
     for name, value in adapter(again.model).items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
-    assert [entry["update"] for entry in again.watch.history] == list(range(1, 9))
+    assert [entry["update"] for entry in again.watch.history] == list(range(1, 5))
     assert again.watch.history[-1]["loss"] == pytest.approx(whole.watch.history[-1]["loss"], abs=1e-4)
 
 
 def test_checkpoints_of_other_settings_are_not_gone_on_from(task):
-    first = task(watch=Watched(breaks_at=6), rl_epochs=4)
+    first = task(watch=Watched(breaks_at=3), rl_epochs=2)
     with pytest.raises(KeyboardInterrupt):
         dpo.improve(first)
-    other = task(rl_epochs=4, dpo_lr=1e-3)
+    other = task(rl_epochs=2, dpo_lr=1e-3)
     assert not list(trl_common.checkpoints(other, "dpo").glob("checkpoint-*"))
 
 

@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from medlib import prompts
 from medlib.rl import trl_common
+from medlib.schema import ANSWERS
 
 #: Tokens of an answer; a verdict has about nine, and an answer that is cut off is seldom one.
 MAX_TOKENS = 16
@@ -62,13 +63,17 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
 
 
 def judge(task, completions: list[str], case: list[int], log_metric=None, **_) -> list[float]:
-    """Reward of every answer: that of its verdict; no verdict is as bad as the worst wrong one."""
-    verdicts = [prompts.parse_verdict(text) for text in completions]
+    """Reward of every answer: that of its verdict, if it is in the words asked for.
+
+    What is no verdict is as bad as the worst wrong one; so is a verdict in other words, or the policy would
+    be free to write "CORRECT - Treatment does not match imaging".
+    """
+    column = {ANSWERS["CORRECT"]: 0, ANSWERS["ERROR"]: 1}
     if log_metric:
-        log_metric("parsed", float(np.mean([verdict is not None for verdict in verdicts])))
-    column = {"CORRECT": 0, "ERROR": 1}
-    return [-float(task.weights.max()) if verdict is None else float(task.rewards[row, column[verdict]])
-            for verdict, row in zip(verdicts, case)]
+        log_metric("parsed", float(np.mean([prompts.parse_verdict(text) is not None for text in completions])))
+    worst = -float(task.weights.max())
+    return [float(task.rewards[row, column[text.strip()]]) if text.strip() in column else worst
+            for text, row in zip(completions, case)]
 
 
 def _rollout(asked: list[str], trainer: _Trainer) -> dict[str, list]:
