@@ -28,7 +28,8 @@ def frames(config: RunConfig) -> dict[str, pd.DataFrame]:
              SUPERVISED: systems.Setting(config, {}).ask(feedback.ADAPTER, suite)}
     kinds = [feedback_figures.KINDS.get(s.factors.get("pair_kind"), "Other") for s in suite.scenarios]
     consensus = {"verdict": preferences["chosen"].to_numpy(), "severity": preferences["severity"].to_numpy(),
-                 "agreement": preferences["agreement"].to_numpy(), "kind": kinds}
+                 "agreement": preferences["agreement"].to_numpy(), "kind": kinds,
+                 "simulated": preferences["simulated"].to_numpy()}
     return {name: frame.assign(gold=frame["verdict"], **consensus) for name, frame in asked.items()}
 
 
@@ -37,6 +38,11 @@ def validation(config: RunConfig) -> dict[str, pd.DataFrame]:
     suite = data.suite(config, "val")
     return {REWARD: reward.asked(config, suite),
             SUPERVISED: systems.Setting(config, {}).ask(feedback.ADAPTER, suite)}
+
+
+def by_whom(held: Frames) -> str:
+    """Whose preferences these are; simulated raters are called so."""
+    return feedback_figures.by_whom(next(iter(held.values())))
 
 
 def right(frame: pd.DataFrame, against: str = "verdict") -> dict:
@@ -60,7 +66,8 @@ def source_sentence(config: RunConfig) -> str:
 @plots.styled
 def learning(config: RunConfig) -> Figure:
     """Loss and share of pairs in the raters' order while it learned."""
-    history = pd.DataFrame(reward.metadata(config)["history"])
+    known = reward.metadata(config)
+    history, whose = pd.DataFrame(known["history"]), "simulated raters'" if known["simulated"] else "clinicians'"
     figure = plots._new_figure(3.4, "What the reward model made of its training pairs")
     left, axes = figure.subplots(1, 2)
     left.plot(history["step"], history["loss"], color=plots.BLUE)
@@ -68,7 +75,7 @@ def learning(config: RunConfig) -> Figure:
     left.set(xlabel="Optimiser step", ylabel="Loss", ylim=(0, None))
     left.legend()
     axes.plot(history["step"], history["accuracy"], color=plots.ORANGE)
-    axes.set(xlabel="Optimiser step", ylabel="Pairs in the raters' order", ylim=(0.4, 1.02))
+    axes.set(xlabel="Optimiser step", ylabel=f"Pairs in {whose} order", ylim=(0, 1.02))
     plots._per_cent(axes.yaxis)
     for panel in (left, axes):
         panel.grid()
@@ -76,17 +83,25 @@ def learning(config: RunConfig) -> Figure:
 
 
 def accuracy_table(held: Frames, val: Frames) -> pd.DataFrame:
-    """Preference accuracy against raters, against the gold verdict of held-out cases, and on validation."""
-    rows = []
-    for name, frame in held.items():
-        rows.append({"Preferred by": name, "As the raters": figures.rate_text(right(frame)),
-                     "As the gold verdict": figures.rate_text(right(frame, "gold")),
-                     "Validation suite, gold": figures.rate_text(right(val[name]))})
-    first = next(iter(held.values()))
-    ceiling = metrics.proportion(int((first["verdict"] == first["gold"]).sum()), len(first))
-    rows.append({"Preferred by": "Who always knows the gold verdict", "As the raters": figures.rate_text(ceiling),
-                 "As the gold verdict": "", "Validation suite, gold": ""})
-    return pd.DataFrame(rows)
+    """Preference accuracy against raters and on validation, beside the least and, if known, the most there is.
+
+    Only a simulated rater's errors are known to be errors, so only there stand the gold verdict of held-out
+    cases and the share that somebody reaches who always knows it.
+    """
+    agrees, known = f"As the {by_whom(held)}", next(iter(held.values()))
+    rows = [{"Preferred by": name, agrees: right(frame), "As the gold verdict": right(frame, "gold"),
+             "Validation suite, gold": right(val[name])} for name, frame in held.items()]
+    rows.append({"Preferred by": "Always the more frequent verdict", **{
+        column: metrics.proportion(int(verdicts.value_counts().max()), len(verdicts)) for column, verdicts in (
+            (agrees, known["verdict"]), ("As the gold verdict", known["gold"]),
+            ("Validation suite, gold", val[REWARD]["verdict"]))}})
+    simulated = bool(known["simulated"].all())
+    if simulated:
+        ceiling = metrics.proportion(int((known["verdict"] == known["gold"]).sum()), len(known))
+        rows.append({"Preferred by": "Who always knows the gold verdict", agrees: ceiling})
+    table = pd.DataFrame([{name: figures.rate_text(value) if isinstance(value, dict) else value
+                           for name, value in row.items()} for row in rows]).fillna("")
+    return table if simulated else table.drop(columns="As the gold verdict")
 
 
 def accuracy_sentence(held: Frames) -> str:
@@ -94,9 +109,11 @@ def accuracy_sentence(held: Frames) -> str:
     ours, theirs = held[REWARD], held[SUPERVISED]
     test = metrics.compare(ours, theirs, cluster="pair")
     rate = right(ours)
-    start = (f"On {rate['n']:,} held-out preferences it agrees with the raters in {figures.rate_text(rate)}, "
+    start = (f"On {rate['n']:,} held-out preferences it agrees with the {by_whom(held)} in "
+             f"{figures.rate_text(rate)}, "
              f"{100 * test['difference']:+.1f} points [{100 * test['low']:+.1f}, {100 * test['high']:+.1f}] "
-             f"against the adapter that it is to judge (McNemar {figures.p_text(test['p'])}).")
+             f"against the adapter that it is to judge (McNemar {figures.p_text(test['p'])}; "
+             "both intervals are over cases, and another seed makes another reward model).")
     if test["p"] >= 0.05:
         return f"{start} So many cases cannot tell the two apart."
     return f"{start} It has learned something that the adapter did not know." if test["difference"] > 0 else (
@@ -119,9 +136,14 @@ def kind_table(held: Frames) -> pd.DataFrame:
 def calibration_sentence(held: Frames) -> str:
     """Calibration error against the raters, beside that of the adapter's own certainty."""
     errors = {name: metrics.score(frame)["ece"] for name, frame in held.items()}
-    return (f"Calibration error {errors[REWARD]:.3f} (0 is perfect; {errors[SUPERVISED]:.3f} for the adapter's "
-            f"own certainty), on {len(held[REWARD]):,} cases in 15 bins, where chance alone makes it about "
-            f"{chance_error(held[REWARD]):.3f}.")
+    return (f"Calibration error against the {by_whom(held)} {errors[REWARD]:.3f} (0 is perfect; "
+            f"{errors[SUPERVISED]:.3f} for the adapter's own certainty), on {len(held[REWARD]):,} cases in 15 "
+            f"bins, where chance alone makes it about {chance_error(held[REWARD]):.3f}.")
+
+
+def reliability(held: Frames) -> Figure:
+    """Reliability diagram of the reward model against the raters of held-out cases."""
+    return plots.reliability(held[REWARD], f"Reward model against held-out {by_whom(held)}", bins=8)
 
 
 def chance_error(frame: pd.DataFrame, draws: int = 200) -> float:
@@ -133,13 +155,13 @@ def chance_error(frame: pd.DataFrame, draws: int = 200) -> float:
 
 def severity_table(held: Frames) -> pd.DataFrame:
     """By the raters' severity: agreement, and the median reward by which their verdict is ahead."""
-    frame, rows = held[REWARD], []
+    frame, rows, whose = held[REWARD], [], by_whom(held)
     ahead = margin_for_chosen(frame)
     for severity in SEVERITIES:
         here = (frame["severity"] == severity).to_numpy()
         if here.any():
             low, middle, high = np.quantile(ahead[here], [0.25, 0.5, 0.75])
-            rows.append({"Severity by the raters": severity if severity != "none" else "none (CORRECT)",
+            rows.append({f"Severity by the {whose}": severity if severity != "none" else "none (CORRECT)",
                          "Cases": int(here.sum()), "Prefers their verdict": figures.rate_text(right(frame[here])),
                          "Reward ahead: median [quartiles]": f"{middle:.2f} [{low:.2f}, {high:.2f}]"})
     return pd.DataFrame(rows)
@@ -174,9 +196,9 @@ def severity_sentence(held: Frames) -> str:
         return "All errors among these cases have one severity, so nothing can be said about it."
     means = ("it is surer of graver errors" if tau["low"] > 0 else "it is less sure of graver errors"
              if tau["high"] < 0 else "no relation can be told from chance")
-    return (f"Kendall's tau between severity and margin is {tau['value']:+.2f} [{tau['low']:+.2f}, "
-            f"{tau['high']:+.2f}] on {tau['n']} errors: {means}. The reward model knows no severity, so 10_rl "
-            "weighs its opinion by the severity that the raters gave.")
+    return (f"Kendall's tau between severity by the {by_whom(held)} and margin is {tau['value']:+.2f} "
+            f"[{tau['low']:+.2f}, {tau['high']:+.2f}] on {tau['n']} errors: {means}. The reward model "
+            "knows no severity, so 10_rl weighs its opinion by the severity that the raters gave.")
 
 
 def meaning_sentence(held: Frames) -> str:
@@ -185,6 +207,7 @@ def meaning_sentence(held: Frames) -> str:
     if rate["low"] <= 0.5:
         return ("**It cannot be told from guessing, so nothing should be trained on it.** More ratings, or a "
                 "smaller learning rate, come first.")
-    return (f"Of 100 verdicts that the raters hold, it prefers about {100 * rate['value']:.0f}; a policy that is "
-            f"paid by it is paid wrongly in up to {100 * (1 - rate['low']):.0f} of 100 new cases, which is why "
-            "10_rl keeps the policy near the supervised adapter and watches what the reward does not see.")
+    return (f"Of 100 verdicts that the {by_whom(held)} hold, it prefers about {100 * rate['value']:.0f}; a "
+            f"policy that is paid by it is paid wrongly in up to {100 * (1 - rate['low']):.0f} of 100 new cases, "
+            "which is why 10_rl keeps the policy near the supervised adapter and watches what the reward does not "
+            "see.")

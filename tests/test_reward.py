@@ -190,12 +190,13 @@ def test_preferences_of_one_kind_are_learned(run):
 # --- tables and sentences ---------------------------------------------------------------------------------
 
 
-def _frame(verdicts, margins, severities, gold=None):
+def _frame(verdicts, margins, severities, gold=None, simulated=True):
     p = reward.probability(np.array(margins))
     return pd.DataFrame({
         "id": [f"s{i}" for i in range(len(p))], "pair": [f"p{i // 2}" for i in range(len(p))],
         "modality": "xray", "verdict": verdicts, "gold": gold or verdicts, "p_correct": p, "margin": margins,
         "predicted": np.where(p >= 0.5, "CORRECT", "ERROR"), "severity": severities, "cost_impact": 0,
+        "simulated": simulated,
         "kind": "Picture decides"})
 
 
@@ -222,3 +223,22 @@ def test_sentences_do_not_claim_more_than_the_cases_show():
     table = reward_figures.severity_table(held)
     assert table["Cases"].tolist() == [20, 20]
     assert reward_figures.margin_for_chosen(good).tolist() == [2.0] * 40
+
+
+def test_simulated_raters_are_called_so_and_only_they_are_held_against_the_gold_verdict():
+    verdicts, severities = ["CORRECT", "ERROR", "ERROR"] * 10, ["none", "high", "critical"] * 10
+    gold = ["ERROR", *verdicts[1:]]  # one consensus is wrong
+    ours, theirs = _frame(verdicts, [1.0, -1.0, -2.0] * 10, severities, gold), _frame(
+        verdicts, [1.0] * 30, severities, gold)
+    held = {reward_figures.REWARD: ours, reward_figures.SUPERVISED: theirs}
+    table = reward_figures.accuracy_table(held, held).set_index("Preferred by")
+    assert table["As the simulated raters"].str[:4].tolist() == ["100.", "33.3", "66.7", "96.7"]
+    for said in (reward_figures.accuracy_sentence, reward_figures.calibration_sentence,
+                 reward_figures.severity_sentence, reward_figures.meaning_sentence):
+        assert "simulated raters" in said(held)
+    assert "simulated" in reward_figures.severity_table(held).columns[0]
+
+    people = {name: frame.assign(simulated=False) for name, frame in held.items()}
+    table = reward_figures.accuracy_table(people, people)
+    assert not [name for name in table if "gold verdict" in name or "simulated" in name] and len(table) == 3
+    assert "clinicians" in reward_figures.accuracy_sentence(people)

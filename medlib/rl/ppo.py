@@ -143,9 +143,9 @@ class _Learner:
 def _learner(task, rows: list[dict]) -> _Learner:
     scores, features = supervised(task, rows)
     # the scores are read once a step, for the loss and for the divergence, so the actor starts from them
-    actor = ProbabilisticActor(
-        TensorDictModule(lambda scores: scores / TEMPERATURE, in_keys=["scores"], out_keys=["logits"]), in_keys=["logits"],
-        distribution_class=Categorical, default_interaction_type=InteractionType.RANDOM, return_log_prob=True)
+    logits = TensorDictModule(lambda scores: scores / TEMPERATURE, in_keys=["scores"], out_keys=["logits"])
+    actor = ProbabilisticActor(logits, in_keys=["logits"], distribution_class=Categorical, return_log_prob=True,
+                               default_interaction_type=InteractionType.RANDOM)
     expected = torch.nn.Linear(features.shape[1], 1, device=features.device)
     torch.nn.init.zeros_(expected.weight)
     torch.nn.init.zeros_(expected.bias)
@@ -177,7 +177,7 @@ def _train(task, learner: _Learner, file: Path) -> None:
         drawn = draw(task, learner, batch)
         figures = [learn(task, learner, drawn) for _ in range(PASSES)]
         learner.schedule.step()
-        if task.watch(update, reward=drawn["value_target"].mean(), **figures[0]):
+        if task.watch(update, reward=drawn["value_target"].mean(), **figures[-1]):
             break
         if update % every == 0:
             _keep(task, learner, file, update)
@@ -228,7 +228,7 @@ def learn(task, learner: _Learner, drawn: TensorDict) -> dict[str, float]:
         (share * loss).backward()
         figures = {"kl": kl, "entropy": losses["entropy"], "loss": loss, "value_loss": losses["loss_critic"],
                    "clipped": losses["clip_fraction"], "spoken": spoken.exp(), "informative": moves.float().mean()}
-        total = {name: total.get(name, 0) + share * float(value) for name, value in figures.items()}
+        total = {name: total.get(name, 0) + share * float(value.detach()) for name, value in figures.items()}
     torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT)
     learner.optimizer.step()
     return total

@@ -120,16 +120,17 @@ def _picture_of(types: torch.Tensor) -> torch.Tensor:
 
 
 def _masks(model, part: torch.Tensor, position: torch.Tensor, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gemma 3's two attention masks, added to scores: tokens of a picture see each other both ways."""
+    """Gemma 3's two attention masks: tokens of a picture see each other both ways."""
     visible = (part[:, :, None] == part[:, None]) | ((part[:, None] == 0) & (part[:, :, None] > 0))
     distance = position[:, :, None] - position[:, None]
     picture = (pictures[:, :, None] == pictures[:, None]) & (pictures[:, None] >= 0)
     near = distance < model.config.get_text_config().sliding_window
     full = visible & ((distance >= 0) | picture)
     masks = {"full_attention": full, "sliding_attention": visible & (((distance >= 0) & near) | picture)}
-    dtype = model.get_input_embeddings().weight.dtype
-    hidden = torch.finfo(dtype).min
-    return {kind: torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, hidden)[:, None]
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return {kind: seen[:, None] for kind, seen in masks.items()}
+    dtype = model.get_input_embeddings().weight.dtype  # eager attention adds its mask to the scores
+    return {kind: torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
             for kind, seen in masks.items()}
 
 
@@ -153,7 +154,7 @@ def arguments(task, lr: float, folder: Path) -> dict:
         learning_rate=lr, lr_scheduler_type="linear", warmup_steps=max(1, updates // 20), weight_decay=0,
         bf16=next(model.parameters()).dtype == torch.bfloat16, use_cpu=device == "cpu",
         disable_dropout=True, gradient_checkpointing=recompute,
-        logging_steps=1, logging_nan_inf_filter=False, report_to="none",
+        logging_steps=1, report_to="none",
         save_strategy="steps", save_steps=max(1, updates // 4), save_total_limit=2,
         remove_unused_columns=False, dataloader_pin_memory=False, dataloader_num_workers=0,
         disable_tqdm=not (launch.state().is_main_process and sys.stderr.isatty()),
