@@ -136,6 +136,13 @@ def calibration(config: RunConfig) -> Suite:
     return generated(f"calibration-{pairs}-{seed}", scenarios, split="val", pairs=pairs, seed=seed)
 
 
+def together(name: str, suites: list[Suite]) -> Suite:
+    """Generated suites as one; its pictures are named from the folder that holds all suites."""
+    scenarios = [s.model_copy(update={"image": (suite.images_dir / s.image).relative_to(SUITES_DIR).as_posix()})
+                 for suite in suites for s in suite.scenarios]
+    return Suite(name, scenarios, SUITES_DIR)
+
+
 def prepare(config: RunConfig) -> dict[str, Suite]:
     """Core set and the three suites, by name: core_train, core_val, train, val, test."""
     suites = {f"core_{split}": core(config, split) for split in ("train", "val")}

@@ -116,6 +116,7 @@ def cost_table(config: RunConfig) -> pd.DataFrame:
         runs = [run for run in runs if run]
         if runs:
             rows.append({"Method": rl.METHODS[method], "Runs": len(runs), "Cases": runs[0]["cases"],
+                         "Of them rehearsed": runs[0]["rehearsed"],
                          "Visits a run": runs[0]["visits"],
                          "Seconds a run": round(float(np.mean([run["wall_seconds"] for run in runs]))),
                          "Device": runs[0]["device"]})

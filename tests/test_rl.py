@@ -168,3 +168,28 @@ def test_rows_without_a_run_say_so(small_config):
         Setting(small_config, data.prepare(small_config)).system("medgemma-dpo")
     with pytest.raises(models.ModelError):
         rl.finished(small_config, "ppo", 3)
+
+
+def test_rehearsed_cases_are_whole_training_pairs_with_their_known_verdict(small_config):
+    from medlib import data, feedback, reward
+
+    train = data.suite(small_config, "train")
+    again = rl.rehearsed(train, 5, seed=0)
+    pairs = [s.factors["pair"] for s in again.scenarios]
+    assert len(again) == 10 and len(set(pairs)) == 5
+    assert [s.id for s in rl.rehearsed(train, 5, seed=0).scenarios] == [s.id for s in again.scenarios]
+    assert len(rl.rehearsed(train, 0, seed=0)) == 0
+
+    rated = data.feedback(small_config.model_copy(update={"feedback_pairs": 4, "feedback_note_pairs": 0}))
+    table = pd.DataFrame({"chosen": ["ERROR"] * len(rated), "rejected": "CORRECT", "severity": "critical"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feedback, "training_side", lambda _: (rated, table))
+        patch.setattr(reward, "preferred", lambda _, suite: np.full(len(suite), 0.25))
+        suite, preferences, preferred = rl.practice(small_config.model_copy(update={"rl_rehearsal_pairs": 5}))
+    assert len(suite) == len(preferences) == len(preferred) == len(rated) + 10
+    known = preferences[preferences["rehearsed"]]
+    assert known["chosen"].tolist() == [s.verdict for s in suite.scenarios[len(rated):]]
+    assert (known["chosen"] != known["rejected"]).all() and (preferred[: len(rated)] == 0.25).all()
+    assert (preferred[len(rated):] == (known["chosen"] == "CORRECT")).all()
+    assert suite.picture(suite.scenarios[-1]).tobytes() == again.picture(
+        next(s for s in again.scenarios if s.id == suite.scenarios[-1].id)).tobytes()

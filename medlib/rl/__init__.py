@@ -4,6 +4,10 @@ The policy's answer is one short verdict, so the problem is a contextual bandit:
 is given, a reward follows, and the next case does not depend on it. The reward is the reward model's
 opinion of the verdict, weighted by the severity that the raters saw, so a missed critical error costs most.
 
+Beside the rated cases, as many cases of the supervised training are visited again, or they would be unlearned
+(Ouyang et al. 2022, arXiv:2203.02155, mix in pretraining for the same reason); their verdicts are known, and
+paid for without asking the reward model.
+
 Every method continues the supervised adapter and leaves an adapter of the same kind behind. A method is a
 module with one function ``improve(task)``.
 """
@@ -24,6 +28,7 @@ from transformers import set_seed
 from medlib import data, evaluation, feedback, launch, models, provenance, reward, training, workflow
 from medlib.config import ConfigError, RunConfig, adapter_dir, path
 from medlib.data import Suite
+from medlib.schema import VERDICTS
 
 METHODS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 #: What a wrong verdict costs and a right one earns, by the severity that the raters saw.
@@ -40,7 +45,7 @@ class Task:
     ----------
     model : PeftModel; its adapter "default" is trainable and starts as the supervised one. Whoever adds
         a reference copy of it under another name removes it again.
-    suite : Suite of the rated cases
+    suite : Suite of the rated and the rehearsed cases
     preferences : DataFrame, a row a case of the suite: ``chosen`` and ``rejected`` verdict, ``severity``
     rewards : float array (cases, 2), of the verdicts CORRECT and ERROR
     weights : float array (cases,), by severity
@@ -167,10 +172,10 @@ def improve(config: RunConfig) -> pd.DataFrame:
     missing = [(m, s) for m in config.rl_methods for s in seeds(config) if _kept(config, m, s) != made_of[m]]
     if missing:
         processor, base = models.load_for(config)
-        suite, preferences = feedback.training_side(config)
-        judged = reward.preferred(config, suite)
+        suite, preferences, judged = practice(config)
         probe = data.probe(config)
-        probe_rewards = rewards(reward.preferred(config, probe), severity_weights(s.severity for s in probe.scenarios))
+        at_stake = severity_weights(s.severity for s in probe.scenarios)
+        probe_rewards = rewards(reward.preferred(config, probe), at_stake)
         weights = severity_weights(preferences["severity"])
     for method, seed in missing:
         launch.say(f"{METHODS[method]}, seed {seed}")
@@ -191,12 +196,40 @@ def improve(config: RunConfig) -> pd.DataFrame:
     return history(config)
 
 
+def practice(config: RunConfig) -> tuple[Suite, pd.DataFrame, np.ndarray]:
+    """What is visited: rated cases and rehearsed ones.
+
+    Returns
+    -------
+    suite : Suite
+    preferences : DataFrame, a row a case: ``chosen``, ``rejected``, ``severity``, ``rehearsed``
+    preferred : float array (cases,), probability that CORRECT is the better verdict: the reward model's
+        opinion of a rated case, 0 or 1 of a rehearsed one
+    """
+    rated, preferences = feedback.training_side(config)
+    again = rehearsed(data.suite(config, "train"), config.rl_rehearsal_pairs, config.seed)
+    known = pd.DataFrame({"chosen": [s.verdict for s in again.scenarios],
+                          "rejected": [VERDICTS[s.verdict == VERDICTS[0]] for s in again.scenarios],
+                          "severity": [s.severity for s in again.scenarios]})
+    columns = ["chosen", "rejected", "severity"]
+    table = pd.concat([preferences[columns].assign(rehearsed=False), known.assign(rehearsed=True)])
+    preferred = np.concatenate([reward.preferred(config, rated), (known["chosen"] == VERDICTS[0]).to_numpy(float)])
+    return data.together("practice", [rated, again]), table.reset_index(drop=True), preferred
+
+
+def rehearsed(train: Suite, pairs: int, seed: int) -> Suite:
+    """Whole counterfactual pairs of the training suite, drawn at random."""
+    names = sorted({s.factors["pair"] for s in train.scenarios})
+    drawn = set(np.random.default_rng([seed, len(names)]).permutation(names)[:pairs])
+    return train.rows(i for i, s in enumerate(train.scenarios) if s.factors["pair"] in drawn)
+
+
 def severity_weights(severities) -> np.ndarray:
     """Weight of each case, float array (n,)."""
     return np.array([SEVERITY_WEIGHT[severity] for severity in severities])
 
 
-FIELDS = ("rl_epochs", "rl_batch", "rl_samples", "rl_beta", "rl_kl_limit")
+FIELDS = ("rl_rehearsal_pairs", "rl_epochs", "rl_batch", "rl_samples", "rl_beta", "rl_kl_limit")
 
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
@@ -244,8 +277,8 @@ def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
         "base_model": task.config.model, "method": method, "seed": task.seed, "fingerprint": made_of,
         "supervised": _supervised(task.config),
         "trainable_parameters": trainable, "total_parameters": total, "trainable_percent": round(share, 4),
-        "cases": len(task.suite), "visits": sum(map(len, task.visits())),
-        "history": task.watch.history, "wall_seconds": round(seconds, 1),
+        "cases": len(task.suite), "rehearsed": int(task.preferences["rehearsed"].sum()),
+        "visits": sum(map(len, task.visits())), "history": task.watch.history, "wall_seconds": round(seconds, 1),
         "peak_memory_mib": round(training.peak_memory_mib()), "device": str(next(model.parameters()).device),
         "config": task.config.model_dump(),
     }
