@@ -4,9 +4,10 @@ The policy's answer is one short verdict, so the problem is a contextual bandit:
 is given, a reward follows, and the next case does not depend on it. The reward is the reward model's
 opinion of the verdict, weighted by the severity that the raters saw, so a missed critical error costs most.
 
-Beside the rated cases, as many cases of the supervised training are visited again, or they would be unlearned
+Beside the rated cases, pairs of the supervised training can be visited again, so that they are not unlearned
 (Ouyang et al. 2022, arXiv:2203.02155, mix in pretraining for the same reason); their verdicts are known, and
-paid for without asking the reward model.
+paid for without asking the reward model. On the stand-in it cost more than it gave (see the README), so
+``rl_rehearsal_pairs`` is 0 unless told otherwise.
 
 Every method continues the supervised adapter and leaves an adapter of the same kind behind. A method is a
 module with one function ``improve(task)``.
