@@ -165,7 +165,7 @@ def test_of_two_opinions_the_graver_one_wins(task, weights, expected):
 
 def test_the_divergence_holds_the_policy_back(task):
     def moved(beta):
-        kept = task("ERROR", rl_beta=beta, rows=range(2), rl_batch=2, rl_epochs=8, folder=f"beta{beta}")
+        kept = task("ERROR", rl_beta=beta, ppo_lr=1e-3, rows=range(4), rl_epochs=6, folder=f"beta{beta}")
         ppo.improve(kept)
         return kept.watch.history[-1]["kl"]
 

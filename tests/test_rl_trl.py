@@ -129,35 +129,34 @@ def test_trl_sees_pictures_as_evaluation_does(task, cached, monkeypatch):
     assert np.abs(read() - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize("window", [512, 20])
-def test_packed_answers_and_their_gradient_are_those_read_one_by_one(task, window):
+@pytest.mark.parametrize("window, attention", [(512, "sdpa"), (20, "sdpa"), (20, "eager")])
+def test_packed_answers_and_their_gradient_are_those_read_one_by_one(task, window, attention, monkeypatch):
     task = task(rows=range(3))
     text, rows = task.model.config.get_text_config(), trl_common.prompts(task)
     answers, mask, cases = both_answers(task.processor, 3)
-    known, text.sliding_window = text.sliding_window, window
-    try:
-        def packed():
-            return trl_common.answer_logits(task.model, rows, cases, answers)
+    monkeypatch.setattr(text, "sliding_window", window)
+    monkeypatch.setattr(text, "_attn_implementation", attention)
 
-        def one_by_one():
-            parts = []
-            for case, answer in zip(cases, answers):
-                batch = trl_common.prompt_batch([rows[case]], "cpu")
-                more = {"input_ids": answer[None], "attention_mask": torch.ones_like(answer[None]),
-                        "token_type_ids": torch.zeros_like(answer[None])}
-                batch |= {name: torch.cat([batch[name], value], 1) for name, value in more.items()}
-                parts.append(task.model(**batch, use_cache=False).logits[0, -len(answer) - 1 : -1])
-            return torch.stack(parts)
+    def packed():
+        return trl_common.answer_logits(task.model, rows, cases, answers)
 
-        found = []
-        for read in (packed, one_by_one):
-            task.model.eval().zero_grad()
-            logp = trl_common.log_probabilities(read(), answers)[0] * mask
-            (logp.sum(1) * torch.arange(1.0, 7)).sum().backward()
-            gradient = [p.grad.clone() for p in task.model.parameters() if p.requires_grad]
-            found.append((logp.detach(), torch.cat([g.flatten() for g in gradient])))
-    finally:
-        text.sliding_window = known
+    def one_by_one():
+        parts = []
+        for case, answer in zip(cases, answers):
+            batch = trl_common.prompt_batch([rows[case]], "cpu")
+            more = {"input_ids": answer[None], "attention_mask": torch.ones_like(answer[None]),
+                    "token_type_ids": torch.zeros_like(answer[None])}
+            batch |= {name: torch.cat([batch[name], value], 1) for name, value in more.items()}
+            parts.append(task.model(**batch, use_cache=False).logits[0, -len(answer) - 1 : -1])
+        return torch.stack(parts)
+
+    found = []
+    for read in (packed, one_by_one):
+        task.model.eval().zero_grad()
+        logp = trl_common.log_probabilities(read(), answers)[0] * mask
+        (logp.sum(1) * torch.arange(1.0, 7)).sum().backward()
+        gradient = [p.grad.clone() for p in task.model.parameters() if p.requires_grad]
+        found.append((logp.detach(), torch.cat([g.flatten() for g in gradient])))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-3, rtol=1e-3)
 

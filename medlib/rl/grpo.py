@@ -24,9 +24,6 @@ from medlib.schema import ANSWERS
 
 #: Tokens of an answer; a verdict has about nine, and an answer that is cut off is seldom one.
 MAX_TOKENS = 16
-#: Of the policy while it learns, in sampling and in the loss alike: a supervised adapter is so sure that at
-#: 1 few groups hold two opinions, and only those teach anything.
-TEMPERATURE = 1.0
 #: Names of TRL's figures, and what they are called in the history.
 FIGURES = {"reward": "reward", "answer_kl": "kl", "entropy": "entropy", "completions/mean_length": "length",
            "parsed": "parsed", "informative": "informative", "loss": "loss"}
@@ -52,7 +49,7 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
         **trl_common.arguments(task, config.grpo_lr, folder), beta=config.rl_beta,
         num_generations=config.rl_samples, max_completion_length=MAX_TOKENS, shuffle_dataset=False,
         per_device_train_batch_size=cases * config.rl_samples, gradient_accumulation_steps=passes,
-        steps_per_generation=passes, scale_rewards="none", loss_type="dapo", temperature=TEMPERATURE,
+        steps_per_generation=passes, scale_rewards="none", loss_type="dapo",
     )
     order = np.concatenate(task.visits()).tolist()
     with warnings.catch_warnings():  # rollout_func may still change, so TRL is pinned to a minor version
@@ -86,15 +83,13 @@ def _rollout(asked: list[str], trainer: _Trainer) -> dict[str, list]:
     batch = trl_common.prompt_batch([trainer.rows[case] for case in cases[::samples]], trainer.accelerator.device)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()  # gradient checkpointing, where it is on, would forbid the key-value cache
-    answers, logp = sample(model, batch, samples, trainer.max_completion_length, trainer.eos_token_ids,
-                           trainer.temperature)
+    answers, logp = sample(model, batch, samples, trainer.max_completion_length, trainer.eos_token_ids)
     model.train()
     return {"prompt_ids": [[case] for case in cases], "completion_ids": answers, "logprobs": logp}
 
 
 @torch.no_grad()
-def sample(model, batch: dict, samples: int, limit: int, ends: list[int],
-           temperature: float = 1) -> tuple[list, list]:
+def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tuple[list, list]:
     """Answers to a batch of prompts padded at the left, several a prompt, which is read once for all of them.
 
     Returns
@@ -108,7 +103,7 @@ def sample(model, batch: dict, samples: int, limit: int, ends: list[int],
     tokens, scores = [], []
     while True:
         logits[..., model.config.image_token_id] = -torch.inf  # a picture token needs a picture
-        logp = (logits[:, -1].float() / temperature).log_softmax(-1)[begun]
+        logp = logits[:, -1].float().log_softmax(-1)[begun]
         token = torch.multinomial(logp.exp(), 1).masked_fill(over[:, None], ends[0])
         tokens.append(token.masked_fill(over[:, None], -1))
         scores.append(logp.gather(-1, token))
@@ -138,7 +133,7 @@ class _Trainer(GRPOTrainer):
         if "ref" in self.accelerator.unwrap_model(model).active_adapters:
             return self._reference(model, cases, answers, attention_mask[:, 1:]), None, None
         logits = trl_common.answer_logits(model, self.rows, cases, answers)
-        return *trl_common.log_probabilities(logits / self.temperature, answers), None
+        return *trl_common.log_probabilities(logits, answers), None
 
     def _reference(self, model, cases, answers, mask) -> torch.Tensor:
         """The same by the supervised adapter, which does not change: kept for answers seen before."""
@@ -146,7 +141,7 @@ class _Trainer(GRPOTrainer):
         new = list({key: row for row, key in enumerate(keys) if key not in self.known}.values())
         if new:
             logits = trl_common.answer_logits(model, self.rows, [cases[row] for row in new], answers[new])
-            made = trl_common.log_probabilities(logits / self.temperature, answers[new])[0]
+            made = trl_common.log_probabilities(logits, answers[new])[0]
             self.known |= {keys[row]: logp[mask[row].bool()] for row, logp in zip(new, made)}
         return torch.nn.utils.rnn.pad_sequence([self.known[key] for key in keys], batch_first=True)
 

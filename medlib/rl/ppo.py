@@ -37,14 +37,14 @@ from medlib.schema import VERDICTS
 #: Gradient steps on the verdicts of one update, and by which share their likelihoods may move in these.
 PASSES, CLIP = 2, 0.2
 #: Weight of the entropy, and of the likelihood of giving any verdict, which no reward sees.
-ENTROPY, SPOKEN = 0.01, 0.1
+ENTROPY, SPOKEN = 0.01, 0.5
 #: Verdicts are drawn, and their likelihoods compared, at this temperature: where the supervised adapter is
 #: sure and wrong, the other verdict would else never be tried. The more likely verdict stays the same.
 TEMPERATURE = 4.0
 #: Share of a batch's gradient that is left out: that of the many cases whose verdict is settled.
-SETTLED = 0.05
+SETTLED = 0.1
 #: Learning rate of the expected reward, a linear function of what the supervised adapter knows of a case.
-VALUE_LR = 1e-2
+VALUE_LR = 3e-2
 #: Norm to which a gradient of the adapter is clipped.
 MAX_GRADIENT = 1.0
 
