@@ -274,12 +274,14 @@ def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
     model.save_pretrained(out, selected_adapters=["default"], save_embedding_layers=False)
     task.processor.save_pretrained(out)
     trainable, total, share = training.trainable_share(model)
+    visited = sum(map(len, task.visits()))
     written = {
         "base_model": task.config.model, "method": method, "seed": task.seed, "fingerprint": made_of,
         "supervised": _supervised(task.config),
         "trainable_parameters": trainable, "total_parameters": total, "trainable_percent": round(share, 4),
         "cases": len(task.suite), "rehearsed": int(task.preferences["rehearsed"].sum()),
-        "visits": sum(map(len, task.visits())), "history": task.watch.history, "wall_seconds": round(seconds, 1),
+        "visits": visited, "samples_per_second": round(visited / seconds, 2),
+        "history": task.watch.history, "wall_seconds": round(seconds, 1),
         "peak_memory_mib": round(training.peak_memory_mib()), "device": str(next(model.parameters()).device),
         "config": task.config.model_dump(),
     }
