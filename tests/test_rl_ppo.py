@@ -143,12 +143,13 @@ def test_only_the_adapter_learns(task):
 
 @pytest.mark.parametrize("better", ["CORRECT", "ERROR"])
 def test_the_bandit_is_solved(task, better):
-    task = task(better, rows=range(4))
+    # not fine-tuned, the model must first learn to give a verdict at all
+    task = task(better, rows=range(4), rl_epochs=24)
     side = (lambda p: p) if better == "CORRECT" else (lambda p: 1 - p)
     before = side(p_correct(task)).mean()
     ppo.improve(task)
     assert side(p_correct(task)).mean() > max(0.9, before)
-    assert [entry["update"] for entry in task.watch.history] == list(range(1, 13))
+    assert [entry["update"] for entry in task.watch.history] == list(range(1, 25))
     first, last = task.watch.history[0], task.watch.history[-1]
     assert {"reward", "kl", "entropy", "loss"} < set(last) and np.isfinite(list(last.values())).all()
     assert first["kl"] == pytest.approx(0, abs=1e-6) and last["kl"] > 0.01
@@ -156,7 +157,9 @@ def test_the_bandit_is_solved(task, better):
 
 
 @pytest.mark.parametrize("weights, expected", [([4, 4, 1, 1], "CORRECT"), ([1, 1, 4, 4], "ERROR")])
-def test_of_two_opinions_the_graver_one_wins(task, weights, expected):
+def test_of_two_opinions_the_graver_one_wins(task, weights, expected, monkeypatch):
+    # not fine-tuned, the model gives hardly any verdict: the term that makes it speak would drown the rewards
+    monkeypatch.setattr(ppo, "SPOKEN", 0.0)
     # the same case four times: two say CORRECT, two say ERROR
     task = task(["CORRECT", "CORRECT", "ERROR", "ERROR"], weights, rows=[0, 0, 0, 0], rl_samples=8)
     ppo.improve(task)

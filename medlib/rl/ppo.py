@@ -26,13 +26,18 @@ from safetensors.torch import save_file
 from tensordict import TensorDict
 from tensordict.nn import InteractionType, TensorDictModule
 from torch.distributions import Categorical, kl_divergence
-from torchrl.modules import ProbabilisticActor, ValueOperator
-from torchrl.objectives import ClipPPOLoss
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from medlib.rl import trl_common
 from medlib.schema import VERDICTS
+
+# importing TorchRL makes "spawn" the way that every later process of this one starts, which is not its to decide
+_start_method = torch.multiprocessing.get_start_method()
+from torchrl.modules import ProbabilisticActor, ValueOperator  # noqa: E402
+from torchrl.objectives import ClipPPOLoss  # noqa: E402
+
+torch.multiprocessing.set_start_method(_start_method, force=True)
 
 #: Gradient steps on the verdicts of one update, and by which share their likelihoods may move in these.
 PASSES, CLIP = 2, 0.2
