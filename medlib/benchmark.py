@@ -41,7 +41,8 @@ RUNGS = ("constant", "heuristics", "biomedclip-probe", ADAPTER)
 #: Systems that look, and were fitted to the task: asked about altered and foreign pictures too.
 LOOKING = ("biomedclip-probe", ADAPTER)
 #: Rows that contain the adapter, so that it need not be above them.
-ABOVE = ("medgemma-lora+biomedclip", *(f"medgemma-{method}" for method in rl.METHODS))
+FUSED = "medgemma-lora+biomedclip"
+ABOVE = (FUSED, *(f"medgemma-{method}" for method in rl.METHODS))
 #: Systems that learned nothing from core24, so that all 24 cases are held out for them.
 UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
 
@@ -108,12 +109,12 @@ def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
 def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
     """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
     names = compare.rows(config)
-    run = Benchmark(config.model_copy(update={"systems": tuple(names)}))
+    run = Benchmark(config.model_copy(update={"systems": (*names, FUSED)}))
     pairs, seed = config.contradiction_pairs, config.seed
-    run.ask(names, data.calibration(config), "calibration")
+    run.ask([*names, FUSED], data.calibration(config), "calibration")
     run.ask(names, suites.contradiction("val", pairs, seed), "val_contradiction")
-    run.ask(names, run.suites["test"], "heldout")
-    run.ask(names, suites.contradiction("test", pairs, seed), "contradiction")
+    run.ask([*names, FUSED], run.suites["test"], "heldout")
+    run.ask([*names, FUSED], suites.contradiction("test", pairs, seed), "contradiction")
     return _written(run)
 
 
@@ -375,14 +376,25 @@ def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: d
             record["tables"]["Harder suites"] = harder_suites(config, frames)
     if best := compare.recommended(frames):
         record["recommendation"] = compare.recommendation(frames, record["names"])
-        chosen = risk.rules(frames[f"{best}/calibration"], config.risk_level, config.risk_confidence,
-                            len(systems_on(frames, "calibration")))[1]
-        strict = risk.apply(frames[f"{best}/heldout"], chosen.threshold)
-        title = f"Last rung: {record['names'][best]}, threshold without a critical miss on calibration cases"
-        record["tables"][title] = risk.bars(strict).to_dict(orient="records")
+        for name in dict.fromkeys([fewest_false_alarms(config, frames), best]):
+            strict = risk.apply(frames[f"{name}/heldout"], strict_choices(config, frames)[name].threshold)
+            title = f"Last rung: {record['names'][name]}, threshold without a critical miss on calibration cases"
+            record["tables"][title] = risk.bars(strict).to_dict(orient="records")
     if f"{ADAPTER}/val" in frames:
         record["calibration"] = calibration_table(frames).to_dict(orient="records")
     return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)
+
+
+def strict_choices(config: RunConfig, frames: dict[str, pd.DataFrame]) -> dict[str, risk.Choice]:
+    """The threshold without a critical miss on calibration cases, by system; promises hold for all at once."""
+    asked = systems_on(frames, "calibration")
+    return {name: risk.choose(frame, None, config.risk_confidence, len(asked)) for name, frame in asked.items()}
+
+
+def fewest_false_alarms(config: RunConfig, frames: dict[str, pd.DataFrame]) -> str:
+    """The system that pays least for missing no critical error, by calibration cases alone."""
+    found = strict_choices(config, frames)
+    return min(found, key=lambda name: found[name].false_alarms["value"])
 
 
 def adapter_tests(frames: dict[str, pd.DataFrame]) -> dict[str, dict]:
@@ -418,6 +430,6 @@ def figure_names(config: RunConfig) -> dict[str, str]:
         "constant": "Always CORRECT", "heuristics": "Hand-written rules", "keyword-probe": "Bag of words",
         "biomedclip": f"{dual}, zero-shot", "biomedclip-probe": f"{dual}, linear probe",
         BASE: f"{model}, untouched", ADAPTER: f"{model} + LoRA",
-        "medgemma-lora+biomedclip": f"{Path(config.model).name} + LoRA + {dual}",
+        FUSED: f"{Path(config.model).name} + LoRA + {dual}",
         **{f"medgemma-{method}": f"{model} + LoRA + {name}" for method, name in rl.METHODS.items()},
     }
