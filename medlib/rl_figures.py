@@ -46,7 +46,7 @@ def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
         axes.grid()
         if name in SHARES:
             plots._per_cent(axes.yaxis)
-            axes.set_ylim(top=1.02)
+            axes.set_ylim(top=1.005)
     if seen["probe_kl"].max() > config.rl_kl_limit / 2:
         grid[0, 0].axhline(config.rl_kl_limit, color=plots.GREY, linestyle="--", label="limit")
     for axes in grid[-1]:
