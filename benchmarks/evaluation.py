@@ -16,10 +16,10 @@ import time
 import numpy as np
 import torch
 
-from medlib import data, evaluation, models, suites
-from medlib.config import resolve
-from medlib.prompts import messages
-from medlib.schema import ANSWERS
+from medlib.config import ANSWERS, resolve
+from medlib.data import sources, variants
+from medlib.models import loading, scoring
+from medlib.models.prompts import messages
 
 BAR = 3.0
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -54,16 +54,16 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that others use too")
     arguments = parser.parse_args()
     config, clock = resolve(arguments.profile, test_pairs=arguments.pairs), CLOCKS[arguments.clock]
-    suite = data.suite(config, "test")
-    processor, model = models.load_for(config)
-    other_words = suites.paraphrase(suite)
+    suite = sources.suite(config, "test")
+    processor, model = loading.load_for(config)
+    other_words = variants.paraphrase(suite)
     ways = {
         "plain": ("one scenario a forward pass", lambda: plain(model, processor, suite, 1)),
         "plain, batched": (f"{config.eval_batch_size} scenarios a forward pass",
                            lambda: plain(model, processor, suite, config.eval_batch_size)),
-        "ours": ("prompt read once", lambda: evaluation.p_correct(
+        "ours": ("prompt read once", lambda: scoring.p_correct(
             model, processor, suite, config.eval_batch_size)),
-        "ours, pictures known": ("the same pictures beside other words", lambda: evaluation.p_correct(
+        "ours, pictures known": ("the same pictures beside other words", lambda: scoring.p_correct(
             model, processor, other_words, config.eval_batch_size)),
     }
     plain(model, processor, suite.rows(range(4)), 2)  # warm up, without a picture of ours kept

@@ -36,14 +36,15 @@ def middle_model(folder: Path) -> str:
     import torch
     from transformers import AutoProcessor, Gemma3Config, Gemma3ForConditionalGeneration
 
-    from medlib import config, models
+    from medlib.config import STANDIN
+    from medlib.models import loading
 
-    standin = json.loads((Path(models.locate(config.STANDIN)) / "config.json").read_text())
+    standin = json.loads((Path(loading.locate(STANDIN)) / "config.json").read_text())
     tokens = {name: standin[name] for name in ("boi_token_index", "eoi_token_index", "image_token_index",
                                                "mm_tokens_per_image")}
     torch.manual_seed(0)
     Gemma3ForConditionalGeneration(Gemma3Config(**MIDDLE, **tokens)).save_pretrained(folder)
-    AutoProcessor.from_pretrained(models.locate(config.STANDIN)).save_pretrained(folder)
+    AutoProcessor.from_pretrained(loading.locate(STANDIN)).save_pretrained(folder)
     return str(folder)
 
 
@@ -62,11 +63,13 @@ class Peak(threading.Thread):
 
 def measure(settings: dict) -> dict:
     """Train a few steps; forecast and measured peak growth of resident memory in GiB."""
-    from medlib import data, forecast, models
     from medlib.config import resolve
+    from medlib.data import sources
+    from medlib.models import loading
+    from medlib.training import forecast
 
     config = resolve(None, **settings)
-    suite = data.suite(config, "train")
+    suite = sources.suite(config, "train")
     count = 2 * config.batch_size  # two steps: the optimizer has its moments in the second
     train(resolve(None, model="models/medgemma-nano", batch_size=2), suite, 4)  # libraries come in
     before = psutil.Process().memory_info().rss
@@ -75,19 +78,20 @@ def measure(settings: dict) -> dict:
     result = forecast.forecast(config, "cpu", tokens=tokens)
     return {"forecast": result["memory_gib"]["peak"], "measured": (peak - before) / 2**30, "tokens": tokens,
             "seconds": seconds, "parts": result["memory_gib"],
-            "parameters": result["parameters"], "models": models.locate(config.model)}
+            "parameters": result["parameters"], "models": loading.locate(config.model)}
 
 
 def train(config, suite, count: int) -> tuple[int, list[dict], float]:
-    from medlib import models, training
+    from medlib.models import loading
+    from medlib.training import encoding, trainer
 
-    processor, base = models.load_for(config)
-    rows = training.encode(processor, suite.scenarios[:count], [suite.images_dir] * count)
-    rows = training.cache_image_features(base, rows, batch_size=4)
+    processor, base = loading.load_for(config)
+    rows = encoding.encode(processor, suite.scenarios[:count], [suite.images_dir] * count)
+    rows = encoding.cache_image_features(base, rows, batch_size=4)
     started, peak = time.perf_counter(), Peak()
     peak.start()
     with tempfile.TemporaryDirectory() as folder:
-        training.train_adapter(base, processor, rows, [], config, folder, resume=False, quiet=True)
+        trainer.train_adapter(base, processor, rows, [], config, folder, resume=False, quiet=True)
     peak.running = False
     peak.join()
     return peak.bytes, rows, time.perf_counter() - started

@@ -10,8 +10,8 @@ import json
 import tempfile
 import time
 
-from medlib import benchmark
 from medlib.config import path, resolve
+from medlib.evaluation import benchmark
 
 
 def seconds(config) -> float:

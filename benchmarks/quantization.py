@@ -11,8 +11,10 @@ import time
 import numpy as np
 import pandas as pd
 
-from medlib import data, evaluation, metrics, models
+from medlib import stats
 from medlib.config import path, resolve
+from medlib.data import sources
+from medlib.models import loading, scoring
 
 FORMATS = [("float32", None), ("float16", None), ("bfloat16", None), ("float32", "8bit"), ("float32", "4bit"),
            ("float16", "4bit"), ("float32", "int8")]
@@ -25,23 +27,23 @@ def main() -> None:
     parser.add_argument("--scenarios", type=int, default=200)
     arguments = parser.parse_args()
     config = resolve(arguments.profile, test_pairs=-(-arguments.scenarios // 2))
-    suite = data.suite(config, "test")
+    suite = sources.suite(config, "test")
     reference = None
-    print(f"{len(suite)} scenarios, {models.pick_device()}; the first row is the reference\n")
+    print(f"{len(suite)} scenarios, {loading.pick_device()}; the first row is the reference\n")
     print("| Format | Quantization | Weights (MB) | Accuracy (95 % interval) | Max. difference in p | "
           "Verdicts changed | Seconds |\n|---|---|---|---|---|---|---|", flush=True)
     for dtype, quantization in FORMATS:
         chosen = config.model_copy(update={"dtype": dtype, "quantization": quantization})
-        processor, base = models.load_for(chosen)
+        processor, base = loading.load_for(chosen)
         # torchao hides its bytes behind the old dtype
         size = sum(getattr(p.data, "qdata", p.data).nbytes for p in base.parameters()) / 1e6
-        model = models.attach_adapter(base, path(arguments.adapter))
+        model = loading.attach_adapter(base, path(arguments.adapter))
         started = time.perf_counter()
-        p = evaluation.p_correct(model, processor, suite, config.eval_batch_size)
+        p = scoring.p_correct(model, processor, suite, config.eval_batch_size)
         seconds = time.perf_counter() - started
         reference = p if reference is None else reference
         answered = pd.DataFrame({"p_correct": p})
-        accuracy = metrics.score(evaluation.predictions(suite.scenarios, answered))["accuracy"]
+        accuracy = stats.score(stats.predictions_table(suite.scenarios, answered))["accuracy"]
         changed = int(((p >= 0.5) != (reference >= 0.5)).sum())
         interval = "{value:.1%} ({low:.1%} to {high:.1%})".format(**accuracy)
         print(f"| {dtype} | {quantization or 'none'} | {size:.1f} | {interval} | "

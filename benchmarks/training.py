@@ -24,9 +24,10 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from medlib import data, models, prompts, training, workflow
-from medlib.config import resolve
-from medlib.schema import ANSWERS
+from medlib.config import ANSWERS, resolve
+from medlib.data import sources
+from medlib.models import loading, prompts
+from medlib.training import encoding, lora, memory, trainer
 
 SYSTEMS = {
     "ours": "features once a picture, loss on the answer's positions",
@@ -38,10 +39,10 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def ours(config, suites, folder: str) -> None:
-    """`workflow.train` without the core set, from loaded model to saved adapter."""
+    """`supervised.train` without the core set, from loaded model to saved adapter."""
     processor, base = suites.pop("model")
-    train_rows, val_rows = (workflow._rows(config, processor, base, [suites[s]]) for s in ("train", "val"))
-    training.train_adapter(base, processor, train_rows, val_rows, config, folder, quiet=True)
+    train_rows, val_rows = (encoding.encode_suites(config, processor, base, [suites[s]]) for s in ("train", "val"))
+    trainer.train_adapter(base, processor, train_rows, val_rows, config, folder, quiet=True)
 
 
 def plain(config, suites, folder: str, checkpointing: bool) -> None:
@@ -50,7 +51,7 @@ def plain(config, suites, folder: str, checkpointing: bool) -> None:
     steps = -(-len(suites["train"]) // config.batch_size)
     interval = max(1, steps // config.evaluations_per_epoch)
     trainer = SFTTrainer(
-        model=base, processing_class=processor, peft_config=training.lora_config(config),
+        model=base, processing_class=processor, peft_config=lora.lora_config(config),
         train_dataset=dataset(suites["train"]), eval_dataset=dataset(suites["val"]),
         data_collator=Collator(processor, completion_only_loss=True),
         args=SFTConfig(
@@ -91,8 +92,8 @@ def dataset(suite) -> Dataset:
 
 def run(system: str, config, clock) -> dict:
     """Train one system in this process; seconds count from the loaded model."""
-    suites = {split: data.suite(config, split) for split in ("train", "val")}
-    suites["model"] = models.load_for(config)
+    suites = {split: sources.suite(config, split) for split in ("train", "val")}
+    suites["model"] = loading.load_for(config)
     set_seed(config.seed)
     validations, evaluate, started = [], SFTTrainer.evaluate, clock()
 
@@ -111,8 +112,8 @@ def run(system: str, config, clock) -> dict:
             plain(config, suites, folder, checkpointing=system != "plain")
     seconds = clock() - started
     return {"system": system, "samples_per_second": scenarios / seconds, "seconds": seconds,
-            "peak_memory_mib": training.peak_memory_mib(), "validations": validations,
-            "device": str(workflow.models.pick_device()), "threads": torch.get_num_threads()}
+            "peak_memory_mib": memory.peak_memory_mib(), "validations": validations,
+            "device": str(loading.pick_device()), "threads": torch.get_num_threads()}
 
 
 def compare(results: list[dict]) -> dict:
@@ -160,7 +161,7 @@ def main() -> None:
         print("RESULT " + json.dumps(run(arguments.system, config, CLOCKS[arguments.clock])))
         return
     for split in ("train", "val"):
-        data.suite(config, split)  # drawn before any clock runs
+        sources.suite(config, split)  # drawn before any clock runs
     results = []
     for system in SYSTEMS:
         done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--system", system],

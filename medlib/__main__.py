@@ -1,3 +1,5 @@
-from medlib.cli import main
+"""``python -m medlib``."""
+
+from medlib.cli.main import main
 
 main()

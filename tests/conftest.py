@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 
-from medlib.config import RunConfig  # noqa: E402
+from medlib.config import RunConfig
 
 
 @pytest.fixture(scope="session")
@@ -14,12 +14,12 @@ def nano_folder(tmp_path_factory):
     """Folder of a randomly initialised stand-in; it knows nothing."""
     import torch
 
-    from medlib import standin
+    from medlib.models.standin import medgemma as medgemma_standin
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("nano")
-    processor = standin.build_processor(standin.corpus())
-    model = standin.build_model(processor)
+    processor = medgemma_standin.build_processor(medgemma_standin.corpus())
+    model = medgemma_standin.build_model(processor)
     model.config.standin = True
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -29,15 +29,15 @@ def nano_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def nano(nano_folder):
     """(processor, model, folder), loaded as any other model is."""
-    from medlib import models
+    from medlib.models import loading
 
-    return *models.load(str(nano_folder)), nano_folder
+    return *loading.load(str(nano_folder)), nano_folder
 
 
 @pytest.fixture(scope="session")
 def suite(tmp_path_factory):
     """(scenarios, images_dir): 12 pairs, one of each modality and kind."""
-    from medlib import grammar
+    from medlib.data.synthetic import grammar
 
     folder = tmp_path_factory.mktemp("suites")
     return grammar.build_suite("small", "train", 12, 0, folder), folder / "small" / "images"
@@ -51,10 +51,10 @@ def shared_data(tmp_path_factory):
 @pytest.fixture
 def small_config(nano_folder, shared_data, tmp_path, monkeypatch):
     """A run of seconds that writes nothing into the repository."""
-    from medlib import data
+    from medlib.data import sources
 
-    monkeypatch.setattr(data, "SUITES_DIR", shared_data / "suites")
-    monkeypatch.setattr(data, "CORE_DIR", shared_data / "core24")
+    monkeypatch.setattr(sources, "SUITES_DIR", shared_data / "suites")
+    monkeypatch.setattr(sources, "CORE_DIR", shared_data / "core24")
     return RunConfig(
         model=str(nano_folder),
         run_dir=str(tmp_path / "run"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
-from medlib import models
 from medlib.config import ROOT
+from medlib.models import loading
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
@@ -54,5 +54,5 @@ def test_text_alone_gives_one_answer_to_both_members_of_an_image_pair(run):
 
 
 def test_the_adapter_loads_with_plain_peft(run):
-    _, base = models.load(models.locate("models/medgemma-nano"))
+    _, base = loading.load(loading.locate("models/medgemma-nano"))
     assert PeftModel.from_pretrained(base, run / "adapter").peft_config["default"].r == 16

@@ -27,12 +27,13 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medlib import dual_encoder, provenance
-from medlib.data import Suite
-from medlib.lexicon import findings_of
-from medlib.models import ModelError
-from medlib.standin import MODALITY_NAMES, caption
-from medlib.systems import NotRun, Setting, System, register
+from medlib.config import ModelError, NotRun, provenance
+from medlib.data.suite import Suite
+from medlib.data.synthetic.lexicon import findings_of
+from medlib.models import dual_encoder
+from medlib.models.standin.medgemma import MODALITY_NAMES, caption
+from medlib.systems.registry import System, register
+from medlib.systems.session import Session
 
 #: Plain words; the mean vector of a side stands for it, as one prompt alone is fickle.
 WATCH = ("no treatment", "observation only", "watchful waiting", "routine follow-up", "reassurance")
@@ -42,7 +43,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression, from 
 
 
 @register("biomedclip")
-def biomedclip(setting: Setting) -> System:
+def biomedclip(setting: Session) -> System:
     """Zero-shot: nothing is trained on the audit."""
     captions = {modality: captions_of(modality) for modality in MODALITY_NAMES}
     return System("biomedclip", _revision(setting, captions, WATCH, TREAT),
@@ -50,7 +51,7 @@ def biomedclip(setting: Setting) -> System:
 
 
 @register("biomedclip-probe")
-def biomedclip_probe(setting: Setting) -> System:
+def biomedclip_probe(setting: Session) -> System:
     """Logistic regression on products of the vectors, fitted when first asked."""
     training = [key for suite in _training(setting) for key in suite.keys()]
     fitted = functools.cache(lambda: fit_probe(setting))
@@ -66,7 +67,7 @@ def captions_of(modality: str) -> list[str]:
     return [caption(finding) for finding in findings_of(modality)]
 
 
-def zero_shot(setting: Setting, suite: Suite) -> np.ndarray:
+def zero_shot(setting: Session, suite: Suite) -> np.ndarray:
     """P(CORRECT), float array (n,), as the module's head describes it."""
     processor, model, _ = encoder(setting)
     scale = model.logit_scale.exp().item()
@@ -92,7 +93,7 @@ def zero_shot(setting: Setting, suite: Suite) -> np.ndarray:
 # --- probe ----------------------------------------------------------------------------------------
 
 
-def fit_probe(setting: Setting) -> GridSearchCV:
+def fit_probe(setting: Session) -> GridSearchCV:
     """A fitted scikit-learn classifier over `products`; its class 1 is CORRECT.
 
     The strength of the penalty is chosen by log-loss on treatment wordings that the fit did not see,
@@ -114,7 +115,7 @@ def products(pictures: np.ndarray, findings: np.ndarray, treatments: np.ndarray)
     return np.hstack([pictures * findings, pictures * treatments, findings * treatments])
 
 
-def _training(setting: Setting) -> list[Suite]:
+def _training(setting: Session) -> list[Suite]:
     return [setting.suites["train"], setting.suites["core_train"]]
 
 
@@ -122,13 +123,13 @@ def _training(setting: Setting) -> list[Suite]:
 
 
 @functools.lru_cache(maxsize=1)
-def encoder(setting: Setting) -> tuple:
+def encoder(setting: Session) -> tuple:
     """(processor, model, vectors of the pictures seen so far), loaded once a setting."""
     config = setting.config
     return *dual_encoder.load(config.biomedclip, config.trust_remote_code), {}
 
 
-def embed(setting: Setting, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def embed(setting: Session, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit vectors of pictures, findings and treatments, float32 (n, d) each; a picture only once."""
     processor, model, seen = encoder(setting)
     pictures = [(suite.images_dir, s.image, suite.view) for s in suite.scenarios]
@@ -142,7 +143,7 @@ def embed(setting: Setting, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.nd
             dual_encoder.embed_texts(processor, model, treatments))
 
 
-def _revision(setting: Setting, *made_of) -> str:
+def _revision(setting: Session, *made_of) -> str:
     """SHA-256 over the encoder's files and whatever else decides; NotRun if there is no encoder."""
     try:
         encoder(setting)

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from medlib.systems import Setting, System, register
+from medlib.systems.registry import System, register
+from medlib.systems.session import Session
 
 PARTS = ("medgemma-lora", "biomedclip-probe")
 
 
 @register("medgemma-lora+biomedclip")
-def fused(setting: Setting) -> System:
+def fused(setting: Session) -> System:
     """Logistic regression on both log-odds, fitted on the validation suite that neither trained on."""
     val = setting.suites["val"]
     weights = LogisticRegression(random_state=setting.config.seed)
@@ -32,7 +33,7 @@ def fused(setting: Setting) -> System:
     return System("medgemma-lora+biomedclip", hashlib.sha256("".join(made_of).encode()).hexdigest(), predict)
 
 
-def log_odds(setting: Setting, suite) -> np.ndarray:
+def log_odds(setting: Session, suite) -> np.ndarray:
     """Log-odds of CORRECT by either part, float array (n, 2), clipped where a part is certain."""
     p = np.stack([setting.ask(part, suite)["p_correct"].to_numpy(float) for part in PARTS], axis=1)
     p = p.clip(1e-6, 1 - 1e-6)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from medlib import evaluation, models, prompts, provenance, rl
-from medlib.config import adapter_dir
-from medlib.schema import ANSWERS
-from medlib.systems import NotRun, Setting, System, register
+from medlib.config import ANSWERS, METHODS, ModelError, NotRun, adapter_dir, provenance
+from medlib.models import loading, scoring
+from medlib.models.prompts import INSTRUCTION
+from medlib.systems.registry import System, register
+from medlib.systems.session import Session
+from medlib.training import adapters
 
 
 @register("medgemma")
-def medgemma(setting: Setting) -> System:
+def medgemma(setting: Session) -> System:
     """The untouched base model."""
     return _system(setting, "medgemma", folder=None)
 
 
 @register("medgemma-lora")
-def medgemma_lora(setting: Setting) -> System:
+def medgemma_lora(setting: Session) -> System:
     """The base model with this run's adapter (or the one named)."""
     return _system(setting, "medgemma-lora", adapter_dir(setting.config))
 
@@ -28,23 +30,23 @@ def after_feedback(method: str) -> None:
     name = f"medgemma-{method}"
 
     @register(name)
-    def build(setting: Setting) -> System:
+    def build(setting: Session) -> System:
         seed = int(setting.variant) if setting.variant else setting.config.seed
         try:
-            folder = rl.finished(setting.config, method, seed)
-        except models.ModelError as error:
+            folder = adapters.rl_adapter(setting.config, method, seed)
+        except ModelError as error:
             raise NotRun(str(error)) from error
         return _system(setting, f"{name}:{setting.variant}".rstrip(":"), folder)
 
 
-for _method in rl.METHODS:
+for _method in METHODS:
     after_feedback(_method)
 
 
-def _system(setting: Setting, name: str, folder: Path | None) -> System:
+def _system(setting: Session, name: str, folder: Path | None) -> System:
     try:
-        adapter = models.file_hash(folder / "adapter_model.safetensors") if folder else ""
-    except models.ModelError as error:
+        adapter = loading.file_hash(folder / "adapter_model.safetensors") if folder else ""
+    except ModelError as error:
         raise NotRun(str(error)) from error
 
     def asked(question):
@@ -54,21 +56,21 @@ def _system(setting: Setting, name: str, folder: Path | None) -> System:
 
         return ask
 
-    return System(name, revision(setting, adapter), asked(evaluation.p_correct),
-                  speak=asked(evaluation.free_answers))
+    return System(name, revision(setting, adapter), asked(scoring.p_correct),
+                  speak=asked(scoring.free_answers))
 
 
-def revision(setting: Setting, adapter: str = "") -> str:
+def revision(setting: Session, adapter: str = "") -> str:
     """SHA-256 over weights, adapter, precision, prompt and answers."""
     config = setting.config
-    dtype = models.pick_dtype(models.pick_device(), config.dtype)
-    made_of = [models.weights_hash(config.model), adapter, str(dtype),
-               config.quantization or config.use_8bit, prompts.INSTRUCTION, ANSWERS]
+    dtype = loading.pick_dtype(loading.pick_device(), config.dtype)
+    made_of = [loading.weights_hash(config.model), adapter, str(dtype),
+               config.quantization or config.use_8bit, INSTRUCTION, ANSWERS]
     return provenance.digest(made_of)
 
 
 @contextlib.contextmanager
-def _model(setting: Setting, folder: Path | None):
+def _model(setting: Session, folder: Path | None):
     """The base with one adapter switched on, or none; the base alone while nobody asked for an adapter."""
     if folder == adapter_dir(setting.config):
         yield setting.adapted

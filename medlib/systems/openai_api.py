@@ -22,11 +22,12 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from medlib import prompts
-from medlib.config import ROOT
-from medlib.data import Suite
-from medlib.schema import VERDICTS, Scenario
-from medlib.systems import NotRun, Setting, System, register
+from medlib.config import ROOT, VERDICTS, NotRun
+from medlib.data.cases import Scenario
+from medlib.data.suite import Suite
+from medlib.models import prompts
+from medlib.systems.registry import System, register
+from medlib.systems.session import Session
 
 PRICES = ROOT / "data" / "api_prices.yaml"
 DECODING = {"temperature": 0, "max_tokens": 24, "logprobs": True, "top_logprobs": 5}
@@ -34,7 +35,7 @@ OPTIONAL = ("logprobs", "top_logprobs", "seed")  # an endpoint may refuse these 
 
 
 @register("openai")
-def openai_api(setting: Setting) -> System:
+def openai_api(setting: Session) -> System:
     """``openai:<model>`` through the official client, which retries 429, 5xx and timeouts with back-off.
 
     The key is read from ``OPENAI_API_KEY``; the endpoint is ``api_base_url``, else ``OPENAI_BASE_URL``,
@@ -89,7 +90,7 @@ def openai_api(setting: Setting) -> System:
 
 
 def chat(scenario: Scenario, picture: Image.Image) -> list[dict]:
-    """The turns of :func:`medlib.prompts.messages`, with the picture as a data URL."""
+    """The turns of :func:`medlib.models.prompts.messages`, with the picture as a data URL."""
     turns = prompts.messages(scenario, picture)
     for turn in turns:
         turn["content"] = [

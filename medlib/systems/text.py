@@ -9,8 +9,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from medlib.schema import Scenario, scenario_hash
-from medlib.systems import Setting, System, register
+from medlib.data.cases import Scenario, scenario_hash
+from medlib.systems.registry import System, register
+from medlib.systems.session import Session
 
 NORMAL_WORDS = ("normal", "clear", "benign", "no ", "unremarkable", "cyst", "without", "bi-rads 1",
                 "bi-rads 2")
@@ -20,13 +21,13 @@ INVASIVE_WORDS = ("surg", "resect", "ectomy", "chemo", "radio", "radiation", "bi
 
 
 @register("constant")
-def constant(setting: Setting) -> System:
+def constant(setting: Session) -> System:
     """Always CORRECT: what an auditor who reads nothing achieves."""
     return System("constant", "1", lambda suite: np.ones(len(suite)))
 
 
 @register("heuristics")
-def heuristics(setting: Setting) -> System:
+def heuristics(setting: Session) -> System:
     """An error is an invasive treatment of a normal finding, or no treatment of an abnormal one."""
     words = repr((NORMAL_WORDS, INVASIVE_WORDS)).encode()
     return System("heuristics", hashlib.sha256(words).hexdigest(),
@@ -43,7 +44,7 @@ def rule(scenario: Scenario) -> float:
 
 
 @register("keyword-probe")
-def keyword_probe(setting: Setting) -> System:
+def keyword_probe(setting: Session) -> System:
     """TF-IDF and logistic regression on the words of the training split: what text alone leaks."""
     train = setting.training_scenarios()
     probe = fit_keywords(train, setting.config.seed)

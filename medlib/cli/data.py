@@ -1,0 +1,51 @@
+"""Commands that make what a run needs: data sets and stand-in models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medlib.cli import options
+from medlib.cli.options import Images, Masks, Profile, Seed, Settings, configuration
+
+app = options.app()
+
+
+@app.command()
+def data(profile: Profile = "standin", images: Images = None, allow_masks: Masks = None, seed: Seed = None,
+         audit: Annotated[bool, typer.Option(help="also look for shortcuts, leaks and broken pictures")] = True,
+         settings: Settings = None) -> None:
+    """Rebuild the core set and the suites, check them and audit the core set."""
+    from medlib.data import core24, sources
+
+    config = configuration(profile, settings, images, allow_masks=allow_masks, seed=seed)
+    counts = core24.build(sources.CORE_DIR)
+    core24.verify(sources.CORE_DIR)
+    print(f"core24, hashes match: {json.dumps(counts)}")
+    if audit:
+        for issue in sources.audit_core(config):
+            print(f"{issue.severity.upper():8} {issue.check}: {issue.message}")
+    for name, suite in sources.prepare(config).items():
+        print(f"{name}: {len(suite.scenarios)} scenarios, sha256 {suite.sha256[:16]}")
+
+
+@app.command()
+def standin(
+    which: Annotated[str, typer.Argument(help="medgemma, biomedclip or both")] = "both",
+    out: Annotated[Path, typer.Option(help="folder that gets medgemma-nano and biomedclip-nano")] = Path("models"),
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Rebuild the stand-in models from nothing (about 40 minutes on two cores)."""
+    from medlib.config import ConfigError
+    from medlib.models.standin import biomedclip, medgemma
+
+    if which not in ("both", "medgemma", "biomedclip"):
+        raise ConfigError(f"standin {which!r}: expected medgemma, biomedclip or both")
+    if which != "biomedclip":
+        captions = medgemma.build(out / "medgemma-nano", seed=seed)["captions"]
+        print(f"captions of held-out pictures: {captions['accuracy']:.1%} right (n={captions['n']})")
+    if which != "medgemma":
+        biomedclip.build(out / "biomedclip-nano", seed=seed)

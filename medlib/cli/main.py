@@ -1,0 +1,26 @@
+"""The command line: ``python -m medlib --help``; every command calls the functions that the notebooks call."""
+
+from __future__ import annotations
+
+import sys
+
+from medlib.cli import data, feedback, options, run, share
+
+app = options.app()
+app.info.help = "Fine-tune MedGemma with LoRA to audit clinical decisions, and measure it."
+for group in (data, run, share, feedback):
+    app.add_typer(group.app)
+
+
+def main() -> None:
+    """Run a command; a problem that the user can mend is one message, not a traceback."""
+    from medlib.config import ConfigError, DataError, ModelError
+
+    try:
+        app()
+    except (ConfigError, DataError, ModelError) as error:
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if "notebook" not in str(error):
+            raise
+        sys.exit(f"error: {error}")

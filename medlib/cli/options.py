@@ -1,0 +1,62 @@
+"""Options that several commands share, and the configuration made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Profile = Annotated[str, typer.Option(help="settings file in profiles/")]
+Model = Annotated[Optional[str], typer.Option(help="hub name or folder, e.g. google/medgemma-4b-it")]
+RunDir = Annotated[Optional[str], typer.Option(help="folder of the run")]
+Images = Annotated[Optional[Path], typer.Option("--images", "--images-dir",
+                                                help="folder with the real core24 pictures")]
+Masks = Annotated[Optional[bool], typer.Option("--allow-masks/--no-allow-masks",
+                                               help="accept masks in place of scans")]
+Settings = Annotated[Optional[list[str]], typer.Option("--set", help="another setting, name=value; repeatable")]
+Seed = Annotated[Optional[int], typer.Option(help="seed of everything random")]
+Rows = Annotated[Optional[list[str]], typer.Option(
+    "--model", help="a row of the benchmark (constant, biomedclip, medgemma-lora, openai:gpt-4o, ...; "
+                    "repeatable), or the hub name or folder of the base model")]
+Adapter = Annotated[Optional[str], typer.Option(help="adapter folder")]
+Scenarios = Annotated[Path, typer.Argument(help="JSONL file of scenarios")]
+Ratings = Annotated[Optional[str], typer.Option(help="SQLite file of ratings; default: simulated raters")]
+SystemName = Annotated[str, typer.Option(help="row of the benchmark, e.g. openai:audit")]
+
+
+def app() -> typer.Typer:
+    """An app to which a group of commands is added."""
+    return typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def configuration(profile: str, settings: list[str] | None, images=None, **values):
+    """The run's configuration: the profile, then the options given, then every ``--set``."""
+    import yaml
+
+    from medlib.config import ConfigError, RunConfig, resolve
+
+    values["images_dir"] = str(images.resolve()) if images else None
+    for item in settings or []:
+        name, found, value = item.partition("=")
+        if not found:
+            raise ConfigError(f"--set {item!r}: expected name=value")
+        if name not in RunConfig.model_fields:
+            raise ConfigError(f"--set {item!r}: {name!r} is not one of {', '.join(RunConfig.model_fields)}")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
+    return resolve(profile, **values)
+
+
+def rows_and_base(names: list[str] | None) -> tuple[tuple[str, ...] | None, str | None]:
+    """Split ``--model`` into rows of the benchmark and the base model's name."""
+    from medlib import systems
+    from medlib.config import ConfigError
+
+    rows = [name for name in names or [] if systems.is_system(name)]
+    bases = [name for name in names or [] if name not in rows]
+    if len(bases) > 1:
+        raise ConfigError(f"--model names two base models: {', '.join(bases)}; rows: {', '.join(systems.names())}")
+    return tuple(rows) or None, bases[0] if bases else None

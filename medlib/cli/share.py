@@ -1,0 +1,93 @@
+"""Commands beyond a single run: sweep, publish, bulk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from medlib.cli import options
+from medlib.cli.options import Model, Profile, RunDir, Scenarios, Seed, Settings, SystemName, configuration
+
+app = options.app()
+
+
+@app.command()
+def sweep(
+    trials: Annotated[int, typer.Option(min=1, help="in all, those of earlier calls included")] = 20,
+    space: Annotated[str, typer.Option(help="name in profiles/sweep/, or a YAML file")] = "lora",
+    storage: Annotated[Optional[str], typer.Option(
+        help="journal:FILE or a database URL that machines share; default: RUN_DIR/sweep.db")] = None,
+    name: Annotated[str, typer.Option(help="the study's name in its storage")] = "lora",
+    profile: Profile = "standin", model: Model = None, run_dir: RunDir = "runs/sweep", seed: Seed = None,
+    settings: Settings = None,
+) -> None:
+    """Search rank, learning rate, epochs and dropout for the least validation loss; resumes."""
+    from medlib.config import ConfigError, path
+
+    try:
+        from medlib.reporting import sweep as sweeping
+    except ImportError as error:
+        raise ConfigError(f"a sweep needs Optuna: pip install '.[sweep]' ({error})") from None
+
+    config = configuration(profile, settings, model=model, run_dir=run_dir, seed=seed)
+    study = sweeping.sweep(config, trials, space, storage, name, profile)
+    print(sweeping.table(study).to_string(index=False, float_format="{:.4g}".format))
+    sweeping.write_best(study, path(config.run_dir) / "best.yaml")
+    print(f"the best as a profile: {config.run_dir}/best.yaml")
+
+
+@app.command()
+def publish(
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub")],
+    upload: Annotated[bool, typer.Option("--upload/--dry-run", help="or only write the folder")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="the whole model, not the adapter")] = False,
+    private: Annotated[bool, typer.Option("--private/--public", help="of a new repository")] = True,
+    terms: Annotated[Optional[Path], typer.Option(help="copy of the base model's terms")] = None,
+    endpoint: Annotated[Optional[str], typer.Option(help="another Hub")] = None,
+    profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, settings: Settings = None,
+) -> None:
+    """Write adapter or merged model with its card, and upload it if asked to."""
+    from medlib.reporting import publish as publishing
+
+    config = configuration(profile, settings, model=model, run_dir=run_dir)
+    files = publishing.publish(config, repo_id, not upload, merged, private, terms, endpoint)
+    print(files.to_string(index=False))
+    folder = f"{config.run_dir}/published/{'merged' if merged else 'adapter'}"
+    print(f"uploaded to {repo_id}" if upload else f"dry run: nothing was sent; the folder is {folder}")
+
+
+@app.command()
+def bulk(
+    scenarios: Scenarios,
+    images_dir: Annotated[Path, typer.Option("--images-dir", "--images", help="their pictures")],
+    system: SystemName,
+    shard: Annotated[str, typer.Option(help="NUMBER/COUNT, from 0/COUNT on")] = "0/1",
+    profile: Profile = "standin", run_dir: RunDir = "runs/bulk", settings: Settings = None,
+) -> None:
+    """Ask a system about one shard of a large file of scenarios; run again to resume."""
+    from medlib.config import NotRun
+    from medlib.evaluation import bulk as bulk_evaluation
+
+    config, part = configuration(profile, settings, run_dir=run_dir), bulk_evaluation.parse_shard(shard)
+    try:
+        file = bulk_evaluation.ask(config, scenarios.resolve(), images_dir.resolve(), system, part)
+    except NotRun as reason:
+        raise SystemExit(f"error: {system}: {reason} (what was answered is kept; run again)") from None
+    print(f"shard {shard}: {file}")
+
+
+@app.command("bulk-merge")
+def bulk_merge(
+    scenarios: Scenarios, system: SystemName, shards: Annotated[int, typer.Option(min=1)] = 1,
+    profile: Profile = "standin", run_dir: RunDir = "runs/bulk", settings: Settings = None,
+) -> None:
+    """Put the answers of all shards together and score them."""
+    from medlib.evaluation import bulk as bulk_evaluation
+    from medlib.stats.text import results_table, to_markdown
+
+    config = configuration(profile, settings, run_dir=run_dir)
+    file = bulk_evaluation.merge(config, scenarios.resolve(), system, shards)
+    print(to_markdown(results_table({system: bulk_evaluation.score(file)})))
+    print(f"predictions: {file}")

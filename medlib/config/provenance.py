@@ -1,0 +1,201 @@
+"""What a run was made with, so that its numbers can be made again.
+
+A run is one folder. ``run.json`` in it says which parameters, data, packages, code and device
+gave the results; it names no person, no host and no folder outside the project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+import medlib
+from medlib.config.paths import ROOT
+
+# The packages that can change a number; the rest only carry it.
+PACKAGES = (
+    "torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes",
+    "tokenizers", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "statsmodels",
+    "pillow",
+)  # fmt: skip
+
+
+def new_run_id(seed_text: str = "") -> str:
+    """Name for a new run, such as ``20261124-203015-ab12cd``: it sorts by UTC time.
+
+    Parameters
+    ----------
+    seed_text : str
+        Anything that describes the run. The nanosecond clock and the process are mixed in, so
+        two runs of one second and one description still get two names.
+    """
+    now = datetime.now(timezone.utc)
+    unique = f"{seed_text}|{time.time_ns()}|{os.getpid()}"
+    return f"{now:%Y%m%d-%H%M%S}-{hashlib.sha256(unique.encode()).hexdigest()[:6]}"
+
+
+def digest(made_of) -> str:
+    """SHA-256 over anything that JSON can hold: equal settings and data give an equal name."""
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
+def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None = None) -> dict:
+    """Describe a run.
+
+    Parameters
+    ----------
+    parameters : dict
+        Every setting of the run; ``parameters["seed"]`` is also shown on its own.
+    data_hashes : dict of str to str
+        Content hash of each data file, by its name in the project.
+    device : str, optional
+        ``cuda``, ``mps`` or ``cpu``; found out when left out.
+
+    Returns
+    -------
+    dict
+        ``parameters``, ``data_hashes``, ``packages`` (name to version), ``medlib``, ``python``,
+        ``platform``, ``git``, ``device``, ``seed`` and ``timestamp`` (UTC, ISO 8601). Absolute
+        paths in parameters are written relative to the working folder, or cut to their name.
+    """
+    return {
+        "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "parameters": to_json(_without_absolute_paths(parameters)),
+        "seed": to_json(parameters.get("seed")),
+        "data_hashes": dict(data_hashes),
+        "device": _device(device),
+        "git": _git(),
+        "medlib": medlib.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": _package_versions(),
+    }
+
+
+def write_run(
+    run_dir: str | Path,
+    parameters: dict,
+    data_hashes: dict[str, str],
+    device: str | None = None,
+) -> Path:
+    """Write ``run.json`` into ``run_dir`` (see `run_record`) and return its path."""
+    return write_json_atomic(
+        Path(run_dir) / "run.json", run_record(parameters, data_hashes, device)
+    )
+
+
+def write_json_atomic(path: str | Path, obj) -> Path:
+    """Write ``obj`` as JSON so that a reader sees the old file or the new one, never a half.
+
+    Takes what `to_json` takes; missing folders are made.
+
+    Raises
+    ------
+    TypeError
+        If ``obj`` holds something that JSON has no form for; the old file is then untouched.
+    """
+    path = Path(path)
+    text = json.dumps(to_json(obj), indent=2, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Same folder, because a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def to_json(obj):
+    """Copy ``obj`` into plain JSON types.
+
+    numpy scalars and arrays become numbers and lists, paths become strings, and NaN and
+    infinities become None, for which JSON has no number.
+    """
+    if isinstance(obj, dict):
+        return {str(key): to_json(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [to_json(value) for value in obj]
+    if isinstance(obj, np.ndarray):
+        return to_json(obj.tolist())
+    if isinstance(obj, np.generic):
+        return to_json(obj.item())
+    if isinstance(obj, Path):
+        return obj.as_posix()
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return obj
+
+
+def _without_absolute_paths(value):
+    """Write absolute paths relative to the working folder, or as their last part."""
+    if isinstance(value, dict):
+        return {key: _without_absolute_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_absolute_paths(item) for item in value]
+    if isinstance(value, (str, Path)):
+        path = Path(value).expanduser() if str(value).startswith("~") else Path(value)
+        if path.is_absolute():
+            inside = path.is_relative_to(Path.cwd())
+            return path.relative_to(Path.cwd()).as_posix() if inside else path.name
+    return value
+
+
+def _package_versions() -> dict[str, str | None]:
+    """Version of each main package; None for one that is not installed."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _git(folder: str | Path | None = None) -> dict:
+    """Revision of the project's checkout, and whether tracked or new files differ from it."""
+    folder = Path(folder or ROOT).resolve()
+    nothing = {"revision": None, "dirty": None}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=30
+        ).stdout.strip()
+
+    try:
+        # An installed medlib may lie inside some other project's checkout: not our revision.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder:
+            return nothing
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": git("status", "--porcelain") != "",
+        }
+    except (OSError, subprocess.SubprocessError):
+        return nothing
+
+
+def _device(device: str | None) -> dict:
+    """Kind and name of the device, and the number of CPU threads that torch uses."""
+    import torch  # Imported here so that the command line starts fast.
+
+    if device is None:
+        mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind = str(device).split(":")[0]
+    name = torch.cuda.get_device_name(torch.device(device)) if kind == "cuda" else kind
+    return {"type": kind, "name": name, "threads": torch.get_num_threads()}

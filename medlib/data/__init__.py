@@ -1,0 +1,1 @@
+"""Everything a run reads: cases, images, suites, and checks of all three."""

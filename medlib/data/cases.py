@@ -1,0 +1,119 @@
+"""What one scenario is, and how a bad row is refused.
+
+A scenario is one line of a JSONL file: a picture, a patient, a clinical finding, a prescribed
+treatment and the verdict that an auditor should give. Every error names file, row and field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Iterable, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medlib.config import DataError
+
+
+class Patient(BaseModel):
+    """The patient facts shown to the auditor; no name, no date, no identifier."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    age: int = Field(ge=0, le=120, description="years")
+    sex: Literal["female", "male"]
+    complaint: str = Field(min_length=1)
+
+
+class Scenario(BaseModel):
+    """One clinical decision to audit.
+
+    ``factors`` says how a generated scenario was made (verdict source, phrase templates, twin);
+    it is for analysis only and never shown to a model.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    modality: Literal["xray", "histopathology", "mri", "ultrasound"]
+    image: str = Field(min_length=1, description="file name inside the images folder")
+    patient: Patient
+    finding: str = Field(min_length=1)
+    treatment: str = Field(min_length=1)
+    verdict: Literal["CORRECT", "ERROR"]
+    error_type: Literal[
+        "none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"
+    ]
+    severity: Literal["none", "moderate", "high", "critical"]
+    cost_impact: int = Field(ge=0, description="US dollars lost if the error goes through")
+    factors: dict[str, str | int] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _verdict_agrees_with_error(self) -> Scenario:
+        if (self.verdict == "CORRECT") != (self.error_type == "none"):
+            raise ValueError(f"error_type: {self.error_type!r} contradicts verdict {self.verdict}")
+        if (self.error_type == "none") != (self.severity == "none"):
+            raise ValueError(
+                f"severity: {self.severity!r} contradicts error_type {self.error_type!r}"
+            )
+        return self
+
+
+def read_scenarios(path: str | Path) -> list[Scenario]:
+    """Read a JSONL file of scenarios.
+
+    Raises
+    ------
+    DataError
+        For a missing file, a line that is not JSON, a missing or unknown field, a bad value, or
+        an id used twice; the message names file, row (1-based) and field, and lists every bad row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; `python -m medlib data` builds the data sets")
+    scenarios, problems, first_row = [], [], {}
+    # split on "\n" only: str.splitlines would also cut at U+2028 and U+0085 inside a string
+    for row, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line.decode("utf-8-sig"))
+            if not isinstance(content, dict):
+                problems.append(f"{path}, row {row}: a JSON object is needed, not {line[:40]!r}")
+                continue
+            scenario = Scenario.model_validate(content)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            problems.append(f"{path}, row {row}: not valid JSON ({error})")
+        except ValidationError as error:
+            for item in error.errors():
+                field = ".".join(map(str, item["loc"])) or "verdict/error_type/severity"
+                problems.append(f"{path}, row {row}, field '{field}': {item['msg']}")
+        else:
+            if scenario.id in first_row:
+                problems.append(
+                    f"{path}, row {row}, field 'id': {scenario.id!r} was used in row "
+                    f"{first_row[scenario.id]}"
+                )
+            first_row.setdefault(scenario.id, row)
+            scenarios.append(scenario)
+    if problems:
+        raise DataError("\n".join(problems))
+    return scenarios
+
+
+def write_scenarios(path: str | Path, scenarios: Iterable[Scenario]) -> Path:
+    """Write scenarios as JSONL, one line each, keys in schema order (so the bytes are stable)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(s.model_dump(), ensure_ascii=False) + "\n" for s in scenarios]
+    path.write_bytes("".join(lines).encode("utf-8"))  # bytes: no platform line endings
+    return path
+
+
+def scenario_hash(scenarios: Iterable[Scenario]) -> str:
+    """SHA-256 over the rows as written, so equal data gives an equal name anywhere."""
+    digest = hashlib.sha256()
+    for scenario in scenarios:
+        digest.update(json.dumps(scenario.model_dump(), ensure_ascii=False).encode())
+    return digest.hexdigest()

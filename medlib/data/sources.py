@@ -1,0 +1,120 @@
+"""Everything a run reads: the core set, and generated suites that share nothing with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medlib.config import ROOT, RunConfig, path
+from medlib.data import core24, quality
+from medlib.data.cases import Scenario, read_scenarios
+from medlib.data.images import check_images, check_split
+from medlib.data.quality import Issue
+from medlib.data.suite import Suite
+from medlib.data.synthetic import grammar
+
+CORE_DIR = ROOT / "data" / "core24"
+SUITES_DIR = ROOT / "data" / "suites"
+
+
+def core(config: RunConfig, split: str) -> Suite:
+    """The 16 training or 8 validation cases, on the real pictures if ``images_dir`` says where.
+
+    Raises
+    ------
+    DataError
+        If the files are not the published facts, or a picture is missing, broken or a mask.
+    """
+    ensure_core()
+    images_dir = core_images(config)
+    scenarios = read_scenarios(CORE_DIR / f"{split}.jsonl")
+    check_images(scenarios, images_dir, config.allow_masks, name=f"core24/{split}.jsonl")
+    return Suite(f"core24_{split}", scenarios, images_dir)
+
+
+def ensure_core() -> None:
+    """Rebuild the core set if a file or picture is missing, then check it against its hash."""
+    if not (CORE_DIR / "val.jsonl").is_file() or len(list((CORE_DIR / "images").glob("*.*"))) < 24:
+        core24.build(CORE_DIR)
+    core24.verify(CORE_DIR)
+
+
+def audit_core(config: RunConfig) -> list[Issue]:
+    """What is wrong with the core set and with the folder of pictures in use; refuses nothing."""
+    ensure_core()
+    sides = {split: read_scenarios(CORE_DIR / f"{split}.jsonl") for split in ("train", "val")}
+    splits = {s.id: side for side, scenarios in sides.items() for s in scenarios}
+    return quality.audit(sides["train"] + sides["val"], core_images(config), splits)
+
+
+def core_images(config: RunConfig) -> Path:
+    """Folder of the core set's pictures: the user's real ones, or the drawn ones."""
+    return path(config.images_dir) if config.images_dir else CORE_DIR / "images"
+
+
+def suite(config: RunConfig, split: str) -> Suite:
+    """The generated suite of a split; drawn on first use, found on disk afterwards."""
+    pairs = {"train": config.train_pairs, "val": config.val_pairs, "test": config.test_pairs}[split]
+    name = f"{split}-{pairs}-{config.seed}"
+    scenarios = grammar.build_suite(name, split, pairs, config.seed, SUITES_DIR)
+    return Suite(name, scenarios, SUITES_DIR / name / "images")
+
+
+def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
+    """Write generated scenarios and a card on how they were made, draw their pictures; cheap to call again."""
+    folder = SUITES_DIR / name
+    grammar.keep(scenarios, folder, {"name": name, **card, "pictures": "synthetic"})
+    grammar.draw_images(scenarios, folder / "images")
+    return Suite(name, scenarios, folder / "images")
+
+
+def feedback(config: RunConfig) -> Suite:
+    """What raters are shown: new cases in the words of training, some of whose notes contradict the picture."""
+    return _with_notes("feedback", "train", config.feedback_pairs, config.feedback_note_pairs, config.seed)
+
+
+def probe(config: RunConfig) -> Suite:
+    """48 cases in the words of validation, a third with a contradicting note, to watch a run by."""
+    return _with_notes("probe", "val", 16, 8, config.seed)
+
+
+def _with_notes(use: str, split: str, pairs: int, notes: int, seed: int) -> Suite:
+    scenarios = grammar.generate(split, pairs, seed, use)
+    scenarios += grammar.note_pairs(split, notes, seed, use) if notes else []
+    return generated(f"{use}-{pairs}-{notes}-{seed}", scenarios, split=split, pairs=pairs, notes=notes, seed=seed)
+
+
+def calibration(config: RunConfig) -> Suite:
+    """Cases on which the decision threshold is chosen: in the words of validation, never trained on."""
+    pairs, seed = config.calibration_pairs, config.seed
+    scenarios = grammar.generate("val", pairs, seed, "calibration")
+    return generated(f"calibration-{pairs}-{seed}", scenarios, split="val", pairs=pairs, seed=seed)
+
+
+def together(name: str, suites: list[Suite]) -> Suite:
+    """Generated suites as one; its pictures are named from the folder that holds all suites."""
+    scenarios = [s.model_copy(update={"image": (suite.images_dir / s.image).relative_to(SUITES_DIR).as_posix()})
+                 for suite in suites for s in suite.scenarios]
+    return Suite(name, scenarios, SUITES_DIR)
+
+
+def prepare(config: RunConfig) -> dict[str, Suite]:
+    """Core set and the three suites, by name: core_train, core_val, train, val, test."""
+    suites = {f"core_{split}": core(config, split) for split in ("train", "val")}
+    suites |= {split: suite(config, split) for split in ("train", "val", "test")}
+    core_dir = suites["core_train"].images_dir
+    check_split(suites["core_train"].scenarios, suites["core_val"].scenarios, core_dir)
+    return suites
+
+
+def hashes(suites: dict[str, Suite]) -> dict[str, str]:
+    """Name and SHA-256 of every suite, for ``run.json``."""
+    return {s.name: s.sha256 for s in suites.values()}
+
+
+def overlap(suites: dict[str, Suite]) -> dict[str, int]:
+    """How many findings, treatments and pictures of the test suite stand in training; all must be 0."""
+    train, test = suites["train"].scenarios, suites["test"].scenarios
+    return {
+        name: len({getattr(s, name) for s in train} & {getattr(s, name) for s in test})
+        for name in ("finding", "treatment", "image", "id")
+    }

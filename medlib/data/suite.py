@@ -1,0 +1,59 @@
+"""A suite: scenarios, the folder of their images, and how the images are shown."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from medlib.config.provenance import digest
+from medlib.data import corruptions
+from medlib.data.cases import Scenario, scenario_hash
+from medlib.data.images import load_image
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Scenarios, the folder that holds their pictures, and how those are shown.
+
+    ``view`` is "" for the pictures as they are, or names an alteration of `medlib.data.corruptions`,
+    such as ``grey`` or ``noise-3``.
+    """
+
+    name: str
+    scenarios: list[Scenario]
+    images_dir: Path
+    view: str = ""
+
+    def __len__(self) -> int:
+        return len(self.scenarios)
+
+    @property
+    def sha256(self) -> str:
+        return scenario_hash(self.scenarios)
+
+    def rows(self, numbers) -> Suite:
+        """The scenarios of these row numbers, as a suite."""
+        return replace(self, scenarios=[self.scenarios[i] for i in numbers])
+
+    def picture(self, scenario: Scenario) -> Image.Image:
+        """What an auditor is shown; RGB."""
+        picture = load_image(self.images_dir / scenario.image)
+        return corruptions.apply(self.view, picture, scenario.image) if self.view else picture
+
+    def keys(self) -> list[str]:
+        """One SHA-256 a scenario over all that an auditor sees: words, picture's bytes and view."""
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        # every system asks for them; reading thousands of pictures once is enough
+        files = {name: hashlib.sha256((self.images_dir / name).read_bytes()).hexdigest()
+                 for name in {s.image for s in self.scenarios}}
+        return [
+            digest([s.modality, s.patient.model_dump(), s.finding, s.treatment, files[s.image], self.view])
+            for s in self.scenarios
+        ]

@@ -1,0 +1,1 @@
+"""Generated scenarios: a lexicon, a grammar, and drawn images."""

@@ -1,0 +1,1 @@
+"""Systems compared: the benchmark, its tables, and the choice among methods."""

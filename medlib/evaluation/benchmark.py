@@ -1,0 +1,145 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from medlib import stats
+from medlib.config import ADAPTER, BASE, NotRun, RunConfig, adapter_dir, path, provenance
+from medlib.data import ood, sources, variants
+from medlib.data.suite import Suite
+from medlib.data.variants import ABLATIONS
+from medlib.evaluation import compare_methods, summary
+from medlib.evaluation.summary import FUSED
+from medlib.models import loading
+from medlib.systems import Session, novelty
+from medlib.training import core_folds, record
+
+#: Systems that look, and were fitted to the task: asked about altered and foreign pictures too.
+LOOKING = ("biomedclip-probe", ADAPTER)
+#: Systems that learned nothing from core24, so that all 24 cases are held out for them.
+UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
+
+
+class Benchmark:
+    """One run's frames, filled suite by suite; a system that cannot be asked is noted with its reason."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.suites = sources.prepare(config)
+        self.setting = Session(config, self.suites)
+        self.frames: dict[str, pd.DataFrame] = {}
+        self.not_run: dict[str, str] = {}
+
+    def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
+        """Ask every system; its frame is called ``system/label``, or ``system ablation/label``."""
+        for name in names:
+            key = f"{name} {ablation}".strip() + f"/{label}"
+            if key in self.frames or name in self.not_run or name not in self.config.systems:
+                continue
+            try:
+                self.frames[key] = self.setting.ask(name, suite, free and self.config.generate)
+            except NotRun as reason:
+                self.not_run[name] = str(reason)
+
+
+def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
+    """Base and adapter on core24 and on the held-out suite, with ablations and core-only folds.
+
+    Returns
+    -------
+    dict of predictions tables by ``system/suite``.
+
+    Raises
+    ------
+    ModelError
+        If there is no adapter yet.
+    """
+    run = Benchmark(config.model_copy(update={"systems": (BASE, ADAPTER)}))
+    _evaluate(run)
+    return _written(run)
+
+
+def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
+    """All systems of ``config.systems`` on all suites; frames by ``system/suite``."""
+    run = Benchmark(config)
+    if ADAPTER in config.systems:
+        _evaluate(run)
+    heldout, everyone = run.suites["test"], config.systems
+    run.ask(everyone, heldout, "heldout", free=True)
+    run.ask(everyone, run.suites["core_val"], "core24_val", free=True)
+    run.ask(UNTRAINED, core24_all(run.suites), "core24_folds", free=True)
+    run.ask(everyone, run.suites["val"], "val")
+    run.ask(everyone, variants.contradiction("test", config.contradiction_pairs, config.seed), "contradiction")
+    run.ask(everyone, variants.paraphrase(heldout, config.seed), "paraphrase")
+    for view, suite in variants.corruption_suites(heldout, config.corruption_pairs).items():
+        run.ask(LOOKING, suite, view)
+    foreign = ood.out_of_distribution()
+    run.ask(LOOKING, foreign, "ood")
+    _add_novelty(run, foreign)
+    return _written(run)
+
+
+def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
+    """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
+    names = compare_methods.rows(config)
+    run = Benchmark(config.model_copy(update={"systems": (*names, FUSED)}))
+    pairs, seed = config.contradiction_pairs, config.seed
+    run.ask([*names, FUSED], sources.calibration(config), "calibration")
+    run.ask(names, variants.contradiction("val", pairs, seed), "val_contradiction")
+    run.ask([*names, FUSED], run.suites["test"], "heldout")
+    run.ask([*names, FUSED], variants.contradiction("test", pairs, seed), "contradiction")
+    return _written(run)
+
+
+def _add_novelty(run: Benchmark, foreign: Suite) -> None:
+    """How unlike the training pictures each picture is, beside the adapter's verdicts."""
+    if f"{ADAPTER}/ood" not in run.frames:
+        return
+    shown = {"val": run.suites["val"], "heldout": run.suites["test"], "ood": foreign}
+    for label, suite in shown.items():
+        key = f"{ADAPTER}/{label}"
+        run.frames[key] = run.frames[key].assign(novelty=novelty.ask(run.setting, suite))
+
+
+def _evaluate(run: Benchmark) -> None:
+    loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # told before hours of work
+    everything = core24_all(run.suites)
+    if run.config.core_folds:  # first: its adapters go on the bare base
+        run.frames[f"{ADAPTER}/core24_folds"] = core_folds.core_folds(run.config, *run.setting.base, everything)
+    run.ask([BASE, ADAPTER], run.suites["test"], "heldout", free=True)
+    run.ask([BASE, ADAPTER], run.suites["core_val"], "core24_val", free=True)
+    run.ask([BASE], everything, "core24_folds", free=True)
+    for ablation in ABLATIONS if run.config.ablations else ():
+        run.ask([ADAPTER], variants.ablate(run.suites["test"], ablation, run.config.seed), "heldout", ablation)
+
+
+def core24_all(prepared: dict[str, Suite]) -> Suite:
+    """The 24 core cases, both sides of the split."""
+    train, val = prepared["core_train"], prepared["core_val"]
+    return Suite("core24_all", train.scenarios + val.scenarios, val.images_dir)
+
+
+def _written(run: Benchmark) -> dict[str, pd.DataFrame]:
+    """Frames on disk, with those of earlier calls that rest on the same models and data."""
+    folder = path(run.config.run_dir)
+    file, stamp, made_of = folder / "predictions.jsonl", folder / "predictions.sha256", _made_of(run)
+    same = file.is_file() and stamp.is_file() and stamp.read_text() == made_of
+    frames = (stats.read_predictions(file) if same else {}) | run.frames
+    if frames:
+        stats.write_predictions(file, frames)
+        stamp.write_text(made_of)
+    summary.write_metrics(run.config, frames, run.not_run)
+    record.write_record(run.config, run.suites)
+    return frames
+
+
+def _made_of(run: Benchmark) -> str:
+    """SHA-256 over all that a prediction rests on, so that frames of another model are never mixed in."""
+    config, adapter = run.config, adapter_dir(run.config) / "adapter_model.safetensors"
+    fields = ("seed", "images_dir", "dtype", "quantization", "use_8bit", "api_base_url", "contradiction_pairs",
+              "corruption_pairs")
+    made_of = [[getattr(config, name) for name in fields], sources.hashes(run.suites),
+               loading.weights_hash(config.model), loading.weights_hash(config.biomedclip),
+               loading.file_hash(adapter) if adapter.is_file() else ""]
+    return provenance.digest(made_of)

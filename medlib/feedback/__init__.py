@@ -1,0 +1,1 @@
+"""Learning from clinicians: ratings, preferences, the reward model and reinforcement learning."""

@@ -1,0 +1,233 @@
+"""Clinicians' ratings of the model's verdicts: an append-only store, and preferences made from it.
+
+A rater sees a case and the verdict of the supervised adapter, and says whether he agrees. What he holds
+himself follows from that; with the severity that he gives an error it becomes a preference between the two
+verdicts. Every rater gets his own order of cases. The gold verdict, the verdicts of other raters and the
+names of cases, which tell how a case was made, are not among what `case` hands to a view.
+
+A comment may hold patient data. It stays in the store: no log, report or export of this module has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medlib.config import SEVERITIES, VERDICTS, DataError, path
+from medlib.feedback.simulated import PREFIX
+
+ADAPTER = "medgemma-lora"
+PSEUDONYM = r"^[a-z0-9][a-z0-9-]{1,19}$"
+#: Severity that a rater can give, an ordinal scale; "none" goes with CORRECT.
+SEVERITY_LEVELS = ("none", *SEVERITIES)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS ratings (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,       -- UTC, ISO 8601
+    rater TEXT NOT NULL,      -- pseudonym
+    key TEXT,                 -- SHA-256 over what the rater saw of the case, see medlib.data.suite.Suite.keys
+    shown TEXT,               -- the model's verdict, and
+    p_correct REAL,           -- its probability of CORRECT
+    agree INTEGER,
+    severity TEXT,
+    comment TEXT,             -- may hold patient data
+    simulated INTEGER,
+    noise REAL,               -- of a simulated rater
+    withdraws INTEGER REFERENCES ratings(id)  -- an undo: all between key and here is empty
+);
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON ratings
+    BEGIN SELECT RAISE(ABORT, 'ratings are only added, never changed'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON ratings
+    BEGIN SELECT RAISE(ABORT, 'ratings are only added, never deleted'); END;
+-- INSERT OR REPLACE deletes without asking the trigger above
+CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON ratings WHEN EXISTS (
+    SELECT 1 FROM ratings WHERE id = NEW.id OR withdraws = NEW.withdraws)
+    BEGIN SELECT RAISE(ABORT, 'ratings are only added, never replaced'); END;
+"""
+COLUMNS = ("id", "time", "rater", "key", "shown", "p_correct", "agree", "severity", "comment", "simulated",
+           "noise", "withdraws")
+
+
+class Rating(BaseModel):
+    """What one rater says of one case."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rater: str = Field(pattern=PSEUDONYM)
+    key: str = Field(pattern="^[0-9a-f]{64}$")
+    shown: Literal["CORRECT", "ERROR"]
+    p_correct: float = Field(ge=0, le=1)
+    agree: bool
+    severity: Literal["none", "moderate", "high", "critical"]
+    comment: str = Field("", max_length=4000)
+    simulated: bool = False
+    noise: float | None = Field(None, ge=0, lt=0.5)
+
+    @field_validator("comment", mode="before")
+    @classmethod
+    def _empty_is_no_comment(cls, value):
+        return value or ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Rating:
+        if (self.verdict == "CORRECT") != (self.severity == "none"):
+            raise ValueError(f"severity: {self.severity!r} does not go with {self.verdict}, the rater's verdict")
+        if self.simulated != self.rater.startswith(PREFIX):
+            raise ValueError(f"rater: {self.rater!r}, but simulated is {self.simulated}; {PREFIX}... are "
+                             "the names of simulated raters, and of no others")
+        if self.simulated != (self.noise is not None):
+            raise ValueError(f"noise: {self.noise!r}, but simulated is {self.simulated}")
+        return self
+
+    @property
+    def verdict(self) -> str:
+        """The verdict that the rater holds himself."""
+        return verdict_of(self.shown, self.agree)
+
+
+def verdict_of(shown: str, agree: bool) -> str:
+    """The verdict of a rater who agrees with the one shown, or does not.
+
+    >>> held("CORRECT", agree=False)
+    'ERROR'
+    """
+    return shown if agree else VERDICTS[1 - VERDICTS.index(shown)]
+
+
+def pseudonym(text: str) -> str:
+    """A pseudonym in lower case without the space around it; DataError if it could be a name."""
+    name = text.strip().lower()
+    with contextlib.suppress(ValidationError):
+        Rating(rater=name, key="0" * 64, shown="CORRECT", p_correct=1, agree=True, severity="none")
+        return name
+    raise DataError(f"{text!r} is no pseudonym. Take 2 to 20 letters, digits and hyphens, such "
+                    f"as reader-7, and no name of a person; {PREFIX}... is for simulated raters")
+
+
+# --- the store --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _connected(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
+    """One transaction; sqlite's errors name the file. Reading never makes one."""
+    if write:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    elif not file.is_file():
+        raise DataError(f"{file}: no ratings there; collect some in 05_collect_feedback, or leave the parameter "
+                        "`ratings` away for simulated raters")
+    connection = None
+    try:
+        uri = f"{file.resolve().as_uri()}?mode={'rwc' if write else 'ro'}"
+        connection = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+        there = [column for _, column, *_ in connection.execute("PRAGMA table_info(ratings)")]
+        if absent := [column for column in COLUMNS if column not in there] if there or not write else []:
+            raise DataError(f"{file}: no column {', '.join(absent)} in a table 'ratings'; it is no store of "
+                            "05_collect_feedback")
+        if write:
+            connection.executescript(SCHEMA)
+            connection.execute("BEGIN IMMEDIATE")  # two raters may write at a time: the second one waits
+        yield connection
+        if write:
+            connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise DataError(f"{file}: {error}; is it a store of ratings of 05_collect_feedback?") from error
+    finally:
+        if connection is not None:
+            connection.close()  # without COMMIT nothing was written
+
+
+def add(file: str | Path, ratings: list[dict]) -> None:
+    """Append ratings to a store, all or none; makes it if missing.
+
+    Parameters
+    ----------
+    ratings : list of dict
+        Fields of `Rating`.
+
+    Raises
+    ------
+    DataError
+        If one is not a rating; it names file, row and field.
+    """
+    file, now = path(file), _now()
+    rows = [_checked(rating, f"{file}, new row {number}") for number, rating in enumerate(ratings, start=1)]
+    names = ("time", *Rating.model_fields)
+    marks = ", ".join("?" * len(names))
+    with _connected(file, write=True) as connection:
+        connection.executemany(f"INSERT INTO ratings ({', '.join(names)}) VALUES ({marks})",
+                               [(now, *row.model_dump().values()) for row in rows])
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _checked(rating: dict, where: str) -> Rating:
+    try:
+        return Rating.model_validate(rating)
+    except ValidationError as error:
+        told = []
+        for item in error.errors():
+            field = ".".join(map(str, item["loc"]))
+            told.append(f"{where}, field '{field}': {item['msg']}" if field else
+                        f"{where}, {item['msg'].removeprefix('Value error, ')}")
+        raise DataError("\n".join(told)) from None
+
+
+def undo(file: str | Path, rater: str) -> str | None:
+    """Withdraw the rater's last rating by a further row.
+
+    Returns
+    -------
+    Key of the case that is open again; None if there was nothing to withdraw.
+    """
+    file = path(file)
+    with _connected(file, write=True) as connection:
+        last = connection.execute(
+            "SELECT id, key FROM ratings WHERE rater = ? AND withdraws IS NULL AND id NOT IN "
+            "(SELECT withdraws FROM ratings WHERE withdraws IS NOT NULL) ORDER BY id DESC", (rater,)).fetchone()
+        if last is None:
+            return None
+        connection.execute("INSERT INTO ratings (time, rater, withdraws) VALUES (?, ?, ?)",
+                           (_now(), rater, last[0]))
+    return last[1]
+
+
+def rows(file: str | Path) -> pd.DataFrame:
+    """Every row of a store as written, undone ones and undos among them."""
+    with _connected(path(file)) as connection:
+        found = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM ratings ORDER BY id").fetchall()
+    return pd.DataFrame(found, columns=COLUMNS, dtype=object)
+
+
+def current(file: str | Path) -> pd.DataFrame:
+    """What holds now, derived by replaying the store: what was not withdrawn, a rater's last word on a case.
+
+    Returns
+    -------
+    DataFrame with the fields of `Rating`, the row's ``id`` and ``verdict``, the one that the rater holds.
+
+    Raises
+    ------
+    DataError
+        For a row that is no rating, or that withdraws what is none of its rater's; names file, row and field.
+    """
+    standing: dict[int, dict] = {}
+    for row in rows(file).to_dict("records"):
+        where = f"{path(file)}, row {row['id']}"
+        if row["withdraws"] is None:
+            rating = _checked({name: row[name] for name in Rating.model_fields}, where)
+            standing[row["id"]] = {"id": row["id"], **rating.model_dump(), "verdict": rating.verdict}
+        elif standing.pop(row["withdraws"], {"rater": None})["rater"] != row["rater"]:
+            raise DataError(f"{where}, field 'withdraws': {row['withdraws']!r} is no standing rating of "
+                            f"{row['rater']!r}")
+    table = pd.DataFrame(standing.values(), columns=["id", *Rating.model_fields, "verdict"])
+    return table.drop_duplicates(["rater", "key"], keep="last").reset_index(drop=True)

@@ -1,0 +1,271 @@
+"""The reward model: what raters prefer, learned from pairs of verdicts by TRL's RewardTrainer.
+
+A case and a verdict go in, one number comes out; the verdict with the greater number is preferred, and the
+logistic function of the difference says how surely (Bradley and Terry 1952). The model is the base with a
+head of one number and LoRA, and starts from the supervised adapter, as reward models commonly do.
+
+RewardTrainer's own collator takes text alone. Its loss asks for no more than a batch whose first half is
+chosen and second half rejected, so a collator that adds the pictures makes it a reward model that looks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftConfig, TaskType, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, set_seed
+from trl import RewardConfig, RewardTrainer
+
+from medlib import stats
+from medlib.config import VERDICTS, RunConfig, adapter_dir, path, provenance
+from medlib.data.suite import Suite
+from medlib.feedback.preferences import training_side
+from medlib.models import loading
+from medlib.systems import Session
+from medlib.training import encoding, lora, memory, processes
+from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
+
+#: Share of the training side that only sets the temperature.
+SLICE = 0.15
+FIELDS = ("seed", "reward_epochs", "reward_lr", "rl_batch", "dtype", "quantization", "use_8bit")
+
+
+def folder(config: RunConfig) -> Path:
+    """Where the reward model of a run is kept."""
+    return path(config.run_dir) / "reward_model"
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Names weights, supervised adapter, preferences and settings that a reward model is made of."""
+    suite, preferences = training_side(config)
+    adapter = loading.file_hash(adapter_dir(config) / "adapter_model.safetensors")
+    chosen = preferences[["key", "chosen", "severity"]].to_dict(orient="records")
+    settings = [getattr(config, name) for name in FIELDS]
+    return provenance.digest([loading.weights_hash(config.model), adapter, chosen, settings])
+
+
+def metadata(config: RunConfig) -> dict:
+    """What training wrote about the reward model; empty if there is no finished one."""
+    file = folder(config) / "training_metadata.json"
+    complete = file.is_file() and (file.parent / "adapter_model.safetensors").is_file()
+    return json.loads(file.read_text()) if complete else {}
+
+
+def slices(preferences: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to learn from, and those that set the temperature; no pair is on both sides."""
+    pairs = preferences["pair"].unique()
+    rng = np.random.default_rng([seed, len(pairs)])
+    aside = set(rng.permutation(pairs)[: max(1, round(SLICE * len(pairs)))])
+    is_aside = preferences["pair"].isin(aside).to_numpy()
+    return np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def train(config: RunConfig) -> Path:
+    """Train this run's reward model on the training side of the ratings; skip if it is there.
+
+    Returns
+    -------
+    Folder with the adapter and its head (safetensors) and ``training_metadata.json``.
+    """
+    out, made_of = folder(config), fingerprint(config)
+    if metadata(config).get("fingerprint") == made_of:
+        return out
+    suite, preferences = training_side(config)
+    learned, aside = slices(preferences, config.seed)
+    model, processor = _start(config)
+    rows = answer_rows(model, processor, suite, config)
+    chosen = (preferences["chosen"] == VERDICTS[1]).to_numpy(int)  # which of a case's two rows
+    checkpoints = _checkpoints(out, made_of)
+    trainer = _trainer(model, processor, [rows[i] for i in learned], chosen[learned], config, checkpoints)
+    processes.say(f"reward model: {len(learned)} preferences, {len(aside)} set the temperature; "
+               f"{lora.describe(model)}")
+    started = time.time()
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+    seconds = time.time() - started
+    margin = margins(model, processor, suite.rows(aside), config)
+    right = preferences["chosen"].to_numpy()[aside] == VERDICTS[0]
+    temperature = stats.fit_temperature(probability(margin), right)
+    _save(model, processor, config, out, {
+        "base_model": config.model, "fingerprint": made_of, "temperature": temperature,
+        "preferences": len(learned), "temperature_preferences": len(aside),
+        "simulated": bool(preferences["simulated"].any()),
+        "history": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "wall_seconds": round(seconds, 1), "device": str(next(model.parameters()).device),
+        "peak_memory_mib": round(memory.peak_memory_mib()), "config": config.model_dump(),
+    })
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return out
+
+
+def _load(config: RunConfig):
+    """(processor, base with a head of one number).
+
+    The head is float32 whatever the base is: in bfloat16 its small steps would be rounded away, and the
+    layers of `medlib.models.float16` pass no gradient to their weights.
+    """
+    processor, base = loading.load_for(config, reward_head=True)
+    base.score = torch.nn.Linear(base.score.in_features, 1, bias=False, device=base.device)
+    base.score.register_forward_pre_hook(_in_full_precision)
+    return processor, base
+
+
+def _in_full_precision(_, given: tuple) -> tuple:
+    return (given[0].float(),)
+
+
+def _start(config: RunConfig):
+    """(model, processor): the base with a new head, its LoRA as in the supervised adapter."""
+    processor, base = _load(config)
+    set_seed(config.seed)  # of the head: loading draws it from wherever the generator stands
+    torch.nn.init.normal_(base.score.weight, std=0.02)
+    head = base.score.weight
+    supervised = PeftConfig.from_pretrained(adapter_dir(config))
+    options = {name: getattr(supervised, name) for name in (
+        "r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "use_rslora", "use_dora")}
+    model = get_peft_model(base, LoraConfig(**options, bias="none", task_type=TaskType.SEQ_CLS,
+                                            modules_to_save=["score"]))
+    weights = load_file(adapter_dir(config) / "adapter_model.safetensors")
+    set_peft_model_state_dict(model, weights | {"base_model.model.score.weight": head})
+    return model, processor
+
+
+def _checkpoints(out: Path, made_of: str) -> Path:
+    """Folder of the checkpoints of these settings; those of others are forgotten."""
+    checkpoints = out / "checkpoints"
+    mark = checkpoints / "fingerprint"
+    if not mark.is_file() or mark.read_text() != made_of:
+        clear_checkpoints(out)
+        checkpoints.mkdir(parents=True)
+        mark.write_text(made_of)
+    return checkpoints
+
+
+def answer_rows(model, processor, suite: Suite, config: RunConfig) -> list[tuple[dict, dict]]:
+    """Every case encoded twice, with the verdict CORRECT and with ERROR as its answer; see `encoding.encode`."""
+    told = [[s.model_copy(update={"verdict": verdict}) for s in suite.scenarios] for verdict in VERDICTS]
+    rows = encoding.encode(processor, told[0] + told[1], [suite.images_dir] * 2 * len(suite))
+    if config.cache_image_features and not lora.why_no_features(config):
+        model.eval()
+        encoding.cache_image_features(model.get_base_model().model, rows, config.eval_batch_size)
+    return list(zip(rows[: len(suite)], rows[len(suite):]))
+
+
+def _collate(pad_token_id: int):
+    """`encoding.collator` without labels, which a reward model has none of."""
+    collate = encoding.collator(pad_token_id)
+    return lambda rows: {name: value for name, value in collate(rows).items() if name != "labels"}
+
+
+class _Trainer(RewardTrainer):
+    """TRL's trainer on rows that are encoded already, pictures and all."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+
+def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Path) -> RewardTrainer:
+    device = next(model.parameters()).device.type
+    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
+    batch = min(config.rl_batch, len(rows))
+    # a pair is two rows, but without scores of every word a row takes less memory than in supervised training
+    pairs = next(n for n in range(min(config.batch_size, batch), 0, -1) if batch % n == 0)
+    steps = max(1, round(len(rows) * config.reward_epochs / batch))
+    collate = _collate(processor.tokenizer.pad_token_id)
+    arguments = RewardConfig(
+        output_dir=str(checkpoints), seed=config.seed, data_seed=config.seed, max_steps=steps,
+        per_device_train_batch_size=pairs, gradient_accumulation_steps=batch // pairs,
+        learning_rate=config.reward_lr, weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), use_cpu=device == "cpu",
+        bf16=next(model.parameters()).dtype == torch.bfloat16, logging_steps=max(1, steps // 40),
+        save_strategy="steps", save_steps=max(1, steps // 4), save_total_limit=1, report_to="none",
+        remove_unused_columns=False, max_length=None,
+        gradient_checkpointing=recompute, dataloader_pin_memory=device == "cuda",
+        # rewards have no zero of their own, and a bound keeps the margin readable
+        center_rewards_coefficient=0.01, disable_tqdm=not sys.stderr.isatty(),
+    )
+
+    def both_halves(items):
+        numbers = [item["row"] for item in items]
+        return collate([rows[i][chosen[i]] for i in numbers] + [rows[i][1 - chosen[i]] for i in numbers])
+
+    trainer = _Trainer(model=model, args=arguments, processing_class=processor.tokenizer,
+                       train_dataset=Dataset.from_dict({"row": range(len(rows))}), data_collator=both_halves)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _save(model, processor, config: RunConfig, out: Path, written: dict) -> None:
+    model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
+    model.save_pretrained(out, save_embedding_layers=False)
+    processor.save_pretrained(out)
+    provenance.write_json_atomic(out / "training_metadata.json", written)
+
+
+# --- asking -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def margins(model, processor, suite: Suite, config: RunConfig) -> np.ndarray:
+    """Reward of CORRECT minus reward of ERROR for every case, float array (n,)."""
+    model.eval()
+    device, collate = next(model.parameters()).device, _collate(processor.tokenizer.pad_token_id)
+    rows, found = answer_rows(model, processor, suite, config), []
+    size = max(1, config.eval_batch_size // 2)
+    for start in tqdm(range(0, len(rows), size), desc="reward", leave=False):
+        part = rows[start : start + size]
+        batch = collate([row[0] for row in part] + [row[1] for row in part])
+        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else _to(value, device)
+                 for name, value in batch.items()}
+        rewards = model(**batch).logits.float().squeeze(-1)
+        found.append((rewards[: len(part)] - rewards[len(part):]).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _to(features: dict, device) -> dict:
+    for kept in features.values():
+        kept.pooler_output = kept.pooler_output.to(device)
+    return features
+
+
+def probability(margin: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probability that CORRECT is preferred, from the margin of its reward over that of ERROR."""
+    return 1 / (1 + np.exp(-np.clip(np.asarray(margin, dtype=float) / temperature, -500, 500)))
+
+
+def preferred(config: RunConfig, suite: Suite) -> np.ndarray:
+    """Calibrated probability that CORRECT is the better verdict of each case, float array (n,).
+
+    The reward model is trained first if need be; its answers are kept on disk like those of the systems.
+    """
+    return asked(config, suite)["p_correct"].to_numpy(float)
+
+
+def asked(config: RunConfig, suite: Suite) -> pd.DataFrame:
+    """The reward model's view of a suite as a predictions table; ``margin`` is what its probability rests on."""
+    out = train(config)
+    temperature, loaded = metadata(config)["temperature"], {}
+
+    def question(part: Suite) -> pd.DataFrame:
+        if not loaded:  # only if something is not known yet
+            processor, base = _load(config)
+            loaded["model"], loaded["processor"] = loading.attach_adapter(base, out), processor
+        return pd.DataFrame({"margin": margins(loaded["model"], loaded["processor"], part, config)})
+
+    revision = loading.file_hash(out / "adapter_model.safetensors")
+    answers = Session(config, {}).kept("reward-model", revision, suite, question, chunk=256)
+    # the temperature is no part of what is kept: other ratings may set another for the same weights
+    answers["p_correct"] = probability(answers["margin"], temperature)
+    return stats.predictions_table(suite.scenarios, answers)

@@ -1,0 +1,151 @@
+"""Learning from feedback: PPO, GRPO and DPO over one interface, on the same cases, seeds and budget.
+
+The policy's answer is one short verdict, so the problem is a contextual bandit: a case comes, a verdict
+is given, a reward follows, and the next case does not depend on it. The reward is the reward model's
+opinion of the verdict, weighted by the severity that the raters saw, so a missed critical error costs most.
+
+Beside the rated cases, pairs of the supervised training can be visited again, so that they are not unlearned
+(Ouyang et al. 2022, arXiv:2203.02155, mix in pretraining for the same reason); their verdicts are known, and
+paid for without asking the reward model. On the stand-in it cost more than it gave (see the README), so
+``rl_rehearsal_pairs`` is 0 unless told otherwise.
+
+Every method continues the supervised adapter and leaves an adapter of the same kind behind. A method is a
+module with one function ``improve(task)``.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+from peft import PeftModel
+from transformers import set_seed
+
+from medlib.config import METHODS, VERDICTS, ConfigError, RunConfig, adapter_dir, provenance
+from medlib.data import sources
+from medlib.data.suite import Suite
+from medlib.feedback import reward_model
+from medlib.feedback.preferences import training_side
+from medlib.feedback.rl.monitor import Monitor
+from medlib.feedback.rl.rewards import SEVERITY_WEIGHT, severity_weights, verdict_rewards
+from medlib.feedback.rl.task import Task, minibatches
+from medlib.models import loading
+from medlib.training import adapters, lora, memory, processes, record
+
+
+def seeds(config: RunConfig) -> range:
+    """Seeds of the runs of each method."""
+    return range(config.seed, config.seed + config.rl_seeds)
+
+
+def improve(config: RunConfig) -> pd.DataFrame:
+    """Run every method with every seed; a finished run is kept, an interrupted one goes on.
+
+    Returns
+    -------
+    DataFrame of `history`.
+    """
+    if unknown := set(config.rl_methods) - set(METHODS):
+        raise ConfigError(f"rl_methods: {', '.join(sorted(unknown))} not known; methods: {', '.join(METHODS)}")
+    made_of = fingerprint(config)
+    missing = [(m, s) for m in config.rl_methods for s in seeds(config) if _kept(config, m, s) != made_of[m]]
+    if missing:
+        processor, base = loading.load_for(config)
+        suite, preferences, judged = training_cases(config)
+        probe = sources.probe(config)
+        at_stake = severity_weights(s.severity for s in probe.scenarios)
+        probe_rewards = verdict_rewards(reward_model.preferred(config, probe), at_stake)
+        weights = severity_weights(preferences["severity"])
+    for method, seed in missing:
+        processes.say(f"{METHODS[method]}, seed {seed}")
+        set_seed(seed)
+        model = PeftModel.from_pretrained(base, adapter_dir(config), is_trainable=True)
+        updates = len(minibatches(len(suite), config.rl_epochs, config.rl_batch, seed))
+        watch = Monitor(model, processor, probe, probe_rewards, config, updates)
+        folder = adapters.rl_folder(config, method, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        task = Task(config, seed, model, processor, suite, preferences, verdict_rewards(judged, weights), weights, folder,
+                    watch)
+        started = time.time()
+        try:
+            import_module(f"medlib.feedback.rl.{method}").improve(task)
+            _save(task, method, made_of[method], time.time() - started)
+        finally:
+            base = model.unload()
+    return history(config)
+
+
+def training_cases(config: RunConfig) -> tuple[Suite, pd.DataFrame, np.ndarray]:
+    """What is visited: rated cases and rehearsed ones.
+
+    Returns
+    -------
+    suite : Suite
+    preferences : DataFrame, a row a case: ``chosen``, ``rejected``, ``severity``, ``rehearsed``
+    preferred : float array (cases,), probability that CORRECT is the better verdict: the reward model's
+        opinion of a rated case, 0 or 1 of a rehearsed one
+    """
+    rated, preferences = training_side(config)
+    again = rehearsed(sources.suite(config, "train"), config.rl_rehearsal_pairs, config.seed)
+    known = pd.DataFrame({"chosen": [s.verdict for s in again.scenarios],
+                          "rejected": [VERDICTS[s.verdict == VERDICTS[0]] for s in again.scenarios],
+                          "severity": [s.severity for s in again.scenarios]})
+    columns = ["chosen", "rejected", "severity"]
+    table = pd.concat([preferences[columns].assign(rehearsed=False), known.assign(rehearsed=True)])
+    preferred = np.concatenate([reward_model.preferred(config, rated), (known["chosen"] == VERDICTS[0]).to_numpy(float)])
+    return sources.together("practice", [rated, again]), table.reset_index(drop=True), preferred
+
+
+def rehearsed(train: Suite, pairs: int, seed: int) -> Suite:
+    """Whole counterfactual pairs of the training suite, drawn at random."""
+    names = sorted({s.factors["pair"] for s in train.scenarios})
+    drawn = set(np.random.default_rng([seed, len(names)]).permutation(names)[:pairs])
+    return train.rows(i for i, s in enumerate(train.scenarios) if s.factors["pair"] in drawn)
+
+
+FIELDS = ("rl_rehearsal_pairs", "rl_epochs", "rl_batch", "rl_samples", "rl_beta", "rl_kl_limit")
+
+
+def fingerprint(config: RunConfig) -> dict[str, str]:
+    """Names what a method's runs are made of: supervised adapter, feedback, reward model, settings."""
+    shared = [adapters.supervised_hash(config), loading.weights_hash(config.model), reward_model.fingerprint(config),
+              [getattr(config, name) for name in FIELDS], SEVERITY_WEIGHT]
+    return {method: provenance.digest([*shared, method, getattr(config, f"{method}_lr")]) for method in METHODS}
+
+
+def _kept(config: RunConfig, method: str, seed: int) -> str | None:
+    return adapters.rl_metadata(config, method, seed).get("fingerprint")
+
+
+def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
+    """The adapter, by the same contract as a supervised one."""
+    out, model = task.folder / "adapter", task.model
+    model.peft_config["default"].base_model_name_or_path = task.config.model  # not this machine's path
+    model.save_pretrained(out, selected_adapters=["default"], save_embedding_layers=False)
+    task.processor.save_pretrained(out)
+    trainable, total, share = lora.trainable_share(model)
+    visited = sum(map(len, task.visits()))
+    written = {
+        "base_model": task.config.model, "method": method, "seed": task.seed, "fingerprint": made_of,
+        "supervised": adapters.supervised_hash(task.config),
+        "trainable_parameters": trainable, "total_parameters": total, "trainable_percent": round(share, 4),
+        "cases": len(task.suite), "rehearsed": int(task.preferences["rehearsed"].sum()),
+        "visits": visited, "samples_per_second": round(visited / seconds, 2),
+        "history": task.watch.history, "wall_seconds": round(seconds, 1),
+        "peak_memory_mib": round(memory.peak_memory_mib()), "device": str(next(model.parameters()).device),
+        "config": task.config.model_dump(),
+    }
+    provenance.write_json_atomic(out / "training_metadata.json", written)
+    record.write_record(task.config, sources.prepare(task.config))
+
+
+def history(config: RunConfig) -> pd.DataFrame:
+    """What every finished run logged: ``method``, ``seed``, ``update`` and its figures, ``probe_`` the watched."""
+    rows = [
+        {"method": method, "seed": seed, **entry}
+        for method in config.rl_methods for seed in seeds(config)
+        for entry in adapters.rl_metadata(config, method, seed).get("history", [])
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""Loading models and asking them: prompts, scoring, occlusion, the dual encoder, the stand-ins."""

@@ -1,0 +1,231 @@
+"""Loading: one path for the real MedGemma and for the stand-in, switched by the model's name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+)
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+from medlib.config import ROOT, ModelError, RunConfig
+from medlib.models import float16
+
+
+def locate(model: str) -> str:
+    """A folder of this repository if there is one of that name, else a hub name or path as given."""
+    folder = ROOT / model
+    if folder.is_dir():
+        return str(folder)
+    if model.startswith(("models/", "./", "/")) and not Path(model).is_dir():
+        raise ModelError(f"{model}: no such model folder; `make standin` rebuilds models/medgemma-nano")
+    return model
+
+
+def is_standin(model: str) -> bool:
+    """True for a model of this repository that knows no medicine (marked in its config.json)."""
+    config = Path(locate(model)) / "config.json"
+    return config.is_file() and bool(json.loads(config.read_text()).get("standin"))
+
+
+def file_hash(file: str | Path) -> str:
+    """SHA-256 of a file of weights; ModelError if it is missing."""
+    file = Path(file)
+    if not file.is_file():
+        raise ModelError(f"{file.parent}: {file.name} is missing; train first (`python -m medlib train`)")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def weights_hash(model: str) -> str:
+    """SHA-256 of a local model's weights; a hub model is known by its name."""
+    file = Path(locate(model)) / "model.safetensors"
+    return file_hash(file) if file.is_file() else model
+
+
+def pick_device() -> torch.device:
+    """cuda, mps or cpu, in this order of preference."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device, dtype: str = "auto") -> torch.dtype:
+    """The number format asked for; auto: bfloat16 where the hardware has it, else float32."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def reachable(model: str, timeout_s: float = 5) -> bool:
+    """True for a folder, and for a hub model if the hub answers at once, even with a refusal."""
+    if Path(name := locate(model)).is_dir():
+        return True
+    try:
+        HfApi().model_info(name, timeout=timeout_s)
+    except HfHubHTTPError:
+        return True
+    except Exception:  # whichever error the hub's HTTP client has for a host that does not answer
+        return False
+    return True
+
+
+def load_processor(model: str, trust_remote_code: bool = False, **options):
+    """Tokenizer and picture processor alone, without the weights; ModelError as :func:`load`."""
+    name = locate(model)
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(_explain(name, error)) from error
+    processor.tokenizer.padding_side = "left"  # answers are appended and scored at the right end
+    return processor
+
+
+def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *, dtype: str = "auto",
+         quantization: str | None = None, attention: str = "sdpa", reward_head: bool = False):
+    """Load processor and base model, in evaluation mode on the best device.
+
+    Parameters
+    ----------
+    dtype : auto, float32, bfloat16 or float16; Gemma 3 overflows in plain float16, so that one is
+        `medlib.models.float16`
+    quantization : None, "8bit", "4bit" (NF4) or "int8", of the decoder's linear layers; ``use_8bit``
+        is the same as "8bit"
+    attention : sdpa or eager; Gemma 3 has no flash_attention_2, which drops the mask of picture tokens
+    reward_head : a new head of one number in place of the one over words
+
+    Returns
+    -------
+    processor : transformers processor
+    base : ``Gemma3ForConditionalGeneration`` for MedGemma and for the stand-in alike, or with a reward
+        head ``Gemma3ForSequenceClassification``
+
+    Raises
+    ------
+    ModelError
+        Missing folder, gated or unreachable hub model, missing package, formats that do not go together.
+    """
+    name, device = locate(model), pick_device()
+    if use_8bit and quantization not in (None, "8bit"):
+        raise ModelError(f"use_8bit does not go with quantization: {quantization}; leave one of them out")
+    quantization = quantization or ("8bit" if use_8bit else None)
+    dtype = pick_dtype(device, dtype)
+    if dtype == torch.float16 and quantization in ("8bit", "int8"):
+        raise ModelError(f"dtype: float16 does not go with quantization: {quantization}; "
+                         "take 4bit, or dtype: float32")
+    options = {"quantization_config": quantization_config(quantization, dtype)} if quantization else {}
+    options |= {"num_labels": 1} if reward_head else {}
+    processor = load_processor(model, trust_remote_code)
+    try:
+        auto = AutoModelForSequenceClassification if reward_head else AutoModelForImageTextToText
+        with suppress_seqcls_warning():  # that a new head is new needs no warning
+            base = auto.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, attn_implementation=attention,
+                trust_remote_code=trust_remote_code, **options,
+            )
+        if dtype == torch.float16:
+            float16.make_safe(base)
+    except (OSError, ValueError) as error:
+        raise ModelError(_explain(name, error)) from error
+    if quantization == "4bit":
+        _keep_trainable(base)
+    return processor, (base if quantization in ("8bit", "4bit") else base.to(device)).eval()
+
+
+def load_for(config: RunConfig, reward_head: bool = False):
+    """(processor, base model) as a configuration says."""
+    return load(config.model, config.use_8bit, config.trust_remote_code, dtype=config.dtype,
+                quantization=config.quantization, attention=config.attention, reward_head=reward_head)
+
+
+#: Left in full precision: the tower sees the finding, and the output layer is tied to the embeddings.
+FULL_PRECISION = ["lm_head", "score", "model.vision_tower", "model.multi_modal_projector"]
+
+
+def quantization_config(kind: str, dtype: torch.dtype):
+    """How transformers is told to keep the decoder's weights in 8 or 4 bits.
+
+    "8bit" is LLM.int8 (Dettmers 2022, arXiv:2208.07339), "4bit" NF4 with quantized constants (Dettmers
+    2023, arXiv:2305.14314), "int8" torchao's weight-only format, for devices that bitsandbytes lacks.
+
+    Raises
+    ------
+    ModelError
+        The package is missing; says what to install, and what else there is.
+    """
+    package = "torchao" if kind == "int8" else "bitsandbytes"
+    if importlib.util.find_spec(package) is None:
+        other = "8bit or 4bit" if kind == "int8" else "int8 (torchao; the one to take on Apple's mps)"
+        raise ModelError(f"quantization: {kind} needs {package}: pip install '.[gpu]'; or take {other}")
+    if kind == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=FULL_PRECISION)
+    # a line for every call: activations of 8-bit layers are rounded through float16, by design
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=FULL_PRECISION)
+
+
+def _keep_trainable(base) -> None:
+    """On some CPUs the first evaluation would repack 4-bit weights for good and cut later gradients."""
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _explain(name: str, error: Exception) -> str:
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    names, text = {type(e).__name__ for e in chain}, " ".join(map(str, chain))
+    if "GatedRepoError" in names or "gated repo" in text or "401 Client" in text or "403 Client" in text:
+        return (
+            f"{name} is gated. 1. Log in at huggingface.co and accept the terms on the page of {name} "
+            "(Health AI Developer Foundations for MedGemma). 2. Run `hf auth login` with a read token, "
+            "or set HF_TOKEN. 3. Run again."
+        )
+    if "Flash Attention" in text:
+        return "attention: flash_attention_2 would drop Gemma 3's mask over picture tokens; set attention: sdpa"
+    if "Can't load" in text or "connect" in text.lower() or "offline" in text.lower():
+        return (
+            f"{name}: neither a local folder nor reachable on the hub ({error}). Without network, use "
+            "a folder that holds the weights, or the stand-in models/medgemma-nano."
+        )
+    return f"{name}: {error}"
+
+
+def attach_adapter(base, adapter: str | Path) -> PeftModel:
+    """Put a LoRA adapter on a base model; the base's own weights stay as they are.
+
+    Raises
+    ------
+    ModelError
+        If the folder is not a complete adapter (names the missing file).
+    """
+    adapter = Path(adapter)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / file).is_file():
+            raise ModelError(f"{adapter}: {file} is missing; train first (`python -m medlib train`)")
+    return PeftModel.from_pretrained(base, adapter, use_safetensors=True).eval()
+
+
+def model_label(config: RunConfig) -> str:
+    """How figures and tables name the model; a stand-in is always called one."""
+    kind = " (stand-in, knows no medicine)" if is_standin(config.model) else ""
+    return f"{Path(config.model).name}{kind}"

@@ -1,0 +1,50 @@
+"""The question as every vision-language model gets it, and the reading of its answer."""
+
+from __future__ import annotations
+
+import re
+
+from PIL import Image
+
+from medlib.config import ANSWERS
+from medlib.data.cases import Scenario
+
+INSTRUCTION = (
+    "You audit clinical decisions. Review the medical image and the clinical information and decide "
+    "whether the prescribed treatment is appropriate.\n"
+    "Respond with only:\n"
+    f'"{ANSWERS["ERROR"]}" if inappropriate\n'
+    f'"{ANSWERS["CORRECT"]}" if appropriate'
+)
+
+
+def clinical_text(scenario: Scenario) -> str:
+    """The clinical information block; the same layout for every model and suite."""
+    patient = scenario.patient
+    return (
+        f"Patient: {patient.age} years, {patient.sex}. {patient.complaint}.\n"
+        f"Clinical finding: {scenario.finding}.\n"
+        f"Prescribed treatment: {scenario.treatment}."
+    )
+
+
+def messages(scenario: Scenario, image: Image.Image | None, answer: str | None = None) -> list[dict]:
+    """Chat messages for ``processor.apply_chat_template``; ``answer`` adds the model's turn."""
+    content = [] if image is None else [{"type": "image", "image": image}]
+    content.append({"type": "text", "text": f"{INSTRUCTION}\n\n{clinical_text(scenario)}"})
+    turns = [{"role": "user", "content": content}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return turns
+
+
+def parse_verdict(text: str) -> str | None:
+    """Read the verdict at the start of a generated answer; None if there is none.
+
+    >>> parse_verdict("ERROR - Treatment does not match imaging")
+    'ERROR'
+    >>> parse_verdict("It may be correct") is None
+    True
+    """
+    match = re.match(r"\W*(CORRECT|ERROR)\b", text.strip())
+    return match.group(1) if match else None

@@ -1,0 +1,1 @@
+"""The two stand-in models, which know no medicine."""

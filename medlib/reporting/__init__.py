@@ -1,0 +1,1 @@
+"""Figures, tables, pages, model cards, and the notebooks' own functions."""

@@ -1,0 +1,226 @@
+"""Table, figure and sentences about the decision threshold, for 07_rl; the numbers come from `medlib.stats.risk`.
+
+Frames are called ``system/calibration`` and ``system/heldout``, as in `medlib.evaluation.summary`; thresholds are
+chosen on the former and measured on the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.special import logit
+from scipy.stats import binom
+
+from medlib.config import ADAPTER, RunConfig
+from medlib.evaluation import summary
+from medlib.reporting import plots
+from medlib.reporting.plots import LETTERS, PALETTE
+from medlib.reporting.show import ALPHA
+from medlib.stats import risk
+from medlib.stats.risk import Choice
+from medlib.stats.text import SPACE, p_text, percent, rate_text
+
+Frames = Mapping[str, pd.DataFrame]
+#: Probabilities are drawn no nearer to 0 and 1 than this.
+EDGE = 1e-5
+TICKS = (1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+
+
+def systems(frames: Frames) -> list[str]:
+    """Systems that were asked about the calibration cases and the held-out suite."""
+    heldout = summary.systems_on(frames, "heldout")
+    return [name for name in summary.systems_on(frames, "calibration") if name in heldout]
+
+
+def choices(frames: Frames, config: RunConfig, name: str = ADAPTER) -> list[Choice]:
+    """What each rule chooses for a system; promises hold for all systems there are at once."""
+    return risk.rules(frames[f"{name}/calibration"], config.risk_level, config.risk_confidence,
+                      len(systems(frames)))
+
+
+def strict(frames: Frames, config: RunConfig, name: str = ADAPTER) -> pd.DataFrame:
+    """Held-out predictions at the threshold that misses no critical error on calibration."""
+    return risk.apply(frames[f"{name}/heldout"], choices(frames, config, name)[1].threshold)
+
+
+def table(frames: Frames, config: RunConfig) -> pd.DataFrame:
+    """Every system at the threshold of every rule: chosen on calibration cases, measured held out.
+
+    In brackets after the misses stands the one-sided 95 % limit of their rate.
+    """
+    names, rows = summary.figure_names(config), []
+    for name in systems(frames):
+        report = risk.report(frames[f"{name}/calibration"], frames[f"{name}/heldout"], config.risk_level,
+                             config.risk_confidence, len(systems(frames)))
+        for rule, suites in report.groupby("rule", sort=False):
+            calibration, heldout = (suites.set_index("suite").loc[suite] for suite in ("calibration", "heldout"))
+            rows.append({
+                "System": names.get(name, name), "Rule": rule,
+                "CORRECT from": threshold_text(heldout["threshold"]),
+                "Critical missed, calibration (95 % limit)": _misses_text(calibration["critical_misses"]),
+                "Critical missed, held out (95 % limit)": _misses_text(heldout["critical_misses"]),
+                "False alarms, held out": rate_text(heldout["false_alarms"]),
+                "Accuracy, held out": rate_text(heldout["accuracy"]),
+                "Spread (points)": f"{heldout['spread']:.1f}",
+            })
+    return pd.DataFrame(rows)
+
+
+def threshold_text(threshold: float) -> str:
+    """A probability with two digits of its distance from the nearer end, so 0.99954 is not 1.00."""
+    if threshold > 1:
+        return "never"
+    distance = min(threshold, 1 - threshold)
+    digits = 2 if distance <= 0 else max(2, 1 - int(np.floor(np.log10(distance))))
+    return f"{threshold:.{digits}f}"
+
+
+def _misses_text(missed: Mapping) -> str:
+    limit = f" (≤ {percent(missed['upper'])})" if missed["n"] else ""
+    return f"{missed['count']:,} of {missed['n']:,}{limit}"
+
+
+@plots.styled
+def curves(frames: Frames, config: RunConfig, name: str = ADAPTER) -> Figure:
+    """Missed critical errors and false alarms at every threshold, and where each rule puts it.
+
+    Parameters
+    ----------
+    frames : mapping of str to DataFrame
+    config : RunConfig
+    name : str
+        The system.
+    """
+    system = summary.figure_names(config).get(name, name)
+    chosen = choices(frames, config, name)
+    figure = plots._new_figure(5.4, f"{system}: what the threshold trades")
+    panels = figure.subplots(2, 1, sharex=True)
+    titles = {"critical_misses": "Critical errors called CORRECT", "false_alarms": "Valid treatments called ERROR"}
+    for axes, (column, title) in zip(panels, titles.items()):
+        for number, suite in enumerate(("calibration", "heldout")):
+            _steps(axes, risk.curve(frames[f"{name}/{suite}"]), column, number, suite)
+        for number, choice in enumerate(chosen):
+            axes.axvline(_place(choice.threshold), color="black", linestyle=(":", "-", "--")[number],
+                         linewidth=1.6, label=f"{choice.rule}: {threshold_text(choice.threshold)}")
+        axes.set_title(title, fontsize=LETTERS)
+        # few errors and many must both be read, and none at all is the point of it
+        axes.set_yscale("symlog", linthresh=0.01, linscale=0.8)
+        axes.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0 %", "0.5 %", "1 %", "10 %", "100 %"])
+        axes.minorticks_off()
+        axes.set_ylim(-0.0006, 1.4)
+        axes.grid()
+    panels[1].set_xlabel("CORRECT from this probability on")
+    panels[1].set_xticks(logit(TICKS), [f"{tick:g}" for tick in TICKS])
+    panels[1].set_xlim(_place(0), _place(1))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    return plots._finish(figure)
+
+
+def _place(p):
+    return logit(np.clip(p, EDGE, 1 - EDGE))
+
+
+def _steps(axes, curve: pd.DataFrame, column: str, number: int, suite: str) -> None:
+    curve = curve.sort_values("threshold")
+    # a row holds from just above the threshold below it up to its own; thresholds end at both edges
+    x, y = _place(curve["threshold"].to_numpy()), curve[column].to_numpy()
+    axes.step(np.concatenate([[_place(0)], x]), np.concatenate([y[:1], y]), where="pre", linewidth=2,
+              color=PALETTE[number], label={"calibration": "calibration cases",
+                                                 "heldout": "held-out cases"}[suite])
+
+
+# --- in words ---------------------------------------------------------------------------------------
+
+
+def promise_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> str:
+    """What is promised, and what is not."""
+    chosen = choices(frames, config, name)
+    told = [f"**{choice.rule.capitalize()}**: {choice.guarantee}" for choice in chosen[1:]]
+    if len(chosen) < 3:
+        told.append(f"A level of {config.risk_level:.2%} cannot be shown with {chosen[0].critical:,} critical "
+                    f"calibration cases; the lowest that can is {chosen[1].level:.2%}.")
+    told.append(
+        "Strictly this holds for cases drawn like the calibration cases only. It says nothing about another "
+        "hospital, other pictures or other words, about one modality by itself, or about a single patient. The "
+        "held-out suite has other words than the calibration suite, so there the promise is put to the test, not "
+        "inherited.")
+    return " ".join(told)
+
+
+def heldout_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> str:
+    """What the strict threshold does on cases that played no part in choosing it, in plain words."""
+    choice = choices(frames, config, name)[1]
+    calibration, heldout = frames[f"{name}/calibration"], frames[f"{name}/heldout"]
+    premise = _premise(calibration, heldout)
+    found = risk.measure(risk.apply(heldout, choice.threshold))
+    missed, alarms = found["critical_misses"], found["false_alarms"]
+    words = (f"A treatment passes only if the model gives it a probability of {threshold_text(choice.threshold)} "
+             "or more of being right" if choice.threshold <= 1 else "No treatment passes")
+    return (
+        f"{words}. Of {choice.critical:,} critical calibration errors this lets none through; of "
+        f"{missed['n']:,} critical held-out errors {missed['count']:,} (at most {percent(missed['upper'])}, "
+        f"one-sided 95{SPACE}% limit). The price: {_count(alarms):,} of {alarms['n']:,} valid treatments are "
+        f"queried without need, {rate_text(alarms)}. {_kept(choice, missed)} "
+        f"{premise} {_hindsight(heldout, missed)}"
+    ).strip()
+
+
+def _count(rate: Mapping) -> int:
+    return round(rate["value"] * rate["n"])
+
+
+def _kept(choice: Choice, missed: Mapping) -> str:
+    """Whether the promised rate held on the other suite, with the chance of so many misses if it does hold."""
+    rate = missed["count"] / missed["n"]
+    beside = f"{rate:.2%} missed, at most {choice.level:.2%} promised"
+    if rate <= choice.level:
+        return f"The measured rate is within the promise ({beside})."
+    p = float(binom.sf(missed["count"] - 1, missed["n"], choice.level))
+    beyond = "beyond chance: the promise does not carry over" if p < ALPHA else "which may be chance"
+    return f"More is missed there than promised, {beyond} ({beside}; so many if it held: {p_text(p)})."
+
+
+def _premise(calibration: pd.DataFrame, heldout: pd.DataFrame) -> str:
+    p = risk.same_distribution(calibration, heldout)
+    seen = "differ from" if p < ALPHA else "cannot be told from"
+    return (f"The probabilities of critical errors there {seen} those on calibration cases (Kolmogorov-Smirnov "
+            f"{p_text(p)}).")
+
+
+def _hindsight(heldout: pd.DataFrame, missed: Mapping) -> str:
+    """What it would have taken to miss none: for judging the model, never for choosing a threshold."""
+    if missed["count"] == 0:
+        return ""
+    needed = risk.choose(heldout)
+    where = f"a threshold of {threshold_text(needed.threshold)}" if needed.threshold <= 1 else "passing nothing"
+    return (f"Looked up afterwards, and so no choice: to miss none of them would take {where}, with "
+            f"{percent(needed.false_alarms['value'])} false alarms.")
+
+
+def rules_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> str:
+    """What the rule that tolerates the level does differently, and which of them to use."""
+    chosen = choices(frames, config, name)
+    if len(chosen) < 3:
+        return ""
+    heldout, tolerated = frames[f"{name}/heldout"], f"{100 * config.risk_level:.3g}{SPACE}%"
+    firm, loose = (risk.measure(risk.apply(heldout, choice.threshold)) for choice in chosen[1:])
+    if chosen[2].threshold == chosen[1].threshold:
+        return f"To tolerate {tolerated} changes nothing: the threshold is the same."
+    return (
+        f"To tolerate {tolerated} of the critical errors missed lets the threshold fall to "
+        f"{threshold_text(chosen[2].threshold)}: {_count(loose['false_alarms']):,} instead of "
+        f"{_count(firm['false_alarms']):,} false alarms in {firm['false_alarms']['n']:,}, and "
+        f"{loose['critical_misses']['count']:,} instead of {firm['critical_misses']['count']:,} critical errors "
+        f"missed in {firm['critical_misses']['n']:,}. Where no critical error may pass, take the strict one."
+    )
+
+
+def bars(frames: Frames, config: RunConfig, names: Sequence[str] = ()) -> pd.DataFrame:
+    """The four bars of the last rung for each system, at its strict threshold, on the held-out suite."""
+    titles = summary.figure_names(config)
+    parts = [risk.bars(strict(frames, config, name)).assign(System=titles.get(name, name))
+             for name in (names or systems(frames))]
+    return pd.concat(parts, ignore_index=True)[["System", "Figure", "Target", "Measured", "Met"]]

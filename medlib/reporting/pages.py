@@ -1,0 +1,415 @@
+"""Run the notebooks in order and show a run as web pages that need no network.
+
+`run_notebooks` executes them into the run's folder; `render` turns what was executed into
+``report/index.html`` and one page for each notebook. Pages hold no script and load nothing, so
+they open from a mail attachment or a memory stick as they do from a server.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from pathlib import Path
+
+import jinja2
+import nbformat
+from bs4 import BeautifulSoup
+from markupsafe import Markup
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+from medlib.reporting import execute
+from medlib.reporting.execute import NOTEBOOKS
+
+# ---- pages -------------------------------------------------------------------------------------
+
+# The browser itself refuses scripts and anything from a network, whatever a cell has put out.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"
+
+STYLE = """
+*, *::before, *::after { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; color: #1f2328; background: #fff;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+nav { position: sticky; top: 0; z-index: 1; display: flex; overflow-x: auto; gap: .25rem;
+  padding: .4rem 1rem; white-space: nowrap; background: #f6f8fa;
+  border-bottom: 1px solid #d1d9e0; }
+nav a { padding: .35rem .6rem; border-radius: 6px; color: #0550ae; text-decoration: none; }
+nav a:hover { background: #e6eaef; }
+nav a[aria-current] { color: #fff; background: #0550ae; }
+main { max-width: 66rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
+h1, h2, h3, h4 { line-height: 1.25; margin: 1.6em 0 .6em; }
+h1 { margin-top: .6em; font-size: 1.75rem; }
+a { color: #0550ae; }
+img, svg, video, canvas { max-width: 100%; height: auto; }
+table { display: block; width: max-content; max-width: 100%; overflow-x: auto; margin: 1rem 0;
+  border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
+  /* a shadow at the right edge, covered once the last column is in view */
+  background: linear-gradient(to left, #fff 40%, transparent) right / 2rem 100% no-repeat local,
+    linear-gradient(to left, #0003, transparent) right / .6rem 100% no-repeat scroll; }
+table, th, td { border: 0; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid #d1d9e0; vertical-align: top; }
+th { text-align: left; line-height: 1.3; }
+thead th { vertical-align: bottom; }
+th:first-child, td:first-child { padding-left: 0; }
+table.scores td:first-child { min-width: 8rem; }
+table.dataframe td, table.scores :is(th, td):not(:first-child) { text-align: right; }
+pre { overflow-x: auto; margin: .5rem 0; padding: .6rem .8rem; border-radius: 6px;
+  background: #f6f8fa; font-size: .85rem; line-height: 1.45; }
+code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono",
+  monospace; }
+blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 4px solid #d1d9e0; }
+details.code { margin: .6rem 0; font-size: .85rem; }
+summary { cursor: pointer; color: #59636e; padding: .25rem 0; }
+.jp-Cell { margin: .75rem 0; }
+.jp-OutputArea-output pre { white-space: pre-wrap; }
+.jp-OutputArea-output { max-width: 100%; overflow-x: auto; }
+.notice { margin: 1rem 0; padding: .7rem 1rem; border-left: 5px solid #bf8700;
+  background: #fff8c5; }
+.failed { color: #a40e26; font-weight: 600; }
+.headline { font-size: 1.15rem; }
+ol.notebooks { padding-left: 0; list-style: none; }
+ol.notebooks li { margin: 1rem 0; }
+ol.notebooks p { margin: .2rem 0; }
+table.provenance { display: table; width: 100%; table-layout: fixed; }
+table.provenance :is(th, td) { overflow-wrap: anywhere; line-height: 1.45; }
+table.provenance th { width: 40%; font-weight: 500; color: #59636e; }
+@media print { nav { display: none; } }
+"""
+
+HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<title>{{ title | e }}</title>
+<style>{{ style }}</style>
+"""
+
+NAVIGATION = """<nav aria-label="Pages of this report">
+{% for page in pages %}<a href="{{ page.file | urlencode }}"
+{%- if page.file == here %} aria-current="page"{% endif %}>{{ page.label | e }}</a>
+{% endfor %}</nav>
+"""
+
+# Jupyter's own `lab` template gives the cells; the frame around them is ours.
+NOTEBOOK_PAGE = (
+    """{% extends 'base.html.j2' %}
+{% block header %}{% with title = resources.title, style = resources.style,
+    policy = resources.policy %}"""
+    + HEAD
+    + """{% endwith %}
+{% for css in resources.inlining.css %}<style>{{ css }}</style>{% endfor %}
+</head>
+{% endblock %}
+{% block body_header %}<body class="jp-Notebook">
+{% with pages = resources.pages, here = resources.here %}"""
+    + NAVIGATION
+    + """{% endwith %}<main>{% endblock %}
+{% block input_group %}<details class="code">
+<summary>Show {{ {'parameters': 'default parameters', 'injected-parameters':
+    'parameters of this run'}[(cell.metadata.tags or [''])[0]] or 'code' }}</summary>
+{{ super() }}</details>{% endblock %}
+{% block stream_stdout %}{% if 'log' in (cell.metadata.tags or []) %}<details class="code">
+<summary>Show log</summary>
+{{ super() }}</details>{% else %}{{ super() }}{% endif %}{% endblock %}
+{% block body_footer %}</main></body>{% endblock %}
+{% block footer %}</html>{% endblock %}
+"""
+)
+
+INDEX_PAGE = (
+    HEAD
+    + """</head>
+<body>
+"""
+    + NAVIGATION
+    + """<main>
+<h1>{{ title }}</h1>
+{% for notice in notices %}<p class="notice">{{ notice }}</p>
+{% endfor %}
+{% if headline %}<p class="headline">{{ headline }}</p>{% endif %}
+{% if recommendation %}<p>{{ recommendation }}</p>{% endif %}
+{% for name, table in tables %}<h2>{{ name }}</h2>
+{{ table }}
+{% endfor %}
+<h2>Notebooks</h2>
+<ol class="notebooks">
+{% for page in pages[1:] %}<li><a href="{{ page.file | urlencode }}">{{ page.title }}</a>
+{% if page.failed %}<span class="failed">(did not finish)</span>{% endif %}
+{% if page.summary %}<p>{{ page.summary }}</p>{% endif %}</li>
+{% endfor %}</ol>
+{% if provenance %}<h2>Provenance</h2>
+<table class="provenance">
+{% for name, value in provenance %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}</table>{% endif %}
+</main>
+</body>
+</html>
+"""
+)
+
+# Scores of `medlib.stats.scores.score` in the headline table; rates come with their 95 % interval.
+SCORES = {
+    "n": "Cases",
+    "accuracy": "Accuracy (95 % CI)",
+    "sensitivity": "Valid treatments recognised",
+    "specificity": "Errors caught",
+    "critical_misses": "Critical errors missed",
+    "spread": "Spread (points)",
+    "ece": "Calibration error",
+    "constant_answer_share": "Most frequent answer",
+    "expected_cost": "US dollars lost / 1000 cases",
+}
+
+NOT_A_DEVICE = (
+    "Research only: this is not a medical device. Nothing here may be used to make, check or "
+    "change a decision about a patient."
+)
+STAND_IN = (
+    "This run used a small stand-in model that knows no medicine. Its numbers show that the "
+    "pipeline works from data to report; they say nothing about MedGemma."
+)
+
+
+def render(run_dir: str | Path) -> Path:
+    """Write the run's pages to ``run_dir/report``.
+
+    Reads the executed notebooks, ``run.json`` (see `medlib.config.provenance`) and, where there is one,
+    ``metrics.json``: ``{"headline": text, "systems": {name: scores}, "tables": {title: table}}``
+    with a table as markdown or as a list of rows. Anything else in it is left out.
+
+    Returns
+    -------
+    Path
+        ``report/index.html``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the run has no executed notebook.
+    ValueError
+        If a JSON file cannot be read; names the file.
+    """
+    run_dir = Path(run_dir)
+    executed = sorted((run_dir / "notebooks").glob("*.ipynb"))
+    if not executed:
+        raise FileNotFoundError(f"{execute.relative(run_dir / 'notebooks')}: no executed notebook")
+    notebooks = [nbformat.read(path, as_version=4) for path in executed]
+    record = read_json(run_dir / "run.json")
+    found = read_json(run_dir / "metrics.json")
+
+    pages = [{"file": "index.html", "label": "Overview"}]
+    for path, notebook in zip(executed, notebooks):
+        title, summary = _introduction(notebook, path.stem)
+        pages.append({
+            "file": f"{path.stem}.html",
+            "label": path.stem.replace("_", " "),
+            "title": title,
+            "summary": summary,
+            "failed": bool(notebook.metadata.get("papermill", {}).get("exception")),
+        })  # fmt: skip
+
+    report = run_dir / "report"
+    report.mkdir(exist_ok=True)
+    for old in report.glob("*.html"):
+        old.unlink()
+    for page, notebook in zip(pages[1:], notebooks):
+        html = _notebook_html(notebook, page, pages)
+        (report / page["file"]).write_text(html, encoding="utf-8")
+    index = report / "index.html"
+    index.write_text(_index_html(pages, record, found), encoding="utf-8")
+    return index
+
+
+def read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def _markdown(text: str) -> str:
+    """HTML of markdown; HTML inside it is shown as text."""
+    renderer = IPythonRenderer(escape=True, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(text)
+
+
+def _introduction(notebook, default: str) -> tuple[str, str]:
+    """First heading and first paragraph of a notebook, as plain text."""
+    texts = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "markdown" and "papermill-error-cell-tag" not in execute.tags(cell)
+    ]
+    soup = BeautifulSoup(_markdown("\n\n".join(texts)), "html.parser")
+    heading, paragraph = soup.find(["h1", "h2"]), soup.find("p")
+    title = heading.get_text(" ", strip=True) if heading else default
+    return title, " ".join(paragraph.get_text().split()) if paragraph else ""
+
+
+def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+    exporter = HTMLExporter(
+        template_name="lab",
+        template_file="notebook_page.html.j2",
+        extra_loaders=[jinja2.DictLoader({"notebook_page.html.j2": NOTEBOOK_PAGE})],
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+        embed_images=True,
+    )
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    exporter.log.disabled = True  # it warns of each figure without a description
+    resources = {
+        "metadata": {"name": page["title"], "path": str(NOTEBOOKS)},
+        "title": page["title"], "style": STYLE, "policy": POLICY,
+        "pages": pages, "here": page["file"],
+    }  # fmt: skip
+    html, _ = exporter.from_notebook_node(notebook, resources=resources)
+    return _without_network(html)
+
+
+def _is_noise(output) -> bool:
+    """Whether a cell's output is a warning or a progress bar rather than a result."""
+    if output.output_type == "stream":
+        return output.name == "stderr"
+    data = output.get("data", {})
+    html = "".join(data.get("text/html", ""))
+    return "application/vnd.jupyter.widget-view+json" in data or (
+        "<progress" in html and "<table" not in html
+    )
+
+
+def _without_network(html: str) -> str:
+    """Drop scripts, frames, progress bars and everything that would be loaded from elsewhere."""
+    soup = BeautifulSoup(html, "html.parser")
+    for element in soup(["script", "link", "iframe", "object", "embed", "base"]):
+        element.decompose()
+    for element in soup("progress"):
+        (element.parent if element.parent.table is None else element).decompose()
+    for element in soup(src=True):
+        if not element["src"].startswith("data:"):
+            element.replace_with(element.get("alt", ""))
+    return str(soup)
+
+
+def _index_html(pages: list[dict], record: dict, found: dict) -> str:
+    tables = []
+    systems, names = found.get("systems"), found.get("names") or {}
+    if isinstance(systems, dict) and systems:
+        systems = {names.get(name, name): scores for name, scores in systems.items()}
+        tables.append(("Results", _table_html(_score_rows(systems))))
+        if by_modality := _modality_rows(systems):
+            tables.append(("Accuracy by modality", _table_html(by_modality)))
+    extra = found.get("tables")
+    for title, table in (extra if isinstance(extra, dict) else {}).items():
+        tables.append((title, _markdown(table) if isinstance(table, str) else _table_html(table)))
+    html = (
+        jinja2.Environment(autoescape=True)
+        .from_string(INDEX_PAGE)
+        .render(
+            title="Auditing clinical decisions: report of one run",
+            style=Markup(STYLE),
+            policy=POLICY,
+            pages=pages,
+            here="index.html",
+            notices=[STAND_IN, NOT_A_DEVICE] if _is_stand_in(record) else [NOT_A_DEVICE],
+            headline=found.get("headline"),
+            recommendation=found.get("recommendation"),
+            tables=[(title, Markup(table)) for title, table in tables],
+            provenance=list(_flat(record)),
+        )
+    )
+    return _without_network(html)
+
+
+def _is_stand_in(record: dict) -> bool:
+    """Whether ``run.json`` names a stand-in as its model."""
+    parameters = record.get("parameters") or {}
+    named = [str(value) for key, value in parameters.items() if "model" in key.lower()]
+    return any(re.search(r"stand[ _-]?in", name, flags=re.IGNORECASE) for name in named)
+
+
+def _score_rows(systems: dict) -> list[dict]:
+    """One row per system with the scores of `medlib.stats.scores.score` that a reader asks for first."""
+    return [
+        {"System": name, **{
+            label: _score_text(scores[key]) for key, label in SCORES.items() if key in scores
+        }}
+        for name, scores in systems.items()
+        if isinstance(scores, dict)
+    ]  # fmt: skip
+
+
+def _modality_rows(systems: dict) -> list[dict]:
+    """One row per system with its accuracy in each modality."""
+    rows = []
+    for name, scores in systems.items():
+        groups = scores.get("per_modality") if isinstance(scores, dict) else None
+        if isinstance(groups, dict) and groups:
+            accuracy = {group: rates.get("accuracy") for group, rates in groups.items()}
+            rows.append({"System": name} | {k: _score_text(v) for k, v in accuracy.items()})
+    return rows
+
+
+def _score_text(score) -> str:
+    """Text of one score: a number, a rate with its interval, a count of cases or a cost."""
+    if not isinstance(score, dict):
+        return _number(score)
+    if "count" in score:
+        return f"{_number(score['count'])} of {_number(score.get('n'))}"
+    if "per_1000" in score:
+        return "–" if score["per_1000"] is None else f"{score['per_1000']:,.0f}"
+    value, low, high = (score.get(key) for key in ("value", "low", "high"))
+    if None in (value, low, high) or value != value:
+        return _number(value)
+    space = "\N{NO-BREAK SPACE}"  # a line may break before the interval only
+    return f"{100 * value:.1f}{space}% [{100 * low:.1f},{space}{100 * high:.1f}]"
+
+
+def _number(value) -> str:
+    """Text of a table entry: fractions to three decimals, a dash for what is undefined."""
+    if value is None or value != value:
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    if abs(value) >= 1:
+        return f"{value:,.1f}"
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def _table_html(rows) -> str:
+    """HTML table of a list of dicts, or of a list of lists whose first is the header."""
+    if not isinstance(rows, list) or not rows:
+        return "<p>No rows.</p>"
+    if all(isinstance(row, dict) for row in rows):
+        header = list(dict.fromkeys(key for row in rows for key in row))
+        rows = [[row.get(key) for key in header] for row in rows]
+    else:
+        header, *rows = [row if isinstance(row, list) else [row] for row in rows]
+    head = "".join(f'<th scope="col">{escape(str(name).replace("_", " "))}</th>' for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_number(value))}</td>" for value in row) + "</tr>\n"
+        for row in rows
+    )
+    return f'<table class="scores"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+
+
+def _flat(record: dict, prefix: str = ""):
+    """Yield (name such as ``git: revision``, text) for each leaf of a nested dict."""
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}: ")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

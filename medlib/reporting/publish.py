@@ -1,0 +1,410 @@
+"""From a run's adapter to a model that others can load: merge, export, card, and the Hub.
+
+Everything on the card is read from the run (``metrics.json``, ``run.json``): a run without metrics is
+not published. The folder is looked through before anything leaves this machine: weights are
+safetensors, and checkpoints, logs, tokens and absolute paths are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pandas as pd
+
+from medlib.config import ADAPTER, BASE, STANDIN, ConfigError, RunConfig, run_dir
+from medlib.config.provenance import write_json_atomic
+from medlib.models import loading
+from medlib.stats.text import results_table, to_markdown
+from medlib.training import adapters
+
+HAI_DEF = "https://developers.google.com/health-ai-developer-foundations/terms"
+#: The sentence that the terms ask to pass on (section 3.1).
+NOTICE = ("HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of Use "
+          f"found at {HAI_DEF}\n")
+
+#: All that a published folder may hold; the processor's files are those that transformers saves.
+ALLOWED = re.compile(
+    r"README\.md|NOTICE|LICENSE(\.md|\.txt)?|run\.json|metrics\.json|training\.json"
+    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"|(adapter_|generation_|processor_|preprocessor_|tokenizer_)?config\.json"
+    r"|tokenizer\.(json|model)|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
+)  # fmt: skip
+VOCABULARY = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # may hold any text
+ABSOLUTE = re.compile(r"""(?<![\w:/.<])/(?:[\w.+-]+/)+[\w.+-]*|(?<=")/\w[\w.+-]*(?=")"""
+                      r"""|(?<![A-Za-z])[A-Za-z]:\\+\w|(?<!\w)~/\w|file://""")
+SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
+
+SUITES = {"heldout": "Held-out suite, generated from a seed, synthetic pictures",
+          "core24_val": "Core set, 8 validation cases",
+          "core24_folds": "Core set, all 24, leave one image group out"}
+FACTS = ("base_model", "trainable_parameters", "total_parameters", "epochs_run", "steps", "train_loss",
+         "best_eval_loss", "loss_per_epoch", "samples_per_second", "wall_seconds", "peak_memory_mib",
+         "device")
+
+
+class PublishError(ConfigError):
+    """What keeps a folder from being published, with what to do about it."""
+
+
+# --- the folder -------------------------------------------------------------------------------------
+
+
+def merge(config: RunConfig, out: str | Path) -> Path:
+    """The adapter added into the base's weights: a model that loads without PEFT.
+
+    The base is loaded unquantized: in full precision the merged model's probabilities are those of
+    base and adapter up to 1e-4; bfloat16 rounds the sum once more.
+
+    Raises
+    ------
+    ModelError
+        If there is no adapter yet.
+    """
+    whole = {"quantization": None, "use_8bit": False}
+    if config.dtype == "float16":  # the float16 stand-ins of some layers are not to be saved
+        whole["dtype"] = "float32"
+    processor, base = loading.load_for(config.model_copy(update=whole))
+    merged = loading.attach_adapter(base, run_dir(config) / "adapter").merge_and_unload()
+    merged.save_pretrained(out)
+    processor.save_pretrained(out)
+    return Path(out)
+
+
+def export(config: RunConfig, out: str | Path | None = None, merged: bool = False,
+           terms: str | Path | None = None, repo_id: str | None = None) -> Path:
+    """Write the folder to publish: weights, processor, card, and the records of the run.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its ``run_dir`` holds the adapter, ``metrics.json`` and ``run.json``.
+    out : path, optional
+        Made anew; default ``run_dir/published/adapter`` or ``.../merged``.
+    merged : bool
+        The whole model instead of the adapter alone.
+    terms : path, optional
+        A copy of the base model's terms, put beside the weights as LICENSE; what is made of MedGemma
+        may be shared only with one.
+
+    Raises
+    ------
+    PublishError
+        No metrics, metrics older than the adapter, or a folder that :func:`check` refuses.
+    """
+    config, run = of_run(config), run_dir(config)
+    out = Path(out) if out else run / "published" / ("merged" if merged else "adapter")
+    text = card(config, repo_id or config_name(config, merged), merged)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    if merged:
+        merge(config, out)
+    else:
+        for file in (run / "adapter").iterdir():
+            if file.is_file() and ALLOWED.fullmatch(file.name):
+                shutil.copyfile(file, out / file.name)
+    (out / "README.md").write_text(text, encoding="utf-8")
+    for name in ("metrics.json", "run.json"):
+        shutil.copyfile(run / name, out / name)
+    metadata = adapters.training_metadata(config)
+    facts = {name: metadata[name] for name in FACTS if name in metadata}
+    write_json_atomic(out / "training.json", facts)
+    if is_medgemma(config):
+        (out / "NOTICE").write_text(NOTICE)
+    if terms:
+        shutil.copyfile(terms, out / "LICENSE")
+    check(out)
+    return out
+
+
+def check(folder: str | Path) -> pd.DataFrame:
+    """Refuse what must not be published; gives the files and their sizes.
+
+    Returns
+    -------
+    DataFrame with columns file and bytes.
+
+    Raises
+    ------
+    PublishError
+        Naming every file that is not weights in safetensors, a processor's or a record; every
+        absolute path (they name machines and people) and every token in a text.
+    """
+    folder, problems = Path(folder), []
+    files = sorted(file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        if file.is_symlink() or not ALLOWED.fullmatch(name):
+            problems.append(f"{name}: not one of the files of a published model")
+        elif file.suffix != ".safetensors":
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if SECRET.search(text):
+                problems.append(f"{name}: holds what looks like an access token")
+            elif name not in VOCABULARY and (found := ABSOLUTE.search(text)):
+                line = text.count("\n", 0, found.start()) + 1
+                problems.append(f"{name}, line {line}: absolute path {found.group()}")
+    if problems:
+        raise PublishError(f"{folder.name} is not published:\n" + "\n".join(problems))
+    return pd.DataFrame({"file": [file.relative_to(folder).as_posix() for file in files],
+                         "bytes": [file.stat().st_size for file in files]})
+
+
+def of_run(config: RunConfig) -> RunConfig:
+    """The configuration with the base model and pictures that the run was made of, whatever else is asked.
+
+    Raises
+    ------
+    PublishError
+        If the configuration names another base model than the run's.
+    """
+    record = json.loads((run_dir(config) / "run.json").read_text(encoding="utf-8"))["parameters"]
+    base = adapters.training_metadata(config)["base_model"]
+    if config.model not in (base, STANDIN):  # the stand-in is what a command means that names no model
+        raise PublishError(f"the adapter of {config.run_dir} was trained on {base}, not on {config.model}")
+    return config.model_copy(update={"model": base, "images_dir": record.get("images_dir")})
+
+
+# --- the card ---------------------------------------------------------------------------------------
+
+
+def is_medgemma(config: RunConfig) -> bool:
+    """True if the base is Google's MedGemma, or a folder named after it; the stand-in is not."""
+    return "medgemma" in config.model.lower() and not loading.is_standin(config.model)
+
+
+def config_name(config: RunConfig, merged: bool = False) -> str:
+    """A name for the published model when nobody gave one."""
+    return f"{Path(config.model).name}-clinical-audit-{'merged' if merged else 'lora'}"
+
+
+def licence(config: RunConfig) -> dict[str, str]:
+    """The card's licence fields: the base model's, which its derivatives keep."""
+    if loading.is_standin(config.model):
+        return {"license": "apache-2.0"}
+    if is_medgemma(config):
+        return {"license": "other", "license_name": "health-ai-developer-foundations",
+                "license_link": HAI_DEF}
+    return {"license": "other", "license_name": "terms-of-the-base-model",
+            "license_link": f"https://huggingface.co/{config.model}"}
+
+
+def card(config: RunConfig, repo_id: str | None = None, merged: bool = False) -> str:
+    """README.md of the published model, with the Hub's metadata; every figure is read from the run.
+
+    Raises
+    ------
+    PublishError
+        No metrics of the adapter, or metrics older than the adapter.
+    """
+    found, record = _results(config)
+    name = (repo_id or config_name(config, merged)).rsplit("/", 1)[-1]
+    head = _metadata(config, name, merged, found).to_yaml()
+    return f"---\n{head}\n---\n\n{_body(config, name, merged, found, record)}"
+
+
+def _results(config: RunConfig) -> tuple[dict, dict]:
+    run = run_dir(config)
+    weights, results = run / "adapter" / "adapter_model.safetensors", run / "metrics.json"
+    loading.file_hash(weights)
+    found = json.loads(results.read_text()) if results.is_file() else {}
+    if ADAPTER not in found.get("systems", {}):
+        raise PublishError(f"{results.name}: no results of the adapter; run `evaluate` first")
+    if results.stat().st_mtime < weights.stat().st_mtime:
+        raise PublishError(f"{results.name} is older than the adapter; run `evaluate` again")
+    return found, json.loads((run / "run.json").read_text())
+
+
+def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
+    from huggingface_hub import EvalResult, ModelCardData
+
+    names = {"accuracy": ("accuracy", "Accuracy"), "specificity": ("recall", "Errors caught"),
+             "sensitivity": ("recall", "Valid treatments recognised")}
+    score = found["systems"][ADAPTER]
+    results = [
+        EvalResult(
+            task_type="image-text-to-text", task_name="Clinical decision audit",
+            dataset_type="synthetic", dataset_name=SUITES["heldout"], dataset_split="test",
+            metric_type=kind, metric_value=round(score[key]["value"], 4),
+            metric_name=f"{shown}, 95 % interval {score[key]['low']:.3f} to {score[key]['high']:.3f} "
+                        f"(n = {score[key]['n']})",
+        )
+        for key, (kind, shown) in names.items()
+    ]
+    tags = ["lora", "clinical-audit", "not-a-medical-device", "synthetic-data"]
+    standin = loading.is_standin(config.model)
+    return ModelCardData(
+        model_name=name, language="en", pipeline_tag="image-text-to-text", eval_results=results,
+        library_name="transformers" if merged else "peft", tags=tags + ["stand-in"] * standin,
+        # a stand-in has no page on the Hub, so it is named in the text only
+        base_model=None if standin else config.model,
+        **licence(config),
+    )
+
+
+def _body(config: RunConfig, name: str, merged: bool, found: dict, record: dict) -> str:
+    tables = []
+    for suite, title in SUITES.items():
+        scores = {found.get("names", {}).get(system, system): found["scores"][f"{system}/{suite}"]
+                  for system in (BASE, ADAPTER) if f"{system}/{suite}" in found["scores"]}
+        if scores:
+            tables.append(f"**{title}**\n\n{to_markdown(results_table(scores))}")
+    versions = ", ".join(f"{p} {v}" for p, v in record["packages"].items() if v)
+    data = "\n".join(f"| {suite} | `{digest[:16]}` |" for suite, digest in record["data_hashes"].items())
+    return BODY.format(
+        name=name, model=loading.model_label(config), tables="\n".join(tables),
+        warning=STANDIN_NOTICE if loading.is_standin(config.model) else "",
+        kind="The adapter merged into its base" if merged else "A LoRA adapter",
+        pictures="the user's own pictures of the core set" if config.images_dir else "drawn pictures",
+        licence=_licence_text(config),
+        load=LOAD_MERGED if merged else LOAD_ADAPTER.format(model=config.model),
+        revision=record["git"].get("revision") or "unknown",
+        dirty=" (with uncommitted changes)" if record["git"].get("dirty") else "",
+        time=record["timestamp"], seed=record["seed"], device=record["device"]["name"],
+        python=record["python"], versions=versions, data=data,
+    )
+
+
+def _licence_text(config: RunConfig) -> str:
+    if is_medgemma(config):
+        return MEDGEMMA_LICENCE.format(notice=NOTICE.strip(), model=config.model)
+    if loading.is_standin(config.model):
+        return "Apache-2.0."
+    return "That of the base model: see its page before you use or share this one."
+
+
+STANDIN_NOTICE = """
+> **Stand-in.** The base is a small model that knows no medicine. The numbers below show that the
+> method works from data to report; they say nothing about MedGemma or about patients.
+"""
+
+MEDGEMMA_LICENCE = """{notice}.
+
+This is a modified work made of `{model}` (a Model Derivative under these terms). Its use and further
+distribution are subject to the terms, the use restrictions of their section 3.2 and the
+prohibited-use policy included; Google does not endorse it."""
+
+LOAD_ADAPTER = """```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained("{model}")
+model = PeftModel.from_pretrained(base, "this repository")
+processor = AutoProcessor.from_pretrained("this repository")
+```"""
+
+LOAD_MERGED = """```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("this repository")
+processor = AutoProcessor.from_pretrained("this repository")
+```"""
+
+BODY = """# {name}
+
+**Not a medical device.** {kind} that says whether a prescribed treatment matches a picture and its
+note. Base: {model}.
+{warning}
+## Intended use
+
+Research on auditing clinical decisions: how well a vision-language model can be taught to answer
+`CORRECT - Treatment matches imaging findings` or `ERROR - Treatment does not match imaging`, and
+whether it looks at the picture. It is **not** for diagnosis, treatment, triage, or any decision about
+a patient; it was not validated on patients, and no health authority has seen it.
+
+## Data
+
+Trained on a generated suite of counterfactual pairs and on 16 cases of the core set. All pictures of
+the generated suites are **synthetic**: drawn, of no patient. The core set was shown with {pictures}.
+
+## Results
+
+Rates with 95 % intervals and the number of scenarios; written by the run, see `metrics.json`.
+
+{tables}
+A held-out suite from the same generator as the training suite says how well the method learned the
+generator's rules, not how well it would do in a hospital.
+
+## How to load it
+
+{load}
+
+## Provenance
+
+Revision `{revision}`{dirty}, {time}, seed {seed}, device {device}, Python {python}. Parameters and
+versions are in `run.json`, the course of the training in `training.json`.
+
+{versions}
+
+| Data | SHA-256 |
+|:---|:---|
+{data}
+
+## Licence
+
+{licence}
+"""
+
+
+# --- the Hub ----------------------------------------------------------------------------------------
+
+
+def publish(config: RunConfig, repo_id: str, dry_run: bool = True, merged: bool = False,
+            private: bool = True, terms: str | Path | None = None,
+            endpoint: str | None = None) -> pd.DataFrame:
+    """Write the folder and, unless it is a dry run, upload it.
+
+    The token is that of ``hf auth login`` or ``HF_TOKEN``; it is never a parameter, printed or logged.
+
+    Parameters
+    ----------
+    repo_id : str
+        ``owner/name``.
+    dry_run : bool
+        Write and list the folder only.
+    private : bool
+        Whether a new repository is for its owner only. A public one with weights made of MedGemma
+        needs ``terms``.
+    endpoint : str, optional
+        Another Hub; default ``HF_ENDPOINT``, else huggingface.co.
+
+    Returns
+    -------
+    DataFrame with columns file and bytes.
+
+    Raises
+    ------
+    PublishError
+        As :func:`export`; or the Hub refuses, without its words and headers.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise PublishError(f"{repo_id!r}: expected owner/name")
+    config = of_run(config)
+    if is_medgemma(config) and not dry_run and not private and not terms:
+        raise PublishError("what is made of MedGemma is shared with a copy of its terms: save "
+                           f"{HAI_DEF} to a file and name it as terms, or keep the repository private")
+    folder = export(config, merged=merged, terms=terms, repo_id=repo_id)
+    files = check(folder)
+    if not dry_run:
+        _upload(folder, repo_id, private, endpoint)
+    return files
+
+
+def _upload(folder: Path, repo_id: str, private: bool, endpoint: str | None) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    hub = HfApi(endpoint=endpoint)
+    host = urlsplit(hub.endpoint).hostname
+    try:
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repo_id, folder_path=folder,
+                          commit_message="Weights, card and records of a run")
+    except HfHubHTTPError as error:  # `from None`: a server's words may repeat what was sent
+        status = error.response.status_code
+        hint = "; run `hf auth login` with a token that may write there" if 400 < status < 405 else ""
+        raise PublishError(f"{host}: HTTP {status}{hint}") from None
+    except HTTPError as error:
+        raise PublishError(f"{host}: not reachable ({type(error).__name__})") from None

@@ -1,0 +1,256 @@
+"""The view in which a clinician rates verdicts: widgets for Jupyter and Voilà over `medlib.feedback.rating_store`."""
+
+from __future__ import annotations
+
+import html
+import io
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from medlib.config import SEVERITIES, VERDICTS, DataError, ModelError, NotRun, RunConfig
+from medlib.data.suite import Suite
+from medlib.feedback import queue, rating_store
+from medlib.feedback.preferences import rating_file
+from medlib.reporting import maps
+from medlib.systems import Session
+
+SIDE = 400  # pixels, of a picture
+STYLE = f"""<style>
+.rating .widget-html-content, .rating textarea, .rating input[type] {{font-size: 16px !important}}
+.rating .widget-html-content {{line-height: 1.5}}
+.rating .widget-text input[type] {{height: 40px}} .rating button.mod-active {{background: #0550ae; color: #fff}}
+.rating h3, .rating h4 {{margin: 12px 0 4px; font-size: 17px}} .rating h3 {{font-size: 22px}}
+.rating p {{margin: 0 0 6px}} .rating ul {{margin: 4px 0; padding-left: 22px}}
+.rating small, .rating .private {{color: #59636e; font-size: 14px; font-weight: normal}}
+.rating button {{font-size: 16px; min-height: 40px; line-height: 1.2}}
+.rating button:focus-visible, .rating textarea:focus-visible {{outline: 3px solid #bf8700; outline-offset: 2px}}
+.rating img {{width: {SIDE}px; height: {SIDE}px}}
+.rating .rating-verdict {{border-left: 5px solid #0550ae; background: #eef4fb; color: #1f2328; padding: 8px 12px}}
+.rating .rating-error {{color: #a40e26}}
+</style>"""
+MODALITIES = {"xray": "X-ray", "histopathology": "Histopathology", "mri": "MRI", "ultrasound": "Ultrasound"}
+PRIVATE = ("Comments are kept in the store and nowhere else. Write no name, date or number of a patient all "
+           "the same.")
+
+
+def show(config: RunConfig) -> widgets.Widget:
+    """The view over this run's pool of cases and answers; ratings go to `preferences.rating_file`."""
+    suite, answers = queue.pool(config)
+    if config.ratings:
+        rating_store.add(rating_file(config), [])  # an empty store, so that the rest of a notebook finds one
+    return RatingView(suite, answers, rating_file(config), config.seed, Session(config, {})).page
+
+
+class RatingView:
+    """Sign in, then one case after the other; what is on screen follows from the store alone.
+
+    Parameters
+    ----------
+    suite, answers
+        Of `queue.pool`.
+    file : Path
+        The store; several raters may write to it at a time.
+    seed : int
+        With the pseudonym it gives the order of cases.
+    setting : systems.Setting, optional
+        Has the model that is asked what a verdict rests on; without it there is no button for that.
+
+    Attributes
+    ----------
+    page : widget to display
+    """
+
+    def __init__(self, suite: Suite, answers: pd.DataFrame, file: Path, seed: int = 0,
+                 setting: Session | None = None) -> None:
+        self.suite, self.answers, self.file, self.seed, self.setting = suite, answers, file, seed, setting
+        self.keys, self.rater, self.case, self.row = suite.keys(), None, None, None
+        self._make_widgets()
+        self.page = widgets.VBox(layout={"max_width": "1120px", "padding": "8px"})
+        self.page.add_class("rating")
+        self._leave()
+
+    # --- what there is on the page ---
+
+    def _make_widgets(self) -> None:
+        self.message = widgets.HTML()
+        self.name = widgets.Text(placeholder="such as reader-7", layout={"width": "260px", "height": "40px"})
+        self.start = _button("Start", "Show the first case that you have not rated", primary=True)
+        self.sign_in = widgets.VBox([
+            widgets.HTML("<h3>Rate the model's verdicts</h3><p>You see cases one by one, in an order of your own, "
+                         "each with the verdict of the model. Say whether you agree, and how grave an error is. "
+                         "You can stop at any time and go on later under the same pseudonym.</p>"),
+            widgets.HTML("<p><b>Your pseudonym</b>: 2 to 20 letters, digits and hyphens, not your name</p>"),
+            widgets.HBox([self.name, self.start]), self.message])
+        self.start.on_click(self._guarded(self._sign_in))
+
+        self.progress = widgets.IntProgress(layout={"width": "auto", "height": "12px"}, bar_style="info")
+        self.counted = widgets.HTML()
+        self.picture = widgets.Image(format="png", width=SIDE, height=SIDE)
+        self.note, self.verdict = widgets.HTML(), widgets.HTML()
+        self.explain = _button("What does the verdict rest on?", "Ask the model again without parts of the case")
+        self.explain.layout.width = f"{SIDE}px"
+        self.reason = widgets.HTML()
+        self.map = widgets.Image(format="png", width=SIDE, height=SIDE)
+        self.agree = _choice({"Agree": True, "Disagree": False})
+        self.severity = _choice({name.capitalize(): name for name in SEVERITIES})
+        self.severity_title = widgets.HTML()
+        self.comment = widgets.Textarea(placeholder="Optional", layout={"width": "auto", "height": "64px"})
+        self.save = _button("Save & next", "Keep this rating and show the next case", primary=True)
+        self.undo = _button("Undo", "Withdraw your last rating and show that case again")
+        self.leave = _button("Stop here", "Leave; your ratings are kept")
+        self.agree.observe(self._follow, "value")
+        self.severity.observe(self._follow, "value")
+        for button, action in ((self.save, self._save), (self.undo, self._undo), (self.explain, self._explain),
+                               (self.leave, self._leave)):
+            button.on_click(self._guarded(action))
+
+        self.seen = widgets.VBox([self.picture], layout={"width": f"{SIDE + 16}px", "flex": "0 0 auto"})
+        self.asked = widgets.VBox([
+            self.note, self.verdict, _heading("Do you agree with the model?"), self.agree, self.severity_title,
+            self.severity, _heading("Comment"), self.comment,
+            widgets.HTML(f"<p class='private'>{PRIVATE}</p>"),
+            widgets.HBox([self.save, self.undo, self.leave], layout={"flex_flow": "row wrap"}),
+        ], layout={"flex": "1 1 420px", "min_width": "0"})
+        self.columns = widgets.HBox([self.seen, self.asked], layout={"flex_flow": "row wrap"})
+        self.rating = widgets.VBox([self.counted, self.progress, self.message, self.columns])
+
+    # --- what happens ---
+
+    def _guarded(self, action):
+        """Run a button's action; what goes wrong is told on the page."""
+        def run(_):
+            self.message.value = ""
+            try:
+                action()
+            except (DataError, ModelError, NotRun) as error:
+                self.message.value = f"<p class='rating-error' role='alert'>{html.escape(str(error))}</p>"
+        return run
+
+    def _sign_in(self) -> None:
+        rater = rating_store.pseudonym(self.name.value)
+        self._next(rater)  # a broken store is told before anything is rated
+        self.rater = rater
+        self.page.children = [widgets.HTML(STYLE), self.rating]
+
+    def _leave(self) -> None:
+        self.rater, self.name.value = None, ""
+        self.page.children = [widgets.HTML(STYLE), self.sign_in]
+
+    def _save(self) -> None:
+        if self.save.disabled:
+            return
+        rating_store.add(self.file, [{
+            "rater": self.rater, "key": self.case["key"], "shown": self.case["shown"],
+            "p_correct": self.case["p_correct"], "agree": self.agree.value,
+            "severity": self.severity.value or "none", "comment": self.comment.value.strip()}])
+        self._next(self.rater)
+
+    def _undo(self) -> None:
+        key = rating_store.undo(self.file, self.rater)
+        self._next(self.rater, first=None if key not in self.keys else self.keys.index(key))
+        self.message.value = "<p role='status'>Your last rating is withdrawn: rate this case again.</p>"
+
+    def _explain(self) -> None:
+        self.explain.disabled, self.explain.description = True, "Asking the model…"
+        try:
+            found = queue.rationale(self.setting, self.suite, self.row)
+        finally:
+            self.explain.description = "What does the verdict rest on?"
+        self.map.value = _png_of_map(self.case["picture"], found["drop"])
+        self.reason.value = reason_text(self.case, found)
+        self.seen.children = [self.picture, self.map, self.reason]
+
+    def _next(self, rater: str, first: int | None = None) -> None:
+        """Show ``first``, else the next case that this rater has not rated."""
+        rows = queue.still_open(self.file, self.keys, rater, self.seed)
+        done, total = len(self.keys) - len(rows), len(self.keys)
+        self.progress.max, self.progress.value = total, done
+        self.counted.value = f"<p><b>{done:,} of {total:,}</b> rated by <b>{html.escape(rater)}</b></p>"
+        self.undo.disabled = done == 0
+        self.row = first if first is not None else rows[0] if rows else None
+        if self.row is None:
+            self.case, self.save.disabled = None, True
+            self.columns.children = [widgets.HTML("<p>You have rated every case. Thank you.</p>")]
+            return
+        self._show_case()
+
+    def _show_case(self) -> None:
+        self.case = queue.case(self.suite, self.answers, self.row)
+        self.picture.value = _png(self.case["picture"])
+        lines = (line.partition(": ") for line in self.case["text"].split("\n"))
+        self.note.value = (f"<h4>{MODALITIES[self.case['modality']]}</h4>" + "".join(
+            f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>"
+            for name, _, text in lines))
+        sure = queue.certainty(self.case["shown"], self.case["p_correct"])
+        self.verdict.value = (f"<p class='rating-verdict'>The model says <b>{self.case['answer']}</b>"
+                              f"<br>and gives this a probability of {sure}.</p>")
+        self.agree.value = self.severity.value = None
+        self.comment.value = ""
+        self.explain.disabled = False
+        self.seen.children = [self.picture, *([self.explain] if self.setting else [])]
+        self.columns.children = [self.seen, self.asked]
+        self._follow()
+
+    def _follow(self, _=None) -> None:
+        """What can be pressed follows from what was."""
+        said = self.agree.value
+        verdict = None if said is None else rating_store.verdict_of(self.case["shown"], said)
+        is_error = verdict == "ERROR"
+        if not is_error and self.severity.value is not None:
+            self.severity.value = None
+        self.severity.disabled = not is_error
+        self.severity_title.value = {
+            None: "<h4>How grave is the error? <small>(if you hold that it is one)</small></h4>",
+            "ERROR": "<h4>You hold: ERROR. How grave is it?</h4>",
+            "CORRECT": "<h4>You hold: CORRECT. <small>So there is no error to grade.</small></h4>"}[verdict]
+        self.save.disabled = verdict is None or (is_error and self.severity.value is None)
+
+
+def reason_text(case: dict, found: dict) -> str:
+    """What `queue.rationale` found, in words."""
+    shown = case["shown"]
+    parts = []
+    for part, p_correct in found["without"].items():
+        turns = VERDICTS[0 if p_correct >= 0.5 else 1] != shown
+        says = "<b>changes</b>" if turns else f"stays, at {queue.certainty(shown, p_correct)}"
+        parts.append(f"<li>Without the {part} the verdict {says}.</li>")
+    return ("<p>The model gives no reasons. So it was asked again without parts of the case:</p>"
+            f"<ul>{''.join(parts)}</ul><p>Orange spots of the picture speak for {shown}, purple ones against it. "
+            "This is what the verdict rests on, not whether that is right.</p>")
+
+
+def _png(picture: Image.Image) -> bytes:
+    """Pixels alone, on a square: a drawn picture's file says in its metadata what it shows."""
+    buffer = io.BytesIO()
+    pixels = Image.fromarray(np.asarray(picture.convert("RGB")))
+    ImageOps.pad(pixels, (2 * SIDE, 2 * SIDE), color="black").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _png_of_map(picture: Image.Image, drop: np.ndarray) -> bytes:
+    figure = Figure(figsize=(4, 4), dpi=SIDE / 2, facecolor="black")
+    axes = figure.add_axes((0, 0, 1, 1))
+    maps.overlay(axes, picture, drop, max(float(np.quantile(np.abs(drop), 0.98)), 1e-6))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi)
+    return buffer.getvalue()
+
+
+def _button(description: str, tooltip: str, primary: bool = False) -> widgets.Button:
+    return widgets.Button(description=description, tooltip=tooltip, button_style="primary" if primary else "",
+                          layout={"width": "auto", "min_width": "130px", "height": "40px"})
+
+
+def _choice(options: dict) -> widgets.ToggleButtons:
+    """Buttons of which one can be chosen, none at first; each is reached by the Tab key."""
+    return widgets.ToggleButtons(options=list(options.items()), value=None,
+                                 style={"button_width": "130px"})
+
+
+def _heading(text: str) -> widgets.HTML:
+    return widgets.HTML(f"<h4>{text}</h4>")

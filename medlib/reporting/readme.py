@@ -1,0 +1,70 @@
+"""Write a run's results into the README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from medlib.reporting import pages
+from medlib.reporting.execute import NOTEBOOKS
+from medlib.stats.text import results_table, to_markdown
+
+# ---- README --------------------------------------------------------------------------------------
+
+README = NOTEBOOKS.parent / "README.md"
+RESULTS_MARKS = "<!-- results: written by `make report` -->", "<!-- end of results -->"
+
+
+def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
+    """Write the run's tables between the two marks of the README, so that no figure is typed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the run has no ``metrics.json``.
+    ValueError
+        If the README lacks the marks.
+    """
+    readme, metrics_file = Path(readme), Path(run_dir) / "metrics.json"
+    if not metrics_file.is_file():
+        raise FileNotFoundError(f"{metrics_file}: no results; run the evaluation first")
+    text, (start, end) = readme.read_text(encoding="utf-8"), RESULTS_MARKS
+    if not 0 <= text.find(start) < text.find(end):
+        raise ValueError(f"{readme}: the marks {start!r} and {end!r} are missing")
+    results = _results_markdown(pages.read_json(metrics_file), pages.read_json(Path(run_dir) / "run.json"))
+    before, after = text.split(start)[0], text.split(end)[1]
+    readme.write_text(f"{before}{start}\n\n{results}\n\n{end}{after}", encoding="utf-8")
+    return readme
+
+
+def _row_name(name: str, names: dict[str, str]) -> str:
+    """A reader's name for ``medgemma-lora`` or, with a part of the input withheld, ``medgemma-lora text_only``."""
+    system, _, withheld = name.partition(" ")
+    return names.get(system, system) + (f", {withheld.replace('_', ' ')}" if withheld else "")
+
+
+SUITE_TITLES = {
+    "heldout": "Held-out suite, generated", "core24_val": "Core set, 8 validation cases",
+    "core24_folds": "Core set, all 24, leave one image group out (adapter of the other core cases only)",
+}
+
+
+def _results_markdown(found: dict, record: dict) -> str:
+    scores, parameters = found["scores"], record["parameters"]
+    names, parts = found.get("names") or {}, [found["headline"], *filter(None, [found.get("recommendation")])]
+    for suite, title in SUITE_TITLES.items():
+        rows = {key.rsplit("/", 1)[0]: score for key, score in scores.items() if key.endswith(f"/{suite}")}
+        # a further seed, such as medgemma-ppo:1, is no row of its own
+        rows = {n: score for n, score in rows.items() if ":" not in n or n.partition(":")[0] not in names}
+        order = [name for name in names if name in rows]
+        order += sorted(set(rows) - set(order))
+        if order:
+            shown = {name: _row_name(name, names) for name in order}
+            table = results_table({shown[name]: rows[name] for name in order})
+            parts += [f"**{title}**", to_markdown(table)]
+    for title, rows in found["tables"].items():
+        parts += [f"**{title}**", to_markdown(pd.DataFrame(rows))]
+    made = f"Model `{parameters['model']}` ({parameters['model_kind']}), seed {parameters['seed']}, "
+    made += f"revision `{str(record['git'].get('revision'))[:10]}`, {record['timestamp'][:10]}."
+    return "\n\n".join([*parts, made])

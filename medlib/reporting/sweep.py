@@ -1,0 +1,269 @@
+"""Sweeps over the recipe: Optuna proposes, each trial runs 03_train_lora, validation loss decides.
+
+The held-out suite plays no part. A study lives in SQLite in the run's folder, or wherever ``storage``
+says, so that many machines can share it; a trial lives in ``run_dir/trials/NNN``. Run the same command
+again to go on. Trials are not pruned: a trial is a notebook, which ends by early stopping.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from medlib.config import ROOT, ConfigError, RunConfig, path, run_dir
+from medlib.reporting import execute
+from medlib.training import adapters
+from medlib.training.supervised import TRAINING_FIELDS
+
+SPACES = ROOT / "profiles" / "sweep"
+TRIES = 3  # of one trial; what kills the process each time is not tried for ever
+HEARTBEAT_S = 10.0
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+Objective = Callable[[RunConfig, str | None], float]
+
+
+def sweep(
+    config: RunConfig, trials: int, space: str | Path = "lora", storage: str | None = None,
+    name: str = "lora", profile: str | None = None, objective: Objective | None = None,
+    heartbeat_s: float = HEARTBEAT_S,
+) -> optuna.Study:
+    """Try ``trials`` recipes and keep what each scored; a second call goes on where the first stopped.
+
+    Proposals depend on the seed, the trial's number and the scores so far: a sweep that was stopped
+    proposes what it would have proposed, and machines that share a study never repeat each other.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What the trials share; ``run_dir`` is the sweep's.
+    trials : int
+        Trials of the study in all, those of earlier calls and of other machines included.
+    space : str or Path
+        Name in ``profiles/sweep``, or a YAML file.
+    storage : str, optional
+        ``journal:FILE`` on a disk that the machines share, or any URL that Optuna takes, such as
+        ``postgresql://...``; default ``run_dir/sweep.db``.
+    name : str
+        The study's name in its storage.
+    profile : str, optional
+        Profile that ``config`` was resolved from, for settings that the notebook does not declare.
+    objective : callable, optional
+        ``objective(config of the trial, profile)`` gives the loss; default :func:`train_notebook`.
+    heartbeat_s : float
+        Seconds between signs of life. A trial that shows none for three times as long is taken for
+        killed: it is marked failed, and its recipe is tried again in its folder.
+
+    Raises
+    ------
+    ConfigError
+        A bad space, or a study of this name that was made with other settings.
+    """
+    space = read_space(space)
+    study = open_study(config, space, storage, name)
+
+    def run(trial: optuna.Trial) -> float:
+        if _is_surplus(study, trial, trials):
+            trial.set_user_attr("surplus", True)
+            raise optuna.TrialPruned
+        study.sampler = _sampler(config.seed * 100_003 + trial.number)
+        values = {key: _suggest(trial, key, limits) for key, limits in space.items()}
+        trial.set_user_attr("folder", trial.user_attrs.get("folder", f"{trial.number:03d}"))
+        own = {**values, "run_dir": f"{config.run_dir}/trials/{trial.user_attrs['folder']}"}
+        try:
+            with _heartbeat(trial, heartbeat_s):
+                return (objective or train_notebook)(config.model_copy(update=own), profile)
+        except KeyboardInterrupt:
+            _try_again(study, trial)
+            raise
+
+    while True:
+        _retry_killed(study, heartbeat_s)
+        if _used(study) >= trials:
+            return study
+        while _used(study) < trials:
+            study.optimize(run, n_trials=1, catch=(RuntimeError,), callbacks=[_tell])
+
+
+def train_notebook(config: RunConfig, profile: str | None = None) -> float:
+    """Run 03_train_lora into the trial's folder; gives the least loss on the validation suite."""
+    parameters = config.model_dump(mode="json") | ({"profile": profile} if profile else {})
+    execute.run_notebooks(path(config.run_dir), parameters, ["03"])
+    return adapters.training_metadata(config)["best_eval_loss"]
+
+
+def table(study: optuna.Study) -> pd.DataFrame:
+    """A row a trial, best first: trial, parameters, validation_loss, minutes, state."""
+    names = sorted({name for trial in study.trials for name in trial.params})
+    rows = [
+        {"trial": t.number, **{name: t.params.get(name) for name in names}, "validation_loss": t.value,
+         "minutes": t.duration.total_seconds() / 60 if t.duration else None,
+         "state": t.state.name.lower()}
+        for t in study.trials if not t.user_attrs.get("surplus")
+    ]
+    columns = ["trial", *names, "validation_loss", "minutes", "state"]
+    return pd.DataFrame(rows, columns=columns).sort_values("validation_loss", ignore_index=True)
+
+
+def write_best(study: optuna.Study, file: str | Path) -> Path:
+    """The best recipe as a profile: in ``profiles/`` it is used as ``--profile medgemma-4b+NAME``."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not done:
+        raise ConfigError(f"study {study.study_name}: no trial has finished")
+    best, file = study.best_trial, path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = (f"# Trial {best.number} of study {study.study_name}, the best of {len(done)}: "
+            f"validation loss {best.value:.4g}.\n")
+    file.write_text(head + yaml.safe_dump(best.params, sort_keys=False))
+    return file
+
+
+# --- what may change -------------------------------------------------------------------------------
+
+
+def read_space(space: str | Path) -> dict[str, dict[str, Any]]:
+    """Limits by name, from ``profiles/sweep/NAME.yaml`` or a YAML file; ConfigError names the field."""
+    file = Path(space) if str(space).endswith((".yaml", ".yml")) else SPACES / f"{space}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(file.stem for file in SPACES.glob("*.yaml")))
+        raise ConfigError(f"space {space!r} not found; spaces: {known}")
+    limits = yaml.safe_load(file.read_text()) or {}
+    for name, given in limits.items():
+        where = f"{file.name}, field {name!r}"
+        if name not in RunConfig.model_fields:
+            raise ConfigError(f"{where}: not one of {', '.join(RunConfig.model_fields)}")
+        keys = set(given) if isinstance(given, dict) else set()
+        if keys != {"choices"} and not {"low", "high"} <= keys <= {"low", "high", "step", "log"}:
+            raise ConfigError(f"{where}: expected choices: [...], or low, high and perhaps step or log")
+        for value in given.get("choices", [given.get("low"), given.get("high")]):
+            try:
+                RunConfig(**{name: value})
+            except ValueError as error:
+                why = error.errors()[0]["msg"]
+                raise ConfigError(f"{where}: {value!r} is out of range ({why})") from None
+    return limits
+
+
+def _suggest(trial: optuna.Trial, name: str, limits: dict[str, Any]):
+    if "choices" in limits:
+        return trial.suggest_categorical(name, limits["choices"])
+    whole = isinstance(limits["low"], int) and isinstance(limits["high"], int)
+    return (trial.suggest_int if whole else trial.suggest_float)(name, **limits)
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    # not multivariate: that one would propose before the trial has its number
+    return optuna.samplers.TPESampler(seed=seed, multivariate=False)
+
+
+# --- the study -------------------------------------------------------------------------------------
+
+
+def open_study(config: RunConfig, space: dict, storage: str | None, name: str) -> optuna.Study:
+    """Make or reopen a study; ConfigError names the settings in which it differs from this call."""
+    if storage is None:
+        storage = f"sqlite:///{run_dir(config) / 'sweep.db'}"
+    elif storage.startswith("journal:"):
+        file = path(storage.removeprefix("journal:"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage = JournalStorage(JournalFileBackend(str(file)))
+    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True,
+                                sampler=_sampler(config.seed))
+    fixed = set(TRAINING_FIELDS) | {"train_pairs", "val_pairs"}
+    mine = {"space": space} | {field: getattr(config, field) for field in sorted(fixed - set(space))}
+    theirs = study.user_attrs.get("settings")
+    if theirs is None:
+        study.set_user_attr("settings", mine)
+    else:
+        other = [field for field in mine if field in theirs and theirs[field] != mine[field]]
+        if other:
+            raise ConfigError(f"study {name!r} was made with other settings ({', '.join(other)}); "
+                              "give the same settings, or another name")
+    return study
+
+
+def _used(study: optuna.Study) -> int:
+    """Trials that count: all but those waiting, tried again or in excess."""
+    return len(_counted(study.get_trials(deepcopy=False)))
+
+
+def _counted(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
+    replaced = {t.user_attrs.get("retries") for t in trials}
+    return [t for t in trials if t.state != TrialState.WAITING and t.number not in replaced
+            and not t.user_attrs.get("surplus")]
+
+
+def _is_surplus(study: optuna.Study, trial: optuna.Trial, wanted: int) -> bool:
+    """True if another process began the last trial, or queued the same recipe, at the same moment."""
+    trials = study.get_trials(deepcopy=False)
+    earlier = [t for t in _counted(trials) if t.number < trial.number]
+    again = trial.user_attrs.get("retries", -1)
+    twice = again in [t.user_attrs.get("retries") for t in trials[: trial.number]]
+    return twice or len(earlier) >= wanted
+
+
+@contextmanager
+def _heartbeat(trial: optuna.Trial, seconds: float):
+    """Count up in the study while the trial runs; a counter, since the clocks of two machines differ."""
+    done = threading.Event()
+
+    def beat():
+        count = 0
+        while not done.is_set():
+            trial.set_user_attr("alive", count := count + 1)
+            done.wait(seconds)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _retry_killed(study: optuna.Study, heartbeat_s: float) -> None:
+    """Mark running trials that show no sign of life as failed, and queue their recipes again."""
+    def running():
+        found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return {t.number: (t.user_attrs.get("alive"), t) for t in found}
+
+    before = running()
+    if before:
+        time.sleep(3 * heartbeat_s)
+    for number, (alive, trial) in running().items():
+        if number in before and before[number][0] == alive:
+            try:
+                study.tell(number, state=TrialState.FAIL)
+            except ValueError:  # another machine was faster
+                continue
+            print(f"trial {number} was killed; it is tried again", flush=True)
+            _try_again(study, trial)
+
+
+def _try_again(study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
+    """Queue the recipe of a killed trial; its folder goes with it, so that training resumes."""
+    tries = trial.user_attrs.get("tries", 1)
+    if tries < TRIES:
+        folder = trial.user_attrs.get("folder", f"{trial.number:03d}")
+        study.enqueue_trial(trial.params, user_attrs={
+            "folder": folder, "retries": trial.number, "tries": tries + 1})
+
+
+def _tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    if not trial.user_attrs.get("surplus"):
+        recipe = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                           for name, value in trial.params.items())
+        said = trial.state.name.lower() if trial.value is None else f"validation loss {trial.value:.4g}"
+        print(f"trial {trial.number}: {recipe}: {said}", flush=True)

@@ -1,0 +1,178 @@
+"""How far raters agree beyond chance: Cohen's and Fleiss' kappa, Krippendorff's alpha, with intervals."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import krippendorff
+import numpy as np
+import pandas as pd
+from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
+
+from medlib.config import SEVERITIES, VERDICTS
+from medlib.stats.proportions import proportion
+
+NAN = float("nan")
+RESAMPLES = 2_000
+#: What raters say -> its levels, in order, and whether the order means something.
+SCALES = {"verdict": (VERDICTS, "nominal"), "severity": (SEVERITIES, "ordinal")}
+
+
+def by_case(ratings: pd.DataFrame, what: str = "verdict") -> pd.DataFrame:
+    """Ratings as a table, a row a case and a column a rater; NaN where a rater said nothing.
+
+    Parameters
+    ----------
+    ratings : DataFrame
+        Columns ``key``, ``rater`` and ``what``, as from `medlib.feedback.rating_store.current`.
+    what : {"verdict", "severity"}
+        The verdict that a rater holds himself, or the severity of what he calls an error: a case that he
+        calls CORRECT has none and counts as not rated.
+
+    Returns
+    -------
+    DataFrame of level numbers (float), by `SCALES`.
+
+    Raises
+    ------
+    ValueError
+        If a rater has two ratings of one case, or a level is not in `SCALES`.
+    """
+    levels, _ = SCALES[what]
+    wide = ratings.pivot(index="key", columns="rater", values=what)
+    said = wide.where(wide.notna() & (wide != "none"))
+    if strange := set(said.stack().dropna()) - set(levels):
+        raise ValueError(f"{what}: {', '.join(sorted(map(str, strange)))} not in {', '.join(levels)}")
+    return said.apply(lambda column: column.map({level: float(i) for i, level in enumerate(levels)}))
+
+
+def raw(wide: pd.DataFrame) -> dict:
+    """Share of the cases with two ratings or more on which all raters say the same, with Wilson's interval."""
+    shared = wide[wide.notna().sum(axis=1) >= 2]
+    return proportion(int((shared.nunique(axis=1) == 1).sum()), len(shared))
+
+
+def cohen(first: Sequence[float], second: Sequence[float], levels: int, ordered: bool = False) -> dict:
+    """Cohen's kappa of two raters over the cases that both rated; weighted linearly if levels are ordered.
+
+    Parameters
+    ----------
+    first, second : sequences of float
+        Level numbers of the same cases; NaN for a case that the rater did not rate.
+    levels : int
+        How many levels there are.
+
+    Returns
+    -------
+    dict
+        ``value``, ``low``, ``high`` (95 %, by the normal approximation of statsmodels) and ``n``. NaN where
+        undefined: all ratings the same; and for the limits if there is no disagreement to estimate from.
+
+    References
+    ----------
+    J. Cohen (1960), "A coefficient of agreement for nominal scales"; J. L. Fleiss, J. Cohen and
+    B. S. Everitt (1969), "Large sample standard errors of kappa and weighted kappa".
+    """
+    pairs = np.array([first, second], dtype=float).T
+    pairs = pairs[~np.isnan(pairs).any(axis=1)].astype(int)
+    if len(np.unique(pairs)) < 2:
+        return _result(NAN, NAN, NAN, len(pairs))
+    table = np.zeros((levels, levels))
+    np.add.at(table, tuple(pairs.T), 1)
+    found = cohens_kappa(table, wt="linear" if ordered else None)
+    if found.kappa == 1:
+        return _result(1.0, NAN, NAN, len(pairs))
+    return _result(found.kappa, found.kappa_low, min(found.kappa_upp, 1.0), len(pairs))
+
+
+def fleiss(wide: pd.DataFrame, levels: int, seed: int = 0) -> dict:
+    """Fleiss' kappa over the cases that every rater rated, as it allows no gaps; see `cohen` for the result.
+
+    The limits are a percentile bootstrap over cases.
+
+    References
+    ----------
+    J. L. Fleiss (1971), "Measuring nominal scale agreement among many raters".
+    """
+    complete = _counts(wide.dropna(), levels)
+    return _bootstrapped(complete, fleiss_kappa, seed) if wide.shape[1] > 1 else _result(NAN, NAN, NAN, 0)
+
+
+def alpha(wide: pd.DataFrame, levels: int, measurement: str = "nominal", seed: int = 0) -> dict:
+    """Krippendorff's alpha over the cases with two ratings or more; see `cohen` for the result.
+
+    The limits are a percentile bootstrap over cases.
+
+    Parameters
+    ----------
+    wide : DataFrame of `by_case`
+        Any number of raters, with gaps.
+    measurement : {"nominal", "ordinal"}
+
+    References
+    ----------
+    K. Krippendorff (2004), "Content Analysis", chapter 11; "reliable" is said of 0.800 and more there,
+    "tentative conclusions" from 0.667.
+    """
+    counts = _counts(wide, levels)
+
+    def statistic(drawn):
+        return krippendorff.alpha(value_counts=drawn, level_of_measurement=measurement)
+
+    return _bootstrapped(counts[counts.sum(axis=1) >= 2], statistic, seed)
+
+
+def _counts(wide: pd.DataFrame, levels: int) -> np.ndarray:
+    """How many raters chose each level, int array (cases, levels)."""
+    return np.stack([(wide == level).sum(axis=1) for level in range(levels)], axis=1)
+
+
+def _bootstrapped(counts: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int) -> dict:
+    """A statistic of counts with its percentile interval over cases.
+
+    Cases of one pattern are interchangeable: drawing how often each pattern comes is drawing the cases.
+    """
+    if (counts.sum(axis=0) > 0).sum() < 2:
+        return _result(NAN, NAN, NAN, len(counts))
+    value = float(statistic(counts))
+    if ((counts > 0).sum(axis=1) == 1).all():  # a bootstrap of no disagreement has no width
+        return _result(value, NAN, NAN, len(counts))
+    patterns, seen = np.unique(counts, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(counts), seen / len(counts), size=RESAMPLES)
+    samples = (np.repeat(patterns, often, axis=0) for often in drawn)
+    # a sample of one level alone has no chance agreement to compare with
+    values = [statistic(sample) for sample in samples if (sample.sum(axis=0) > 0).sum() > 1]
+    return _result(value, *np.quantile(values, [0.025, 0.975]), len(counts))
+
+
+def _result(value: float, low: float, high: float, n: int) -> dict:
+    return {"value": float(value), "low": float(low), "high": float(high), "n": n}
+
+
+def summary(ratings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Every measure of agreement, on verdicts and on the severity of what raters call an error.
+
+    Returns
+    -------
+    DataFrame
+        ``what`` ("verdict" or "severity"), ``measure``, ``raters`` (their pseudonyms), ``value``, ``low``,
+        ``high``, ``n`` (cases); empty if no two raters rated.
+    """
+    found = []
+    for what, (levels, measurement) in SCALES.items():
+        wide = by_case(ratings, what)
+        everyone, ordered = ", ".join(wide.columns), measurement == "ordinal"
+        if wide.shape[1] < 2:
+            continue
+        found.append((what, "same answer by all", everyone, raw(wide)))
+        for a, b in itertools.combinations(wide.columns, 2):
+            name = "Cohen's kappa, linear weights" if ordered else "Cohen's kappa"
+            found.append((what, name, f"{a}, {b}", cohen(wide[a], wide[b], len(levels), ordered)))
+        found.append((what, "Fleiss' kappa", everyone, fleiss(wide, len(levels), seed)))
+        found.append((what, f"Krippendorff's alpha, {measurement}", everyone,
+                      alpha(wide, len(levels), measurement, seed)))
+    columns = ["what", "measure", "raters", "value", "low", "high", "n"]
+    return pd.DataFrame([{"what": what, "measure": measure, "raters": names, **result}
+                         for what, measure, names, result in found], columns=columns)

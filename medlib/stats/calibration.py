@@ -1,0 +1,259 @@
+"""How far the probability of CORRECT can be trusted: temperature, and when to abstain.
+
+``p_correct`` is the probability that a model gives to the verdict ``CORRECT``; ``is_correct`` says
+whether that is the gold verdict (not whether the model is right). Temperature and threshold are
+fitted on validation scenarios and then applied to others. Tables are those of `medlib.stats.scores`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+from scipy.stats import binned_statistic
+from statsmodels.stats.proportion import proportion_confint
+
+from medlib.stats.proportions import proportion
+
+
+def expected_calibration_error(p, y, bins: int = 15) -> float:
+    """Expected calibration error of the probability of CORRECT.
+
+    The mean over ``bins`` equal-width bins on [0, 1], weighted by their counts, of
+    ``|mean p - share of y|``. It is about P(CORRECT) itself, not about the confidence in the
+    predicted verdict, so it is the mean gap in the reliability diagram.
+
+    Parameters
+    ----------
+    p : array_like of float, shape (n,)
+        Probability of CORRECT.
+    y : array_like of bool, shape (n,)
+        True where the gold verdict is CORRECT.
+
+    Returns
+    -------
+    float
+        0 (calibrated) to 1.
+
+    References
+    ----------
+    C. Guo et al. (2017), "On calibration of modern neural networks", ICML.
+    """
+    p, y = checked_probabilities(p, y)
+    # count x |mean p - mean y| of a bin is |sum of (p - y)| in it
+    gaps = binned_statistic(p, p - y, statistic="sum", bins=bins, range=(0, 1)).statistic
+    return float(np.abs(gaps).sum() / p.size)
+
+
+def checked_probabilities(p, y) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and labels as two float arrays (n,); ValueError unless they can be that."""
+    p, y = np.asarray(p, dtype=float), np.asarray(y, dtype=float)
+    if p.shape != y.shape or p.ndim != 1 or not p.size:
+        raise ValueError(f"p and y need one equal, non-empty axis, got {p.shape} and {y.shape}")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("p holds values outside [0, 1]")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("y holds values other than 0 and 1")
+    return p, y
+
+TEMPERATURES = 0.05, 20.0  # coolest and warmest that are tried
+SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1, so that their logits are finite
+
+
+def fit_temperature(p_correct, is_correct) -> float:
+    """The temperature that makes validation probabilities most likely.
+
+    Minimises the mean negative log-likelihood of ``expit(logit(p_correct) / T)`` over T from 0.05
+    to 20; above 1 the model was too sure of itself, below 1 not sure enough. The targets are
+    smoothed as Platt did, ``(n + 1) / (n + 2)`` for n scenarios of a verdict: without that, a
+    validation suite without a mistake would call for unlimited certainty.
+
+    Parameters
+    ----------
+    p_correct : array_like of float, shape (n,)
+        Probability of CORRECT on validation scenarios; exactly 0 and 1 are allowed.
+    is_correct : array_like of bool, shape (n,)
+        True where the gold verdict is CORRECT.
+
+    Returns
+    -------
+    float
+        1.0 if every probability is 0.5, which no temperature changes.
+
+    Raises
+    ------
+    ValueError
+        For unequal or empty input, or values out of range.
+
+    References
+    ----------
+    C. Guo et al. (2017), "On calibration of modern neural networks", ICML.
+    J. Platt (1999), "Probabilistic outputs for support vector machines".
+    """
+    p, y = checked_probabilities(p_correct, is_correct)
+    margin = np.where(y == 1, 1, -1) * _logits(p)  # in favour of the gold verdict
+    if not margin.any():
+        return 1.0
+    same = np.where(y == 1, y.sum(), len(y) - y.sum())  # scenarios of the same gold verdict
+    target = (same + 1) / (same + 2)
+
+    def loss(log_temperature: float) -> float:
+        scaled = margin * np.exp(-log_temperature)
+        return (target * np.logaddexp(0, -scaled) + (1 - target) * np.logaddexp(0, scaled)).mean()
+
+    # the loss is convex in 1 / T, so it has one valley in log T as well
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded",
+                            options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def apply_temperature(p_correct, temperature: float) -> np.ndarray:
+    """Probabilities of CORRECT after division of their logits by a temperature.
+
+    Parameters
+    ----------
+    p_correct : array_like of float
+        Any shape.
+    temperature : float
+        Above 0.
+
+    Returns
+    -------
+    ndarray of float
+        Same shape. 0.5 stays 0.5 and no value crosses it, so no verdict changes.
+    """
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"temperature: {temperature} is not a positive number")
+    p = np.asarray(p_correct, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("p_correct holds values outside [0, 1]")
+    return expit(_logits(p) / temperature)
+
+
+def _logits(p: np.ndarray) -> np.ndarray:
+    return logit(np.clip(p, SMALLEST, 1 - SMALLEST))
+
+
+def calibrated(frame: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """A predictions table with ``p_correct`` at that temperature; the verdicts stay as they are."""
+    return frame.assign(p_correct=apply_temperature(frame["p_correct"], temperature))
+
+
+def certainty(p_correct) -> np.ndarray:
+    """Distance of the probability of CORRECT from 0.5; 0 (a toss-up) to 0.5 (sure)."""
+    # rounded, or 0.8 would count as more certain than 0.2 because of the last binary digit
+    return np.abs(np.asarray(p_correct, dtype=float) - 0.5).round(12)
+
+
+def selective(frame: pd.DataFrame, coverages=None) -> pd.DataFrame:
+    """Accuracy on the most certain scenarios, when the auditor abstains on the rest.
+
+    Scenarios of one certainty are kept in random order: the accuracy is its expectation, so it
+    does not depend on the order of the rows.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Predictions, columns ``verdict``, ``predicted`` and ``p_correct``.
+    coverages : array_like of float, optional
+        Shares of scenarios to keep, above 0 and up to 1; by default 0.05, 0.10, ..., 1.
+
+    Returns
+    -------
+    DataFrame
+        coverage (share kept), n (scenarios kept, rounded up), accuracy, low, high (95 % Wilson,
+        scenarios taken as independent).
+
+    References
+    ----------
+    Y. Geifman and R. El-Yaniv (2017), "Selective classification for deep neural networks", NeurIPS.
+    """
+    coverages = np.linspace(0.05, 1, 20) if coverages is None else np.asarray(coverages, dtype=float)
+    if not ((coverages > 0) & (coverages <= 1)).all():
+        raise ValueError("coverages: every one must be above 0 and at most 1")
+    right = _right_among_most_certain(*_certainty_and_right(frame))
+    kept = _kept(coverages, len(right))
+    right = right[kept - 1]
+    low, high = proportion_confint(right, kept, method="wilson")
+    return pd.DataFrame({"coverage": coverages, "n": kept, "accuracy": right / kept,
+                         "low": np.clip(low, 0, right / kept), "high": np.clip(high, right / kept, 1)})
+
+
+def area_under_risk_coverage(frame: pd.DataFrame) -> float:
+    """Mean error rate over all coverages 1/n, 2/n, ..., 1, most certain first; lower is better.
+
+    A certainty that says nothing gives the plain error rate. Ties as in `selective`.
+    """
+    right = _right_among_most_certain(*_certainty_and_right(frame))
+    return float(1 - (right / np.arange(1, len(right) + 1)).mean())
+
+
+def _certainty_and_right(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    absent = [name for name in ("verdict", "predicted", "p_correct") if name not in frame]
+    if absent:
+        raise ValueError(f"predictions: no column {', '.join(map(repr, absent))}")
+    right = (frame["verdict"] == frame["predicted"]).to_numpy()
+    p, right = checked_probabilities(frame["p_correct"], right)
+    return certainty(p), right
+
+
+def _right_among_most_certain(certainties: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Expected number of right verdicts among the k most certain, k = 1 to n."""
+    levels, level = np.unique(-certainties, return_inverse=True)
+    sizes, hits = np.bincount(level), np.bincount(level, right)
+    # in a group of ties the expected number grows evenly
+    return np.interp(np.arange(1, len(right) + 1), np.append(0, sizes.cumsum()),
+                     np.append(0, hits.cumsum()))
+
+
+def _kept(coverage, n: int):
+    # the small step: 0.95 * 20 is a hair above 19
+    return np.ceil(np.asarray(coverage) * n - 1e-9).astype(int).clip(1)
+
+
+def abstention_threshold(
+    p_correct, is_correct, *, coverage: float | None = None, target_accuracy: float | None = None
+) -> float:
+    """The certainty below which to abstain, chosen on validation scenarios.
+
+    Parameters
+    ----------
+    p_correct : array_like of float, shape (n,)
+    is_correct : array_like of bool, shape (n,)
+        True where the gold verdict is CORRECT.
+    coverage : float
+        Share of validation scenarios that must be answered; the highest such threshold.
+    target_accuracy : float
+        Accuracy that the answered validation scenarios must reach; the threshold that answers
+        most. Give this or ``coverage``.
+
+    Returns
+    -------
+    float
+        A certainty, see `certainty`: answer where it is reached, abstain below. ``inf`` (abstain
+        always) if no threshold reaches the target.
+
+    Raises
+    ------
+    ValueError
+        Unless one of the two is given, above 0 and at most 1.
+    """
+    p, y = checked_probabilities(p_correct, is_correct)
+    goals = [goal for goal in (coverage, target_accuracy) if goal is not None]
+    if len(goals) != 1 or not 0 < goals[0] <= 1:
+        raise ValueError("give one of coverage and target_accuracy, above 0 and at most 1, "
+                         f"got {coverage=}, {target_accuracy=}")
+    certainties = certainty(p)
+    if coverage is not None:
+        return float(np.sort(certainties)[::-1][_kept(coverage, len(p)) - 1])
+    levels, level = np.unique(-certainties, return_inverse=True)  # most certain first
+    hits = np.bincount(level, (p >= 0.5) == y)
+    reached = np.flatnonzero(hits.cumsum() >= target_accuracy * np.bincount(level).cumsum() - 1e-9)
+    return float(-levels[reached[-1]]) if reached.size else np.inf
+
+
+def abstention(frame: pd.DataFrame, threshold: float) -> dict:
+    """Share of scenarios on which to abstain at that threshold, as in `medlib.stats.proportions.proportion`."""
+    below = certainty(frame["p_correct"]) < threshold
+    return proportion(int(below.sum()), len(below))

@@ -1,0 +1,91 @@
+"""The predictions table: one row per scenario, whichever system answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medlib.config import VERDICTS
+from medlib.data.cases import Scenario
+
+
+def prediction_row(scenario: Scenario, p_correct: float) -> dict:
+    """One row of a predictions table, whichever system gave the probability of CORRECT."""
+    return {
+        "id": scenario.id, "modality": scenario.modality, "verdict": scenario.verdict,
+        "error_type": scenario.error_type, "severity": scenario.severity, "cost_impact": scenario.cost_impact,
+        "source": scenario.factors.get("source"), "pair": scenario.factors.get("pair"),
+        "pair_kind": scenario.factors.get("pair_kind"), "p_correct": p_correct,
+        "predicted": "CORRECT" if p_correct >= 0.5 else "ERROR",
+    }
+
+
+def predictions_table(scenarios: list[Scenario], answered: pd.DataFrame) -> pd.DataFrame:
+    """Predictions table, a row a scenario: `prediction` and whatever else was answered."""
+    rows = [prediction_row(s, float(p)) for s, p in zip(scenarios, answered["p_correct"])]
+    extra = answered.drop(columns="p_correct").reset_index(drop=True)
+    frame = pd.concat([pd.DataFrame(rows), extra], axis=1)
+    if "completion_tokens" in frame:  # of an API only the text is known: what is no verdict is never right
+        unread = frame["parsed"].isna()
+        frame.loc[unread, "predicted"] = frame.loc[unread, "verdict"].map({"CORRECT": "ERROR", "ERROR": "CORRECT"})
+    return frame
+
+
+def pair_accuracy(predictions: pd.DataFrame) -> tuple[int, int]:
+    """(pairs with both members right, pairs): a counterfactual pair counts only as a whole."""
+    right = (predictions.verdict == predictions.predicted).groupby(predictions.pair).all()
+    return int(right.sum()), len(right)
+
+
+def write_predictions(path: str | Path, frames: dict[str, pd.DataFrame]) -> Path:
+    """All systems and suites in one JSONL file; keys of ``frames`` are ``system/suite``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tagged = [frame.assign(system=system, suite=suite)
+              for (system, suite), frame in ((key.rsplit("/", 1), frame) for key, frame in frames.items())]
+    records = pd.concat(tagged, ignore_index=True).to_dict(orient="records")
+    path.write_text("".join(json.dumps(without_missing(r)) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def without_missing(record: dict) -> dict:
+    """The record without values that are None or nan, which JSON does not have."""
+    return {k: v for k, v in record.items() if not (v is None or (isinstance(v, float) and np.isnan(v)))}
+
+
+def read_predictions(path: str | Path) -> dict[str, pd.DataFrame]:
+    """The inverse of :func:`write_predictions`."""
+    # not pd.read_json: it rounds floats and turns the text "12" into a number
+    frame = pd.DataFrame([json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()])
+    return {f"{system}/{suite}": part.reset_index(drop=True)
+            for (system, suite), part in frame.groupby(["system", "suite"], sort=False)}
+
+
+def checked(predictions: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The table itself if it has the columns and good values, else a ValueError (row, field)."""
+    absent = [column for column in columns if column not in predictions]
+    if absent:
+        raise ValueError(f"predictions: no column {', '.join(map(repr, absent))}")
+    if predictions.empty:
+        raise ValueError("predictions: no rows")
+    good = {
+        "verdict": lambda values: values.isin(VERDICTS),
+        "predicted": lambda values: values.isin(VERDICTS),
+        "parsed": lambda values: values.isin(VERDICTS) | values.isna(),
+        "p_correct": lambda values: values.between(0, 1),
+        "cost_impact": lambda values: values >= 0,
+        "modality": lambda values: values.notna(),
+    }
+    for column, is_good in good.items():
+        if column in predictions:
+            bad = np.flatnonzero(~is_good(predictions[column]).to_numpy(dtype=bool))
+            if len(bad):
+                first = predictions.iloc[bad[0]]
+                raise ValueError(
+                    f"predictions, row {bad[0] + 1} ({first.get('id', 'no id')}), field "
+                    f"'{column}': bad value {first[column]!r} ({len(bad)} such row(s))"
+                )
+    return predictions

@@ -1,0 +1,330 @@
+"""The probability from which a verdict is CORRECT, chosen so that few critical errors are missed.
+
+A treatment is called CORRECT where ``p_correct >= threshold``. A higher threshold misses fewer errors and
+raises more false alarms (valid treatments called ERROR). The threshold is chosen on calibration cases by
+learn then test, through `mapie`: of all thresholds whose rate of missed critical errors is shown to be at
+most ``level``, the one with the fewest false alarms. What that promises, and no more:
+
+    With probability ``confidence`` over the draw of the calibration cases, at most a share ``level`` of the
+    critical errors among new cases *of the same distribution* is missed.
+
+Nothing is promised about other hospitals, other words or other pictures, about one modality or one severity
+by itself, about false alarms or about a single case: these are measured, see `report`. Where the same cases
+also serve to pick one of several systems, the promise must hold for all of them at once: pass their number as
+``systems``, and the probability of a broken promise is shared out among them (Bonferroni).
+
+The test of one threshold is the exact binomial one, so "shown" means: the one-sided Clopper-Pearson limit of
+its missed critical errors at ``confidence`` is at most ``level``. The rate can only fall as the threshold
+rises, so thresholds are tested from the highest down until one fails (fixed sequence) and share one level
+of significance; for the same reason candidates may be taken from the calibration cases themselves.
+
+Zero misses on n critical cases show a rate of ``1 - (1 - confidence) ** (1 / n)``, and no lower one can be
+shown with n cases. Asked for that level, learn then test *is* the rule "no critical miss at the fewest false
+alarms"; it is the default of `choose`.
+
+Tables are those of `medlib.stats.scores`; cases are taken as independent.
+
+References
+----------
+A. Angelopoulos, S. Bates, E. Candès, M. Jordan and L. Lei (2021), "Learn then test: calibrating predictive
+algorithms to achieve risk control".
+A. Angelopoulos, S. Bates, A. Fisch, L. Lei and T. Schuster (2022), "Conformal risk control".
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from mapie.risk_control import BinaryClassificationController
+from scipy.stats import binom, ks_2samp
+from sklearn.metrics import roc_curve
+from statsmodels.stats.proportion import proportion_confint
+
+from medlib.stats.calibration import checked_probabilities
+from medlib.stats.proportions import proportion
+from medlib.stats.scores import score
+
+EVEN = 0.5
+#: Above every probability: each treatment is called an error, so none is missed and every valid one is alarmed.
+REFUSE_ALL = float(np.nextafter(1, 2))
+#: What the last rung of the ladder must reach on the held-out suite.
+BARS = {"accuracy": 0.95, "critical_misses": 0, "false_alarms": 0.05, "spread": 2.0}
+
+
+class RiskError(ValueError):
+    """No threshold can promise what was asked for; the message says what can be had."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold and what it promises.
+
+    Attributes
+    ----------
+    rule : str
+        How it was chosen.
+    threshold : float
+        CORRECT from this probability of CORRECT on; 0 to 1, or `REFUSE_ALL`.
+    critical, misses : int
+        Critical errors among the calibration cases, and how many of them are called CORRECT.
+    false_alarms : dict
+        `stats.proportion` of the valid treatments among them that are called ERROR.
+    level, confidence : float or None
+        What is promised, see the module; None if nothing is.
+    allowed : int or None
+        Misses on calibration with which the level is still shown; it depends on nothing but ``critical``,
+        ``level``, ``confidence`` and ``systems``.
+    systems : int
+        For how many systems at once the promise holds.
+    """
+
+    rule: str
+    threshold: float
+    critical: int
+    misses: int
+    false_alarms: dict
+    level: float | None = None
+    confidence: float | None = None
+    allowed: int | None = None
+    systems: int = 1
+
+    @property
+    def expected(self) -> float | None:
+        """Conformal risk control: bound of the rate of misses, in the mean over draws of calibration cases.
+
+        With n critical cases it cannot be below 1 / (n + 1). It is about one system, picked beforehand.
+        """
+        return None if self.allowed is None else (self.allowed + 1) / (self.critical + 1)
+
+    @property
+    def guarantee(self) -> str:
+        """The promise in one sentence."""
+        if self.level is None:
+            return "This threshold comes with no promise."
+        together = f", for each of {self.systems} systems at once" if self.systems > 1 else ""
+        shown = f"{self.allowed} or fewer misses" if self.allowed else "no miss"
+        # in the mean it holds for one system only, not for the one that the same cases have picked
+        mean = f"; in the mean over such draws at most {self.expected:.2%} (conformal risk control)"
+        return (
+            f"With probability at least {self.confidence:.0%} over the draw of the {self.critical:,} critical "
+            f"calibration cases{together}, at most {self.level:.2%} of the critical errors among new cases of the "
+            f"same distribution are called CORRECT (learn then test, shown by {shown} on calibration)"
+            f"{mean if self.systems == 1 else ''}."
+        )
+
+
+def upper_limit(misses: int, n: int, confidence: float) -> float:
+    """One-sided Clopper-Pearson limit of a rate; of 0 in n it is ``1 - (1 - confidence) ** (1 / n)``."""
+    # the upper end of a two-sided interval at twice the error
+    return float(proportion_confint(misses, n, alpha=2 * (1 - confidence), method="beta")[1])
+
+
+def lowest_level(critical: int, confidence: float, systems: int = 1) -> float:
+    """The lowest rate of missed critical errors that so many critical calibration cases can show."""
+    # a hair above the limit of zero misses, which its own test would fail by the last binary digit
+    return upper_limit(0, critical, _shared(confidence, systems)) * (1 + 1e-9)
+
+
+def _shared(confidence: float, systems: int) -> float:
+    """Confidence for one system, so that the promise holds for all at once (Bonferroni)."""
+    return 1 - (1 - confidence) / systems
+
+
+def choose(
+    calibration: pd.DataFrame, level: float | None = None, confidence: float = 0.9, systems: int = 1
+) -> Choice:
+    """The threshold with the fewest false alarms among those that keep critical misses at a level.
+
+    Parameters
+    ----------
+    calibration : DataFrame
+        Predictions with ``verdict``, ``severity`` and ``p_correct``, on cases that nothing was fitted to.
+    level : float, optional
+        Share of critical errors that may be missed, 0 to 1; by default the lowest that can be shown, which
+        allows no miss on the calibration cases.
+    confidence : float
+        Probability with which the level holds, see the module.
+    systems : int
+        Systems among which these cases pick one; the level then holds for all of them at once.
+
+    Returns
+    -------
+    Choice
+        Of thresholds that alarm equally often the highest, which misses least.
+
+    Raises
+    ------
+    RiskError
+        Without a critical error or a valid treatment, or if no threshold can be shown to reach the level; the
+        message tells the level that can be.
+    """
+    p, is_valid = _valid_and_critical(calibration)
+    critical = int((~is_valid).sum())
+    lowest = lowest_level(critical, confidence, systems)
+    if level is not None and level < lowest:
+        raise RiskError(
+            f"risk_level {level:g} cannot be shown with {critical:,} critical calibration cases: even with none "
+            f"missed the limit at {confidence:.0%} is {lowest:.3g}; raise risk_level to that, lower "
+            "risk_confidence, or calibrate on more cases (calibration_pairs)"
+        )
+    rule = "no critical miss on calibration" if level is None else f"at most {100 * level:.3g} % missed"
+    level, alone = lowest if level is None else float(level), _shared(confidence, systems)
+    allowed = np.flatnonzero(binom.cdf(np.arange(critical + 1), critical, level) <= 1 - alone).max()
+    threshold = _learn_then_test(p, is_valid, level, alone)
+    return _choice(rule, p, is_valid, threshold, level=level, confidence=confidence, allowed=int(allowed),
+                   systems=systems)
+
+
+def _learn_then_test(p: np.ndarray, is_valid: np.ndarray, level: float, confidence: float) -> float:
+    """The choice itself, by mapie, on valid treatments (positive) and critical errors (negative).
+
+    mapie rounds ``n * (misses / n)`` up, so now and then it is one miss stricter than the exact test.
+    """
+    controller = BinaryClassificationController(
+        lambda probability: np.column_stack([1 - probability, probability]),
+        risk="fpr",  # critical errors called CORRECT
+        target_level=level,
+        confidence_level=confidence,
+        best_predict_param_choice="recall",  # valid treatments recognised
+        # false alarms change only at the probability of a valid treatment
+        list_predict_params=np.append(np.unique(p[is_valid]), REFUSE_ALL),
+        fwer_method="fixed_sequence",
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All p", module="mapie")  # all of p 0 or 1; all will do
+        controller.calibrate(p, is_valid)
+    return controller.best_predict_param
+
+
+def _choice(rule: str, p: np.ndarray, is_valid: np.ndarray, threshold: float, **promise) -> Choice:
+    alarms = proportion(int((p[is_valid] < threshold).sum()), int(is_valid.sum()))
+    misses = int((p[~is_valid] >= threshold).sum())
+    return Choice(rule, float(threshold), int((~is_valid).sum()), misses, alarms, **promise)
+
+
+def _valid_and_critical(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of CORRECT of valid treatments and critical errors, and which are valid; others left out."""
+    absent = [name for name in ("verdict", "severity", "p_correct") if name not in frame]
+    if absent:
+        raise ValueError(f"predictions: no column {', '.join(map(repr, absent))}")
+    counted = (frame["verdict"] == "CORRECT") | (frame["severity"] == "critical")
+    is_valid = (frame.loc[counted, "verdict"] == "CORRECT").to_numpy()
+    for kind, found in {"critical error": (~is_valid).any(), "valid treatment": is_valid.any()}.items():
+        if not found:
+            raise RiskError(f"no {kind} among {len(frame):,} cases: ask about more pairs")
+    return checked_probabilities(frame.loc[counted, "p_correct"], is_valid)[0], is_valid
+
+
+def rules(
+    calibration: pd.DataFrame, level: float = 0.02, confidence: float = 0.9, systems: int = 1
+) -> list[Choice]:
+    """The even threshold, the one without a critical miss, and the one that promises the level.
+
+    The last is left out where the calibration cases are too few for the level; `choose` tells why.
+    """
+    chosen = [_choice("one half", *_valid_and_critical(calibration), EVEN),
+              choose(calibration, None, confidence, systems)]
+    if level >= chosen[1].level:
+        chosen.append(choose(calibration, level, confidence, systems))
+    return chosen
+
+
+def apply(frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """The predictions with ``predicted`` as the threshold has it; nothing else changes."""
+    # in float32 `REFUSE_ALL` would be 1, and pass what is sure
+    passes = frame["p_correct"].to_numpy(dtype=float) >= threshold
+    return frame.assign(predicted=np.where(passes, "CORRECT", "ERROR"))
+
+
+def measure(frame: pd.DataFrame) -> dict:
+    """The figures that a threshold trades against each other.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Predictions, for example from `apply`.
+
+    Returns
+    -------
+    dict
+        ``critical_misses`` (``count``, ``n``, ``upper``: one-sided 95 % Clopper-Pearson limit), ``false_alarms``
+        and ``accuracy`` (`stats.proportion`, two-sided 95 %), ``spread`` (points, over modalities).
+    """
+    scores = score(frame)
+    valid = frame["verdict"] == "CORRECT"
+    alarms = proportion(int((frame.loc[valid, "predicted"] == "ERROR").sum()), int(valid.sum()))
+    return {"critical_misses": scores["critical_misses"], "false_alarms": alarms, "accuracy": scores["accuracy"],
+            "spread": round(scores["spread"], 9)}  # or 2.0 points would count as 2.0000000000000018
+
+
+def report(
+    calibration: pd.DataFrame, heldout: pd.DataFrame, level: float = 0.02, confidence: float = 0.9,
+    systems: int = 1,
+) -> pd.DataFrame:
+    """What each rule chose on calibration cases, and what its threshold then does on both suites.
+
+    Returns
+    -------
+    DataFrame
+        A row a rule of `rules` and suite ("calibration", "heldout"): rule, suite, threshold, and `measure`.
+    """
+    return pd.DataFrame([
+        {"rule": choice.rule, "suite": suite, "threshold": choice.threshold,
+         **measure(apply(frame, choice.threshold))}
+        for choice in rules(calibration, level, confidence, systems)
+        for suite, frame in {"calibration": calibration, "heldout": heldout}.items()
+    ])
+
+
+def curve(frame: pd.DataFrame) -> pd.DataFrame:
+    """Both error rates at every threshold that makes a difference, highest first.
+
+    Returns
+    -------
+    DataFrame
+        threshold; critical_misses: share of critical errors called CORRECT; false_alarms: share of valid
+        treatments called ERROR.
+    """
+    p, is_valid = _valid_and_critical(frame)
+    missed, recognised, thresholds = roc_curve(is_valid, p, drop_intermediate=False)
+    thresholds[0] = REFUSE_ALL  # infinite there
+    return pd.DataFrame({"threshold": thresholds, "critical_misses": missed, "false_alarms": 1 - recognised})
+
+
+def same_distribution(calibration: pd.DataFrame, other: pd.DataFrame) -> float:
+    """p-value of "critical errors get the same probabilities in both frames" (Kolmogorov-Smirnov, two-sided).
+
+    The promise rests on that. A small p speaks against it; a large one does not prove it.
+    """
+    (p, valid), (q, other_valid) = map(_valid_and_critical, (calibration, other))
+    return float(ks_2samp(p[~valid], q[~other_valid]).pvalue)
+
+
+def bars(frame: pd.DataFrame) -> pd.DataFrame:
+    """The four bars of the last rung beside what was measured, with a plain yes or no.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Predictions on the held-out suite, for example from `apply`.
+    """
+    figures = measure(frame)
+    missed, spread = figures["critical_misses"], figures["spread"]
+    accuracy, alarms = figures["accuracy"], figures["false_alarms"]
+    rows = [
+        ("Accuracy", f"≥ {BARS['accuracy']:.0%}", _rate(accuracy), accuracy["value"] >= BARS["accuracy"]),
+        ("Critical errors missed", "none", f"{missed['count']:,} of {missed['n']:,} (one-sided 95 % limit "
+         f"{missed['upper']:.2%})", missed["n"] > 0 and missed["count"] <= BARS["critical_misses"]),
+        ("False alarms", f"< {BARS['false_alarms']:.0%}", _rate(alarms), alarms["value"] < BARS["false_alarms"]),
+        ("Spread across modalities", f"< {BARS['spread']:.0f} points", f"{spread:.1f} points",
+         spread < BARS["spread"]),
+    ]
+    return pd.DataFrame([{"Figure": name, "Target": target, "Measured": shown, "Met": "yes" if met else "no"}
+                         for name, target, shown, met in rows])
+
+
+def _rate(rate: dict) -> str:
+    return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"

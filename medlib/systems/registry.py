@@ -1,0 +1,70 @@
+"""The registry of systems: a function under a name builds each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from medlib.data.suite import Suite
+
+if TYPE_CHECKING:
+    from medlib.systems.session import Session
+
+MODULES = ("text", "biomedclip", "medgemma", "fusion", "openai_api")
+
+
+@dataclass(frozen=True)
+class System:
+    """One auditor.
+
+    Attributes
+    ----------
+    name : str
+        The row's name.
+    revision : str
+        Changes whenever an answer could change: it keys the cache of answers.
+    predict : callable
+        ``predict(suite)`` gives the probability of CORRECT, float array (n,); or a table of n rows
+        with a column ``p_correct`` and any of ``generated``, ``parsed``, ``prompt_tokens``,
+        ``completion_tokens``, ``usd``; ``seconds`` are those spent elsewhere, and are added to.
+    chunk : int
+        Scenarios a call; what was answered is kept after each call.
+    speak : callable, optional
+        ``speak(suite)`` gives a table of what a language model writes: ``generated``, ``parsed``.
+    """
+
+    name: str
+    revision: str
+    predict: Callable[[Suite], np.ndarray | pd.DataFrame]
+    chunk: int = 256
+    speak: Callable[[Suite], pd.DataFrame] | None = None
+
+
+REGISTRY: dict[str, Callable[[Session], System]] = {}
+
+
+def register(name: str):
+    """Put a function that builds a system into the registry under a name."""
+
+    def add(build: Callable[[Session], System]):
+        REGISTRY[name] = build
+        return build
+
+    return add
+
+
+def names() -> list[str]:
+    """Names of all registered systems; ``openai`` stands for ``openai:<model>``."""
+    for module in MODULES:
+        import_module(f"medlib.systems.{module}")
+    return list(REGISTRY)
+
+
+def is_system(name: str) -> bool:
+    """True for a registered name, with or without a variant behind a colon."""
+    return name.partition(":")[0] in names()

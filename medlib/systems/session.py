@@ -1,0 +1,108 @@
+"""What systems are built from and asked in: configuration, suites, loaded models, cached answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medlib import stats
+from medlib.config import ConfigError, RunConfig, adapter_dir, path
+from medlib.data.cases import Scenario
+from medlib.data.suite import Suite
+from medlib.systems.answers import keep_answers, read_answers
+from medlib.systems.registry import REGISTRY, System, is_system, names
+
+
+class Session:
+    """What systems are built from and asked in: configuration, suites, loaded models, kept answers.
+
+    Nothing is loaded before a system asks for it.
+    """
+
+    def __init__(self, config: RunConfig, suites: dict[str, Suite]) -> None:
+        self.config, self.suites = config, suites
+        self.variant, self._systems = "", {}
+        self.memo: dict = {}  # what a question has fitted, for the next one
+
+    def training_scenarios(self) -> list[Scenario]:
+        """The words that every trained system may learn from."""
+        return self.suites["train"].scenarios + self.suites["core_train"].scenarios
+
+    @cached_property
+    def base(self):
+        """(processor, base model)."""
+        from medlib.models import loading
+
+        return loading.load_for(self.config)
+
+    @cached_property
+    def adapted(self):
+        """The base with the adapter on it."""
+        from medlib.models import loading
+
+        return loading.attach_adapter(self.base[1], adapter_dir(self.config))
+
+    @property
+    def has_adapter(self) -> bool:
+        """True once the adapter has been put on the base."""
+        return "adapted" in self.__dict__
+
+    def system(self, name: str) -> System:
+        """Build a system by name, once; ConfigError lists the names there are, NotRun says why not."""
+        if name not in self._systems:
+            if not is_system(name):
+                raise ConfigError(f"no system {name!r}; systems: {', '.join(names())}")
+            kind, _, self.variant = name.partition(":")
+            self._systems[name] = REGISTRY[kind](self)
+        return self._systems[name]
+
+    def ask(self, name: str, suite: Suite, free: bool = False) -> pd.DataFrame:
+        """Predictions of a system on a suite, in the suite's order.
+
+        Answers are kept one by one under (system's revision, scenario's hash) in
+        ``run_dir/answers/``: nothing is asked twice, and an interrupted call goes on where it
+        stopped. ``free`` also has a language model answer in its own words.
+
+        Returns
+        -------
+        DataFrame of `stats.prediction_row` rows with ``seconds`` a case and whatever else the
+        system told.
+        """
+        system = self.system(name)
+        answered = self.kept(name, system.revision, suite, system.predict, system.chunk)
+        if free and system.speak:
+            spoken = self.kept(f"{name} free", system.revision, suite, system.speak, system.chunk)
+            answered = answered.join(spoken.drop(columns="seconds"))
+        return stats.predictions_table(suite.scenarios, answered)
+
+    def kept(self, label: str, revision: str, suite: Suite, question: Callable, chunk: int) -> pd.DataFrame:
+        """Answers to one question, from disk where they are known, else asked and kept, chunk by chunk."""
+        stem = label.translate(str.maketrans(":/ ", "___"))
+        file = path(self.config.run_dir) / "answers" / f"{stem}-{revision[:16]}.jsonl"
+        keys, known = suite.keys(), read_answers(file)
+        missing = {key: row for row, key in enumerate(keys) if key not in known}
+        # cases of one length together, so that a batch carries little padding
+        rows = sorted(missing.values(), key=lambda r: (_length(suite.scenarios[r]), r))
+        with tqdm(total=len(rows), desc=f"{label} / {suite.name}", leave=False, disable=not rows) as bar:
+            for part in (rows[i : i + chunk] for i in range(0, len(rows), chunk)):
+                started = time.perf_counter()
+                answers = _table(question(suite.rows(part)), len(part), label)
+                answers["seconds"] = answers.get("seconds", 0) + (time.perf_counter() - started) / len(part)
+                known |= keep_answers(file, [keys[r] for r in part], answers)
+                bar.update(len(part))
+        return pd.DataFrame([known[key] for key in keys])
+
+
+def _length(scenario: Scenario) -> int:
+    return len(scenario.finding) + len(scenario.treatment)
+
+
+def _table(answers, n: int, name: str) -> pd.DataFrame:
+    table = answers.copy() if isinstance(answers, pd.DataFrame) else pd.DataFrame({"p_correct": answers})
+    if len(table) != n or ("p_correct" in table and not table["p_correct"].between(0, 1).all()):
+        raise ValueError(f"{name}: expected {n} answers, each probability between 0 and 1")
+    return table

@@ -1,0 +1,54 @@
+"""Adapters that a run leaves behind: where they are and what training wrote about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from medlib.config import METHODS, ModelError, RunConfig, adapter_dir, path
+from medlib.models import loading
+
+
+def read_metadata(adapter: Path) -> dict:
+    file = adapter / "training_metadata.json"
+    complete = file.is_file() and (adapter / "adapter_model.safetensors").is_file()
+    return json.loads(file.read_text()) if complete else {}
+
+
+def training_metadata(config: RunConfig) -> dict:
+    """What training wrote about itself; ModelError if there is no adapter yet."""
+    metadata = read_metadata(adapter_dir(config))
+    if not metadata:
+        raise ModelError(f"{config.run_dir}/adapter: no trained adapter; run 03_train_lora first")
+    return metadata
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def rl_folder(config: RunConfig, method: str, seed: int | None = None) -> Path:
+    """Where a method's run keeps its adapter; the first seed unless told otherwise."""
+    return path(config.run_dir) / "rl" / f"{method}-{config.seed if seed is None else seed}"
+
+
+def rl_metadata(config: RunConfig, method: str, seed: int) -> dict:
+    """What a finished run wrote about itself; empty if it has not finished."""
+    file = rl_folder(config, method, seed) / "adapter" / "training_metadata.json"
+    complete = file.is_file() and (file.parent / "adapter_model.safetensors").is_file()
+    return json.loads(file.read_text()) if complete else {}
+
+
+def rl_adapter(config: RunConfig, method: str, seed: int) -> Path:
+    """The adapter of a finished run; ModelError if there is none that went on from this supervised adapter."""
+    where = f"{config.run_dir}/rl: {METHODS[method]}, seed {seed}"
+    known = rl_metadata(config, method, seed)
+    if not known:
+        raise ModelError(f"{where}: no adapter; run 07_rl first (`python -m medlib rl`)")
+    if known["supervised"] != supervised_hash(config):
+        raise ModelError(f"{where}: went on from another supervised adapter; run 07_rl again")
+    return rl_folder(config, method, seed) / "adapter"
+
+
+def supervised_hash(config: RunConfig) -> str:
+    """SHA-256 of the adapter that every run starts from."""
+    return loading.file_hash(adapter_dir(config) / "adapter_model.safetensors")

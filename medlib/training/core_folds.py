@@ -1,0 +1,64 @@
+"""Leave one image group of the core set out: what 24 scenarios can teach."""
+
+from __future__ import annotations
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medlib import stats
+from medlib.config import ADAPTER, RunConfig, provenance, run_dir
+from medlib.data.cases import Scenario
+from medlib.data.suite import Suite
+from medlib.models import loading, scoring
+from medlib.training import encoding, trainer
+from medlib.training.supervised import TRAINING_FIELDS
+
+# --- leave one image group out ---------------------------------------------------------------------
+
+
+def core_folds(config: RunConfig, processor, base, everything: Suite) -> pd.DataFrame:
+    """Leave one image group out: an adapter trained on the other core cases alone, for each group.
+
+    Pictures of one field share a group, so no case is judged by a model that saw its picture. Every
+    fold's answers are kept under its settings, so that a second call trains nothing.
+
+    Returns
+    -------
+    DataFrame of predictions over all core cases, with free answers if the configuration wants them.
+    """
+    rows, parts = None, []
+    folds = sorted({image_group(s) for s in everything.scenarios})
+    for group in tqdm(folds, desc="leave one image group out", leave=False):
+        held = everything.rows(i for i, s in enumerate(everything.scenarios) if image_group(s) == group)
+        file = run_dir(config) / "folds" / f"{_fold_fingerprint(config, everything, group)}.jsonl"
+        if not file.is_file():
+            rows = rows or encoding.encode_suites(config, processor, base, [everything])
+            kept = [row for row, s in zip(rows, everything.scenarios) if image_group(s) != group]
+            answered = _fold(config, processor, base, kept, held)
+            stats.write_predictions(file, {f"{ADAPTER}/core24_folds": answered})
+        parts += stats.read_predictions(file).values()
+    return pd.concat(parts, ignore_index=True).drop(columns=["system", "suite"])
+
+
+def image_group(scenario: Scenario) -> str:
+    """Cases whose pictures come from one field share this name."""
+    return scenario.factors.get("image_group", scenario.image)
+
+
+def _fold(config: RunConfig, processor, base, rows: list[dict], held: Suite) -> pd.DataFrame:
+    size = min(4, config.batch_size)  # four cases a step on every hardware
+    small = {"epochs": config.core_fold_epochs, "batch_size": size, "gradient_accumulation": 4 // size}
+    folder = trainer.train_adapter(base, processor, rows, [], config.model_copy(update=small),
+                                    run_dir(config) / "fold", resume=False, quiet=True)
+    model = loading.attach_adapter(base, folder)
+    answered = pd.DataFrame({"p_correct": scoring.p_correct(model, processor, held)})
+    if config.generate:
+        answered = answered.join(scoring.free_answers(model, processor, held))
+    model.unload()
+    return stats.predictions_table(held.scenarios, answered)
+
+
+def _fold_fingerprint(config: RunConfig, everything: Suite, group: str) -> str:
+    settings = [getattr(config, name) for name in (*TRAINING_FIELDS, "core_fold_epochs", "generate")]
+    made_of = [settings, everything.keys(), loading.weights_hash(config.model), group]
+    return provenance.digest(made_of)[:16]

@@ -1,0 +1,217 @@
+"""LoRA fine-tuning on scenarios: encode once, train with TRL, save an adapter that PEFT loads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import EarlyStoppingCallback, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from medlib.config import RunConfig
+from medlib.training import encoding, lora, memory, processes
+from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def train_adapter(
+    base, processor, train_rows: list[dict], val_rows: list[dict], config: RunConfig, out_dir: str | Path,
+    resume: bool = True, extra: dict | None = None, quiet: bool = False,
+) -> Path:
+    """Train a LoRA adapter and save it; an interrupted call continues from its last checkpoint.
+
+    Out of memory, the micro-batch is halved and the accumulation doubled, and training goes on from
+    its last checkpoint: the effective batch, and so the adapter up to rounding and dropout, stays.
+
+    Parameters
+    ----------
+    base : model from :func:`medlib.models.loading.load`; its weights are not changed
+    train_rows, val_rows : from :func:`encode`; the best checkpoint is the one of least loss on
+        ``val_rows``, none is chosen if there are none
+    out_dir : gets ``adapter_model.safetensors``, ``adapter_config.json``, processor files and
+        ``training_metadata.json``, written by the first of several processes
+
+    Returns
+    -------
+    Path of ``out_dir``
+
+    Raises
+    ------
+    ModelError
+        If not even one scenario a forward pass fits into memory, or, with several processes, if one
+        of them runs out: the others wait for it, so none can go on alone.
+    """
+    out_dir = Path(out_dir)
+    with processes.state().main_process_first():
+        if processes.state().is_main_process and not resume:
+            clear_checkpoints(out_dir)
+        last_whole_checkpoint(out_dir / "checkpoints")
+    settings = config
+
+    def attempt(batch_size: int) -> None:
+        _train(base, processor, train_rows, val_rows, settings, out_dir, extra or {}, quiet)
+
+    def smaller(batch_size: int) -> int:
+        nonlocal settings
+        settings = memory.smaller_micro_batch(settings)
+        processes.say(f"out of memory with {batch_size} scenarios a forward pass; going on from the last "
+                   f"checkpoint with {settings.batch_size}, and {settings.gradient_accumulation} passes "
+                   "an optimizer step: the effective batch stays")
+        return settings.batch_size
+
+    memory.until_it_fits(attempt, config.batch_size, smaller)
+    processes.state().wait_for_everyone()
+    return out_dir
+
+
+def _train(base, processor, train_rows, val_rows, config, out_dir, extra, quiet) -> None:
+    """One try at the micro-batch of ``config``; leaves the base as it was, whatever happens."""
+    checkpoints = out_dir / "checkpoints"
+    last = last_whole_checkpoint(checkpoints)
+    epochs_before = json.loads((Path(last) / "trainer_state.json").read_text())["epoch"] if last else 0
+    set_seed(config.seed)
+    forward = base.__dict__.get("forward")
+    model = get_peft_model(base, lora.lora_config(config))
+    try:
+        trainer = _trainer(model, processor, train_rows, val_rows, config, checkpoints)
+        if not quiet:
+            processes.say(f"{len(train_rows)} training and {len(val_rows)} validation scenarios; {lora.describe(model)}")
+        started = time.time()
+        result = trainer.train(resume_from_checkpoint=last)
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded() else None
+        if processes.state().is_main_process:
+            model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
+            # embeddings are untouched; "auto" would ask the hub
+            model.save_pretrained(out_dir, save_embedding_layers=False, state_dict=weights)
+            processor.save_pretrained(out_dir)
+            metadata = _metadata(model, trainer, result, config, time.time() - started, epochs_before)
+            (out_dir / "training_metadata.json").write_text(json.dumps(metadata | extra, indent=2) + "\n")
+    finally:  # the base comes back as it was, after an interruption too
+        model.unload()
+        base.__dict__.pop("forward", None)  # TRL wraps the instance's forward
+        if forward is not None:
+            base.forward = forward
+        base.eval()
+
+
+class _Trainer(SFTTrainer):
+    """TRL's trainer, with `epoch_order` and, without a GPU, a loss on the answer's positions only."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return super()._get_train_sampler(train_dataset) if self.order is None else self.order
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if inputs["labels"].device.type == "cuda" or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # TRL's fused head scores every position where there is no Triton; the answer is a tenth of them
+        labels = inputs["labels"][:, 1:]
+        labelled = labels != -100
+        first = int(labelled.any(0).nonzero()[0])
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1 - first).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=-100, reduction="sum")
+        if num_items_in_batch is None:
+            return loss / labelled.sum()
+        # all tokens of the step, over accumulation and processes; DDP then averages over processes
+        return loss / num_items_in_batch * self.accelerator.num_processes
+
+
+class _GroupedByLength(torch.utils.data.Sampler):
+    """`epoch_order` of whatever epoch the trainer is in, so that a resumed one goes on in its order."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, steps_done) -> None:
+        self.lengths, self.batch_size, self.seed, self.steps_done = lengths, batch_size, seed, steps_done
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        epoch = self.steps_done() // -(-len(self) // self.batch_size)
+        return iter(encoding.epoch_order(self.lengths, self.batch_size, self.seed, epoch))
+
+
+def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoints: Path) -> SFTTrainer:
+    effective_batch = config.batch_size * config.gradient_accumulation * processes.count()
+    steps_per_epoch = -(-len(train_rows) // effective_batch)
+    interval = max(1, steps_per_epoch // config.evaluations_per_epoch)
+    device = next(model.parameters()).device.type
+    main = processes.state().is_main_process
+    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
+    arguments = SFTConfig(
+        output_dir=str(checkpoints), seed=config.seed, data_seed=config.seed,
+        num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
+        # no activations are kept for a backward pass; it shrinks with the micro-batch
+        per_device_eval_batch_size=min(config.eval_batch_size, 4 * config.batch_size),
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.lr, weight_decay=config.weight_decay, lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(config.warmup_ratio * steps_per_epoch * config.epochs)),
+        bf16=next(model.parameters()).dtype == torch.bfloat16, use_cpu=device == "cpu",
+        eval_strategy="steps" if val_rows else "no", eval_steps=interval,
+        save_strategy="steps", save_steps=interval, save_total_limit=2,
+        load_best_model_at_end=bool(val_rows), metric_for_best_model="eval_loss" if val_rows else None,
+        logging_steps=max(1, interval // 5), report_to="tensorboard",
+        # FSDP recomputes by its own setting, and refuses to be told twice
+        gradient_checkpointing=recompute and not processes.sharded(), max_length=None,
+        remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=device == "cuda", dataloader_num_workers=config.workers,
+        disable_tqdm=not (main and sys.stderr.isatty()),
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process drives one card; DataParallel would multiply the batch
+    patience = config.early_stopping_patience if val_rows else 0
+    # TRL wants a `datasets.Dataset`; ours carries row numbers, so that the tensors are never copied
+    rows, collate = train_rows + val_rows, encoding.collator(processor.tokenizer.pad_token_id)
+    numbers = Dataset.from_dict({"row": list(range(len(rows)))})
+    trainer = _Trainer(
+        model=model, args=arguments, processing_class=processor,
+        callbacks=[EarlyStoppingCallback(patience)] if patience else [],
+        data_collator=lambda batch: collate([rows[item["row"]] for item in batch]),
+        train_dataset=numbers.select(range(len(train_rows))),
+        eval_dataset=numbers.select(range(len(train_rows), len(rows))) if val_rows else None,
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # TRL makes the adapter of a quantized base bfloat16, which a T4 lacks
+            parameter.data = parameter.data.float()
+    trainer.order = _GroupedByLength(
+        [len(row["input_ids"]) for row in train_rows], effective_batch, config.seed,
+        lambda: trainer.state.global_step) if config.group_by_length else None
+    return trainer
+
+
+def _metadata(model, trainer, result, config, seconds, epochs_before) -> dict:
+    trainable, total, share = lora.trainable_share(model)
+    samples = (trainer.state.epoch - epochs_before) * len(trainer.train_dataset)  # TRL counts those not run, too
+    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    return {
+        "base_model": config.model, "trainable_parameters": trainable, "total_parameters": total,
+        "trainable_percent": round(share, 4),
+        "epochs_run": trainer.state.epoch, "steps": trainer.state.global_step,
+        "train_loss": result.training_loss, "best_eval_loss": trainer.state.best_metric,
+        "loss_per_epoch": losses_per_epoch(history), "history": history,
+        "samples_per_second": round(samples / seconds, 2), "wall_seconds": round(seconds, 1),
+        "peak_memory_mib": round(memory.peak_memory_mib()), "device": str(next(model.parameters()).device),
+        "resumed": epochs_before > 0, "processes": processes.count(), "config": config.model_dump(),
+    }
+
+
+def losses_per_epoch(history: list[dict]) -> list[dict]:
+    """Mean training loss and last validation loss of each epoch begun."""
+    epochs: dict[int, dict] = {}
+    for entry in history:
+        number = max(1, -int(-entry["epoch"] // 1))
+        epoch = epochs.setdefault(number, {"epoch": number, "losses": [], "eval_loss": None})
+        if "loss" in entry:
+            epoch["losses"].append(entry["loss"])
+        epoch["eval_loss"] = entry.get("eval_loss", epoch["eval_loss"])
+    return [
+        {"epoch": e["epoch"], "train_loss": sum(e["losses"]) / len(e["losses"]) if e["losses"] else None,
+         "eval_loss": e["eval_loss"]}
+        for e in epochs.values()
+    ]

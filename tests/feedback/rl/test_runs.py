@@ -1,0 +1,204 @@
+"""Learning from feedback: one budget for all methods, honest watching, a choice made on validation alone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medlib.config import ConfigError, resolve
+from medlib.evaluation import compare_methods, summary
+from medlib.feedback.rl import monitor, runs
+from medlib.feedback.rl.monitor import Monitor
+from medlib.feedback.rl.rewards import severity_weights, verdict_rewards
+from medlib.feedback.rl.task import minibatches
+from medlib.models import scoring
+from medlib.reporting.notebooks import rl as rl_page
+from medlib.reporting.notebooks.rl import WATCHED
+from medlib.training import adapters
+
+
+@given(st.integers(2, 60), st.floats(0.3, 5), st.integers(2, 16), st.integers(0, 3))
+def test_every_case_is_visited_about_equally_and_never_twice_in_an_update(cases, epochs, batch, seed):
+    batches = minibatches(cases, epochs, batch, seed)
+    assert all(len(set(b)) == len(b) == min(batch, cases) for b in batches)
+    assert len(batches) == round(epochs * cases / min(batch, cases))
+    assert all(np.array_equal(a, b) for a, b in zip(batches, minibatches(cases, epochs, batch, seed)))
+    per_epoch = max(1, cases // min(batch, cases))
+    counts = np.bincount(np.concatenate(batches[:per_epoch]) if batches else [], minlength=cases)
+    assert counts.max(initial=0) <= 1
+
+
+@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=8), st.floats(0.01, 0.99))
+def test_kl_is_zero_at_the_start_and_positive_elsewhere(p, other):
+    p = np.array(p)
+    assert monitor.kl(p, p) == 0
+    assert monitor.kl(p, np.full_like(p, other)) >= -1e-12
+
+
+def test_a_missed_critical_error_costs_most():
+    sure_of_error = np.zeros(4)
+    paid = verdict_rewards(sure_of_error, severity_weights(["none", "moderate", "high", "critical"]))
+    assert paid[:, 0].tolist() == [-1, -1, -2, -4]  # of the verdict CORRECT
+    assert (paid[:, 0] == -paid[:, 1]).all()
+    undecided = verdict_rewards(np.array([0.5]), np.array([4.0]))
+    assert (undecided == 0).all()
+
+
+class _Model:
+    """As much of a model as a watch touches."""
+
+    training = False
+
+    def eval(self):
+        return self
+
+    def train(self, mode=True):
+        return self
+
+
+def _watch(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0.5):
+    from medlib.data.cases import Patient, Scenario
+
+    scenarios = [
+        Scenario(id=f"s{i}", modality="xray", image="a.png",
+                 patient=Patient(age=50, sex="male", complaint="cough"), finding="x",
+                 treatment="y", verdict=v, error_type="none" if v == "CORRECT" else "overtreatment",
+                 severity="none" if v == "CORRECT" else "high", cost_impact=0)
+        for i, v in enumerate(["CORRECT", "ERROR"])
+    ]
+    suite = type("S", (), {"scenarios": scenarios})()
+    answers = iter(answers)
+    monkeypatch.setattr(scoring, "p_correct", lambda *_: np.array(next(answers)))
+    spoken = pd.DataFrame({"generated": list(texts) * 2, "parsed": ["CORRECT", None]})
+    monkeypatch.setattr(scoring, "free_answers", lambda *_: spoken)
+    settings = resolve("standin", rl_kl_limit=limit)
+    return Monitor(_Model(), None, suite, np.array([[1.0, -1.0], [-2.0, 2.0]]), settings, updates)
+
+
+def test_a_watch_stops_a_run_that_goes_too_far(monkeypatch):
+    watch = _watch(monkeypatch, [[0.5, 0.5], [0.6, 0.4], [0.999, 0.001]])
+    assert [watch(update, loss=1.0) for update in range(1, 5)] == [False, False, False, True]
+    first, last = watch.history[0], watch.history[-1]
+    assert first["probe_kl"] == 0 and last["probe_kl"] > 0.5
+    assert last["probe_accuracy"] == 1 and last["probe_same_answer"] == 0.5 and last["probe_parsed"] == 0.5
+    assert first["probe_reward"] == 0 and last["probe_reward"] == pytest.approx(1.5, abs=0.01)
+    assert watch.history[1] == {"update": 1, "loss": 1.0}
+
+
+def _frame(wrong=(), severity="critical", n=40, missing_pairs=False):
+    rows = []
+    for i in range(n):
+        verdict = "CORRECT" if i % 2 else "ERROR"
+        right = i not in wrong
+        said = verdict if right else {"CORRECT": "ERROR", "ERROR": "CORRECT"}[verdict]
+        rows.append({
+            "id": f"s{i}", "modality": ["xray", "mri"][i % 4 // 2], "verdict": verdict, "predicted": said,
+            "p_correct": 0.9 if said == "CORRECT" else 0.1, "cost_impact": 0, "pair": f"p{i // 2}",
+            "severity": "none" if verdict == "CORRECT" else severity,
+        })
+    return pd.DataFrame(rows)
+
+
+def _frames(**wrong_by_row):
+    return {f"{name.replace('_', '-').replace('--', ':')}/{suite}": _frame(wrong)
+            for name, wrong in wrong_by_row.items()
+            for suite in ("calibration", "val_contradiction", "heldout", "contradiction")}
+
+
+def test_harm_counts_a_missed_critical_error_four_times_a_false_alarm():
+    assert compare_methods.harm(_frame({0})) == pytest.approx(4 * compare_methods.harm(_frame({1})))
+    assert compare_methods.harm(_frame()) == 0
+
+
+def test_further_seeds_are_no_rows_of_the_ladder():
+    frames = _frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_ppo__1={1, 3})
+    assert list(summary.systems_on(frames, "heldout")) == ["medgemma-lora", "medgemma-ppo"]
+    assert len(compare_methods.runs(frames, "heldout")["medgemma-ppo"]) == 2
+    assert not compare_methods.is_repeat("openai:gpt-4o") and compare_methods.is_repeat("medgemma-dpo:2")
+    shown = compare_methods.table(frames).set_index("row")
+    assert shown.loc["medgemma-ppo", "accuracy"] == [39 / 40, 38 / 40]
+    assert shown.loc["medgemma-lora", "critical_misses"] == [1]
+
+
+def test_the_choice_rests_on_validation_and_not_on_held_out_cases():
+    frames = _frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_dpo={0, 2})
+    assert compare_methods.recommended(frames) == "medgemma-ppo"
+    worse = frames | {"medgemma-ppo/heldout": _frame(set(range(20))), "medgemma-ppo/contradiction": _frame({0, 2})}
+    assert compare_methods.recommended(worse) == "medgemma-ppo"
+    assert compare_methods.recommended({k: f for k, f in frames.items() if "lora" in k}) is None
+
+
+def test_the_sentence_names_the_choice_or_keeps_the_supervised_adapter():
+    settings = resolve("standin")
+    said = rl_page.recommendation(_frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_grpo={0}), settings)
+    assert said.startswith("Use medgemma-nano (stand-in) + LoRA + PPO") and "n = 40" in said
+    kept = rl_page.recommendation(_frames(medgemma_lora=(), medgemma_ppo={1}), settings)
+    assert kept.startswith("Keep medgemma-nano (stand-in) + LoRA:")
+    assert rl_page.methods_table(_frames(medgemma_lora={0}, medgemma_ppo={1}), settings).shape[0] == 2
+
+
+def _history(last):
+    start = dict(kl=0.0, reward=1.0, accuracy=0.95, parsed=1.0, length=40.0, same_answer=0.5)
+    return pd.DataFrame([
+        {"method": "ppo", "seed": 0, "update": update, **{f"probe_{k}": v for k, v in values.items()}}
+        for update, values in ((0, start), (9, start | last))
+    ])
+
+
+@pytest.mark.parametrize("last, told", [
+    (dict(kl=0.3), "No sign of a hacked reward"),
+    (dict(kl=0.3, parsed=0.6), "fewer answers parse in PPO"),
+    (dict(kl=0.3, same_answer=0.9), "one verdict is given more often in PPO"),
+    (dict(kl=0.3, reward=2.0, accuracy=0.7), "reward rose while right verdicts fell in PPO"),
+    (dict(kl=5.0), "stopped at 5.00 nats"),
+])
+def test_a_hacked_reward_is_told(last, told):
+    assert told in rl_page.watched_sentence(_history(last), resolve("standin"))
+
+
+def test_the_watched_figure_has_a_panel_for_everything_watched():
+    figure = rl_page.watched(_history(dict(kl=1.5)), resolve("standin"))
+    assert len(figure.axes) == len(WATCHED)
+
+
+def test_an_unknown_method_is_refused(small_config):
+    with pytest.raises(ConfigError, match="rl_methods: reinforce not known; methods: ppo, grpo, dpo"):
+        runs.improve(small_config.model_copy(update={"rl_methods": ("reinforce",)}))
+
+
+def test_rows_without_a_run_say_so(small_config):
+    from medlib.config import ModelError, NotRun
+    from medlib.data import sources
+    from medlib.systems import Session
+
+    with pytest.raises(NotRun, match="DPO, seed 0: no adapter; run 07_rl first"):
+        Session(small_config, sources.prepare(small_config)).system("medgemma-dpo")
+    with pytest.raises(ModelError):
+        adapters.rl_adapter(small_config, "ppo", 3)
+
+
+def test_rehearsed_cases_are_whole_training_pairs_with_their_known_verdict(small_config):
+    from medlib.data import sources
+    from medlib.feedback import preferences, reward_model
+
+    train = sources.suite(small_config, "train")
+    again = runs.rehearsed(train, 5, seed=0)
+    pairs = [s.factors["pair"] for s in again.scenarios]
+    assert len(again) == 10 and len(set(pairs)) == 5
+    assert [s.id for s in runs.rehearsed(train, 5, seed=0).scenarios] == [s.id for s in again.scenarios]
+    assert len(runs.rehearsed(train, 0, seed=0)) == 0
+
+    rated = sources.feedback(small_config.model_copy(update={"feedback_pairs": 4, "feedback_note_pairs": 0}))
+    table = pd.DataFrame({"chosen": ["ERROR"] * len(rated), "rejected": "CORRECT", "severity": "critical"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preferences, "training_side", lambda _: (rated, table))
+        patch.setattr(reward_model, "preferred", lambda _, suite: np.full(len(suite), 0.25))
+        suite, preferences, preferred = runs.training_cases(small_config.model_copy(update={"rl_rehearsal_pairs": 5}))
+    assert len(suite) == len(preferences) == len(preferred) == len(rated) + 10
+    known = preferences[preferences["rehearsed"]]
+    assert known["chosen"].tolist() == [s.verdict for s in suite.scenarios[len(rated):]]
+    assert (known["chosen"] != known["rejected"]).all() and (preferred[: len(rated)] == 0.25).all()
+    assert (preferred[len(rated):] == (known["chosen"] == "CORRECT")).all()
+    assert suite.picture(suite.scenarios[-1]).tobytes() == again.picture(
+        next(s for s in again.scenarios if s.id == suite.scenarios[-1].id)).tobytes()

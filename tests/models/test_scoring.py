@@ -1,0 +1,202 @@
+"""Scoring: equal to the plain way, blind to batching, and ablations that hide what they say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import get_peft_model
+
+from medlib import stats
+from medlib.config import ANSWERS, RunConfig
+from medlib.data.images import load_image
+from medlib.data.suite import Suite
+from medlib.data.variants import ablate
+from medlib.models import loading, prompts, scoring
+from medlib.training import lora
+
+
+@pytest.fixture(scope="module")
+def predictions(nano, suite):
+    """Of the random model, with free answers; one batch."""
+    processor, model, _ = nano
+    asked = Suite("small", *suite)
+    answered = scoring.free_answers(model, processor, asked, batch_size=24)
+    answered["p_correct"] = scoring.p_correct(model, processor, asked, batch_size=24)
+    return stats.predictions_table(suite[0], answered)
+
+
+def plain_scores(model, processor, scenario, picture):
+    """Log-likelihood of both answers from whole sequences, one at a time, without any cache."""
+    scores = []
+    for answer in ANSWERS.values():
+        inputs = processor.apply_chat_template(
+            prompts.messages(scenario, picture),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        start = inputs["input_ids"].shape[1]
+        ids = processor.tokenizer(
+            answer + "<end_of_turn>", add_special_tokens=False, return_tensors="pt"
+        ).input_ids
+        whole = {
+            "input_ids": torch.cat([inputs["input_ids"], ids], dim=1),
+            "token_type_ids": torch.cat([inputs["token_type_ids"], torch.zeros_like(ids)], dim=1),
+            "pixel_values": inputs["pixel_values"],
+        }
+        whole = {name: tensor.to(model.device) for name, tensor in whole.items()}
+        with torch.no_grad():
+            logp = model(**whole).logits[0].float().log_softmax(-1).cpu()
+        scores.append(sum(float(logp[start + i - 1, token]) for i, token in enumerate(ids[0])))
+    return scores
+
+
+def test_shared_prefix_scores_are_those_of_whole_sequences(nano, suite):
+    processor, model, _ = nano
+    scenarios, images_dir = suite[0][:6], suite[1]
+    pictures = [load_image(images_dir / s.image) for s in scenarios]
+    batch = scoring.prompt_batch(processor, scenarios, pictures, model.device)
+    assert (batch["attention_mask"] == 0).any()  # some rows are padded
+    plain = [plain_scores(model, processor, s, p) for s, p in zip(scenarios, pictures)]
+    assert np.allclose(scoring.score_answers(model, processor, batch), plain, rtol=0, atol=1e-4)
+
+
+def test_batch_size_and_padding_do_not_matter(nano, suite, predictions):
+    processor, model, _ = nano
+    for batch_size in (1, 5):
+        other = scoring.p_correct(model, processor, Suite("small", *suite), batch_size=batch_size)
+        assert np.allclose(other, predictions.p_correct, rtol=0, atol=1e-5)
+
+
+def test_rows_in_order_with_the_facts_of_their_scenario(predictions, suite):
+    scenarios = suite[0]
+    assert list(predictions.id) == [s.id for s in scenarios]
+    for name in ("modality", "verdict", "error_type", "severity", "cost_impact"):
+        assert list(predictions[name]) == [getattr(s, name) for s in scenarios]
+    for name in ("source", "pair", "pair_kind"):
+        assert list(predictions[name]) == [s.factors[name] for s in scenarios]
+
+
+def test_probability_and_verdict_agree(predictions):
+    assert predictions.p_correct.between(0, 1).all() and predictions.p_correct.nunique() > 12
+    assert ((predictions.p_correct >= 0.5) == (predictions.predicted == "CORRECT")).all()
+    assert [
+        prompts.parse_verdict(text) for text in predictions.generated
+    ] == predictions.parsed.tolist()
+
+
+@pytest.mark.parametrize(
+    "logp, p",
+    [([0.0, 0.0], 0.5), ([-1e4, 0.0], 0.0), ([0.0, -1e4], 1.0), ([np.log(3.0), 0.0], 0.75)],
+)
+def test_probability_of_two_likelihoods(logp, p, nano, suite, monkeypatch):
+    monkeypatch.setattr(scoring, "score_answers", lambda *_: np.array([logp]))
+    [answer] = scoring.p_correct(nano[1], nano[0], Suite("one", suite[0][:1], suite[1]))
+    assert answer == pytest.approx(p, abs=1e-12)
+
+
+def test_words_alone_cannot_tell_an_image_pair_apart(nano, suite):
+    processor, model, _ = nano
+    pairs = Suite("pairs", [s for s in suite[0] if s.factors["pair_kind"] == "image"], suite[1])
+    p = scoring.p_correct(model, processor, ablate(pairs, "text_only"), batch_size=3)
+    blind = stats.predictions_table(pairs.scenarios, pd.DataFrame({"p_correct": p}))
+    assert np.allclose(p[::2], p[1::2], rtol=0, atol=1e-5)
+    assert (blind.predicted == blind.verdict).mean() == 0.5
+    assert stats.pair_accuracy(blind) == (0, 4)
+
+
+# --- answers and files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        (ANSWERS["CORRECT"], "CORRECT"),
+        (ANSWERS["ERROR"], "ERROR"),
+        (' "ERROR - no"', "ERROR"),
+        ("**CORRECT**", "CORRECT"),
+        ("\nERROR", "ERROR"),
+        ("", None),
+        ("CORRECTED", None),
+        ("It is CORRECT", None),
+        ("INCORRECT", None),
+    ],
+)
+def test_parse_verdict(text, verdict):
+    assert prompts.parse_verdict(text) == verdict
+
+
+def test_predictions_file_gives_back_what_was_written(predictions, tmp_path):
+    strange = predictions.assign(
+        generated=["", "12", "1e5", "true", "naïve \u2028 line\nbreak", "NaN"] * 4,
+        parsed=[None, "ERROR"] * 12,
+    )
+    core = strange.head(4).assign(pair=None, pair_kind=None).drop(columns=["generated", "parsed"])
+    stats.write_predictions(
+        tmp_path / "p.jsonl", {"lora text_only/heldout": strange, "base/core": core}
+    )
+    back = stats.read_predictions(tmp_path / "p.jsonl")
+    assert list(back) == ["lora text_only/heldout", "base/core"]
+    for name in ("id", "p_correct", "predicted", "generated", "cost_impact", "pair"):
+        assert back["lora text_only/heldout"][name].tolist() == strange[name].tolist(), (
+            name
+        )  # to the last bit
+    assert back["lora text_only/heldout"].parsed.isna().tolist() == [True, False] * 12
+    assert back["base/core"][["generated", "parsed", "pair"]].isna().all(axis=None)
+    assert back["base/core"].id.tolist() == core.id.tolist()
+
+
+def test_a_pair_counts_as_a_whole():
+    frame = pd.DataFrame(
+        {
+            "pair": ["a", "a", "b", "b", "c", "c"],
+            "verdict": ["CORRECT", "ERROR"] * 3,
+            "predicted": ["CORRECT", "ERROR", "CORRECT", "CORRECT", "ERROR", "CORRECT"],
+        }
+    )
+    assert stats.pair_accuracy(frame) == (1, 3)
+
+
+def test_a_picture_goes_through_the_tower_once_whatever_the_words(nano_folder, suite, monkeypatch):
+    processor, model = loading.load(str(nano_folder))
+    asked, shown = Suite("small", *suite), []
+    plain = [scoring.score_answers(model, processor, scoring.prompt_batch(
+        processor, [s], [asked.picture(s)], model.device))[0] for s in asked.scenarios]
+    expected = 1 / (1 + np.exp(np.array(plain) @ [-1, 1]))
+    features = model.get_image_features
+    monkeypatch.setattr(model, "get_image_features", lambda p: shown.append(len(p)) or features(p))
+    for _ in range(2):
+        assert np.allclose(scoring.p_correct(model, processor, asked, 5), expected, rtol=0, atol=1e-5)
+    texts = scoring.free_answers(model, processor, asked, 7)["generated"]
+    pictures = len({s.image for s in asked.scenarios})
+    assert sum(shown) == pictures < len(asked)
+    grey = scoring.p_correct(model, processor, ablate(asked, "text_only"), 24)  # another view, others
+    assert sum(shown) == 2 * pictures and not np.allclose(grey, expected, atol=1e-4)
+    monkeypatch.setattr(scoring, "_known_pictures", lambda model, batch, pictures: batch)
+    assert list(texts) == list(scoring.free_answers(model, processor, asked, 7)["generated"])
+
+
+def test_pixels_stay_where_the_adapter_changes_the_tower(nano_folder, suite):
+    processor, base = loading.load(str(nano_folder))
+    asked = Suite("small", *suite)
+    before = scoring.p_correct(base, processor, asked)
+    config = lora.lora_config(RunConfig(lora_targets="vision", lora_rank=4))
+    config.init_lora_weights = False  # an adapter that changes something
+    model = get_peft_model(base, config).eval()
+    assert not np.allclose(scoring.p_correct(model, processor, asked), before, atol=1e-4)
+    with model.disable_adapter():
+        assert np.allclose(scoring.p_correct(model, processor, asked), before, rtol=0, atol=1e-5)
+
+
+def test_answers_of_unequal_length_share_a_pass(nano, suite, monkeypatch):
+    processor, model, _ = nano
+    scenarios, images_dir = suite[0][:3], suite[1]
+    batch = scoring.prompt_batch(processor, scenarios, [load_image(images_dir / s.image) for s in scenarios],
+                                    model.device)
+    together = {}
+    for texts in (("CORRECT", "ERROR - Treatment"), ("CORRECT", "CORRECT"), ("ERROR - Treatment",) * 2):
+        monkeypatch.setattr(scoring, "ANSWERS", dict(enumerate(texts)))
+        together[texts] = scoring.score_answers(model, processor, batch)
+    unequal, short, long = together.values()
+    assert np.allclose(unequal, np.stack([short[:, 0], long[:, 0]], 1), rtol=0, atol=1e-5)

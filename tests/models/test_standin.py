@@ -1,0 +1,42 @@
+"""The stages of the stand-in's training run and teach; the whole build takes half an hour."""
+
+import numpy as np
+import pytest
+import torch
+
+from medlib.data.synthetic.lexicon import FINDINGS
+from medlib.models.standin import medgemma as medgemma_standin
+from medlib.models.standin.medgemma import IMAGE_SIZE
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Two noisy grey levels in place of drawn pictures: trivially told apart."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 8)
+    level = np.where(labels == 0, 60, 190)[:, None, None, None]
+    pictures = level + rng.integers(-20, 20, (16, IMAGE_SIZE, IMAGE_SIZE, 3))
+    return pictures.astype(np.uint8), labels
+
+
+def test_stages_lower_their_losses(pool):
+    torch.set_num_threads(1)
+    pictures, labels = pool
+    processor = medgemma_standin.build_processor(medgemma_standin.corpus())
+    model = medgemma_standin.build_model(processor)
+    losses = medgemma_standin.warm_up_tower(model, pictures, labels, steps=6, batch_size=8)
+    assert all(np.isfinite(loss) for loss in losses)
+    features = medgemma_standin.tower_features(model, pictures)
+    before = model.model.language_model.embed_tokens.weight.clone()
+    medgemma_standin.pretrain_decoder(model, processor, features, labels, steps=4, batch_size=4)
+    assert not torch.equal(before, model.model.language_model.embed_tokens.weight)
+
+
+def test_learning_rate_warms_up_and_decays():
+    rates = [medgemma_standin.schedule(step, 1000) for step in range(1000)]
+    assert rates[0] < rates[50] < rates[100] and rates[100] > rates[500] > rates[999]
+    assert max(rates) <= 1 and min(rates) >= 0
+
+
+def test_captions_name_the_finding():
+    assert len({medgemma_standin.caption(f) for f in FINDINGS}) == len(FINDINGS)

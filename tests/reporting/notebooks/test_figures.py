@@ -1,0 +1,229 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
+
+from medlib import stats
+from medlib.config import resolve, run_dir
+from medlib.data import core24
+from medlib.data.quality import Issue
+from medlib.data.synthetic import grammar
+from medlib.data.variants import ABLATIONS
+from medlib.evaluation import summary
+from medlib.models import loading
+from medlib.reporting import show
+from medlib.reporting.notebooks import benchmark as benchmark_page
+from medlib.reporting.notebooks import data as data_page
+from medlib.reporting.notebooks import error_analysis as error_analysis_page
+from medlib.reporting.notebooks import evaluate as evaluate_page
+from medlib.reporting.notebooks import quickstart as quickstart_page
+from medlib.reporting.notebooks import train_lora as train_lora_page
+from medlib.systems import text
+
+SCENARIOS = grammar.generate("test", 24, seed=0)
+# an empty mean, an undefined rate or a forgotten f-string would show as one of these
+BAD_WORDS = ("nan", "None", "inf", "{", "}")
+
+
+def predicted(p_correct, scenarios=SCENARIOS):
+    """Predictions of these probabilities."""
+    return stats.predictions_table(scenarios, pd.DataFrame({"p_correct": p_correct}))
+
+
+def answers(share_right, sure=0.95, seed=0, scenarios=SCENARIOS):
+    """Predictions of a made-up system that is right in about this share of the scenarios."""
+    right = np.random.default_rng(seed).random(len(scenarios)) < share_right
+    is_valid = np.array([s.verdict == "CORRECT" for s in scenarios])
+    frame = predicted(np.where(right == is_valid, sure, 1 - sure), scenarios)
+    return frame.assign(generated=frame["predicted"], parsed=frame["predicted"])
+
+
+def run(share_right, ablations=True):
+    """Frames of a whole run under the names that `medlib.evaluation.summary` gives."""
+    frames = {
+        "constant/heldout": predicted(np.ones(len(SCENARIOS))),
+        "heuristics/heldout": predicted([text.rule(s) for s in SCENARIOS]),
+        "keyword-probe/heldout": answers(0.6, seed=1),
+        "medgemma/heldout": answers(0.5, seed=2),
+        "medgemma-lora/heldout": answers(share_right),
+    }
+    for number, ablation in enumerate(ABLATIONS if ablations else ()):
+        frames[f"medgemma-lora {ablation}/heldout"] = answers(0.5, seed=3 + number)
+    return frames
+
+
+def all_sentences(frames, config):
+    """Every sentence of notebooks 03 to 05 about one run."""
+    tuned, base = frames["medgemma-lora/heldout"], frames["medgemma/heldout"]
+    score, scores = stats.score(tuned), show.ladder(frames, config)
+    return {
+        "paired": evaluate_page.paired_sentence(tuned, base, "the adapter", "the base"),
+        "small": evaluate_page.small_sample_sentence(stats.score(tuned.head(8))),
+        "verdict": evaluate_page.verdict_sentence(score),
+        "generation": evaluate_page.generation_sentence(frames),
+        "picture": evaluate_page.picture_sentence(frames),
+        "targets": evaluate_page.targets_sentence(summary.bars(score)),
+        "ladder": benchmark_page.ladder_sentence(scores),
+        "modality": benchmark_page.modality_sentence(scores),
+        "pair": benchmark_page.pair_sentence(frames),
+        "power": benchmark_page.power_sentence(score),
+        "gain": error_analysis_page.gain_sentence(error_analysis_page.gains(error_analysis_page.with_factors(tuned, SCENARIOS))),
+        "harm": error_analysis_page.harm_sentence(score),
+        "calibration": error_analysis_page.calibration_sentence(tuned),
+        "reliance": error_analysis_page.reliance_sentence(frames),
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return resolve("tiny", model="somebody/some-model", run_dir=str(tmp_path_factory.mktemp("run")))
+
+
+@pytest.mark.parametrize("share_right", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("ablations", [True, False])
+def test_every_sentence_reads_right_whatever_the_numbers(share_right, ablations, config):
+    for name, sentence in all_sentences(run(share_right, ablations), config).items():
+        assert sentence.endswith("."), name
+        assert not [word for word in BAD_WORDS if word in sentence], (name, sentence)
+
+
+def test_sentences_do_not_claim_what_the_numbers_do_not_show(config):
+    good, poor = all_sentences(run(1.0), config), all_sentences(run(0.0), config)
+    assert "**the adapter is better**" in good["paired"]
+    assert "**the base is better**" in poor["paired"]
+    same = answers(0.7)
+    assert "do not tell them apart" in evaluate_page.paired_sentence(same, same, "a", "b")
+    assert "**the picture decides some of its verdicts**" in good["picture"]
+    assert "**nothing here shows that it uses the picture**" in poor["picture"]
+    assert "whole interval" in good["ladder"] and "above the target" in good["ladder"]
+    assert "below the target" in poor["ladder"]
+    assert "no number of cases would do" in poor["power"]
+    assert "There are no misses" in good["gain"]
+    assert "overconfident" in poor["calibration"] and "overconfident" not in good["calibration"]
+    assert all_sentences(run(1.0), config)["targets"].startswith("All 4 targets")
+
+
+def test_eight_cases_are_called_too_few_and_a_thousand_are_not():
+    eight = evaluate_page.small_sample_sentence(stats.score(answers(1.0).head(8)))
+    assert "8 of 8 cases" in eight and "**too few to show**" in eight
+    many = answers(1.0, scenarios=grammar.generate("test", 60, seed=0))
+    assert "**enough to show**" in evaluate_page.small_sample_sentence(stats.score(many))
+
+
+def test_a_constant_answer_is_called_one():
+    score = stats.score(predicted(np.ones(len(SCENARIOS))))
+    assert "hardly discriminates" in evaluate_page.verdict_sentence(score)
+
+
+def test_what_a_model_of_no_verdicts_writes_counts_as_unparsed(config):
+    frames = run(0.9)
+    frames["medgemma/heldout"] = frames["medgemma/heldout"].drop(columns="parsed")
+    base, tuned = evaluate_page.generation(frames, config).to_dict(orient="records")
+    assert base["Answers that are a verdict"].startswith("0.0")
+    assert tuned["Answers that are a verdict"].startswith("100.0")
+
+
+def test_solving_all_groups_of_one_kind_solves_everything():
+    frame = error_analysis_page.with_factors(answers(0.7), SCENARIOS)
+    gained, misses = error_analysis_page.gains(frame), int((frame["verdict"] != frame["predicted"]).sum())
+    assert misses > 0
+    assert gained.groupby("Grouped by")["Misses"].sum().eq(misses).all()
+    assert gained["Misses"].is_monotonic_decreasing
+
+
+def test_factors_are_joined_by_id_not_by_order():
+    shuffled = answers(0.7).sample(frac=1, random_state=1)
+    joined = error_analysis_page.with_factors(shuffled, SCENARIOS).set_index("id")
+    for scenario in SCENARIOS:
+        row = joined.loc[scenario.id]
+        assert row["finding"] == scenario.finding
+        assert row["image_finding"] == f"{scenario.modality}: {scenario.factors['image_finding']}"
+
+
+def test_the_image_pairs_are_told_apart():
+    frames = evaluate_page.ablation_frames(run(0.9), pair_kind="image")
+    assert list(frames)[0] == "untouched base" and len(frames) == 6
+    assert all((frame["pair_kind"] == "image").all() for frame in frames.values())
+
+
+def test_paired_tests_are_those_that_the_run_wrote(config):
+    frames = run(0.9)
+    summary.write_metrics(config, frames)
+    written = json.loads((run_dir(config) / "metrics.json").read_text())["tests"]
+    shown = benchmark_page.paired_tests(config)
+    assert shown["Only adapter right"].tolist() == [test["b"] for test in written.values()]
+    assert shown["Adapter against"].tolist()[0] == "Always CORRECT"
+
+
+def test_core_tables_count_the_published_cases():
+    cases = core24.load_facts()
+    counts = data_page.core_counts(cases).set_index("Modality")
+    assert counts.loc["all", "Cases"] == 24 and counts.loc["all", "CORRECT"] == 12
+    assert counts.drop(index="all")["Cases"].tolist() == [6, 6, 6, 6]
+    assert "undertreatment" not in counts  # none occurs
+    assert counts.loc["all", "At stake, US dollars"] == sum(s.cost_impact for s in cases)
+    assert len(data_page.core_list(cases)) == 24
+
+
+def test_the_shortcut_is_named_in_the_core_set_and_not_in_the_generated_one():
+    assert "24 of 24" in data_page.shortcut_sentence(core24.load_facts())
+    assert "Nobody needs the picture" not in data_page.shortcut_sentence(SCENARIOS)
+
+
+def test_audit_and_overlap_are_worded_by_what_was_found():
+    error = Issue("mask", "error", "6 masks")
+    warning = Issue("balance", "warning", "uneven")
+    assert "proves little" in data_page.audit_sentence([error, warning])
+    assert "without the warnings" in data_page.audit_sentence([warning])
+    assert "Nothing of this" in data_page.audit_sentence([])
+    assert "Nothing of the test" in data_page.overlap_sentence({"finding": 0, "image": 0})
+    assert "2 images" in data_page.overlap_sentence({"finding": 0, "image": 2})
+
+
+def test_table_escapes_text_and_aligns_numbers_by_column():
+    frame = pd.DataFrame({"text": ["<b>a & b</b>"], "number": [1234.5]})
+    soup = BeautifulSoup(show.table(frame, "one").data, "html.parser")
+    cells = soup.select("tbody td")
+    assert cells[0].get_text() == "<b>a & b</b>" and cells[1].get_text() == "1,234.500"
+    assert show.table(frame, "one").data == show.table(frame, "one").data  # no random id
+    assert "td.col1" in soup.style.get_text() and "td.col0" not in soup.style.get_text()
+
+
+def test_examples_cover_modalities_verdicts_and_a_pair():
+    chosen = show.one_per_modality(SCENARIOS)
+    assert len({s.modality for s in chosen}) == 4 and len({s.verdict for s in chosen}) == 2
+    a, b = quickstart_page.counterfactual_pair(SCENARIOS, "image")
+    assert (a.finding, a.treatment) == (b.finding, b.treatment) and a.image != b.image
+    assert quickstart_page.counterfactual_pair(core24.load_facts()) == []
+
+
+def test_a_stand_in_is_never_shown_as_medgemma(monkeypatch, config):
+    assert summary.figure_names(config)["medgemma"] == "some-model, untouched"
+    assert "Stand-in" not in show.disclaimer(config)
+    monkeypatch.setattr(loading, "is_standin", lambda model: True)
+    assert summary.figure_names(config)["medgemma"] == "some-model (stand-in), untouched"
+    assert "Stand-in model" in show.disclaimer(config)
+
+
+def test_loss_sentence_tells_an_early_best_from_a_late_one():
+    early = [{"step": s, "eval_loss": v} for s, v in ((1, 0.9), (2, 0.5), (3, 0.7))]
+    assert "the one of step 2" in train_lora_page.loss_sentence({"history": early})
+    assert "still at its best" in train_lora_page.loss_sentence({"history": early[:2]})
+    assert "no validation suite" in train_lora_page.loss_sentence({"history": [{"step": 1, "loss": 1.0}]})
+
+
+def test_facts_are_worded_for_people():
+    shown = show.facts({"a_b": 12345, "c": None, "d": True, "e": 0.123456}).set_index("Fact")
+    assert shown["Value"].tolist() == ["12,345", "none", "yes", "0.1235"]
+    assert shown.index[0] == "a b"
+
+
+def test_figures_are_drawn(config):
+    frames = run(0.8)
+    frame = error_analysis_page.with_factors(frames["medgemma-lora/heldout"], SCENARIOS)
+    assert isinstance(show.group_figure(frame, "source"), Figure)
+    assert isinstance(evaluate_page.ablation_figure(frames, "image"), Figure)
+    assert len(data_page.finding_sheet("mri", each=1).axes) == 3

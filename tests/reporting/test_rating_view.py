@@ -1,0 +1,321 @@
+"""The rating view: its widgets, and the whole of it in a real browser."""
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import ipywidgets as widgets
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from medlib import stats
+from medlib.config import ROOT
+from medlib.data.suite import Suite
+from medlib.feedback import rating_store
+from medlib.reporting import rating_view
+from medlib.reporting.rating_view import RatingView
+from medlib.systems import Session
+
+
+@pytest.fixture
+def pool(suite):
+    """Eight cases; the model calls the first half CORRECT."""
+    some = Suite("small", suite[0][:8], suite[1])
+    p = [0.8] * 4 + [0.3] * 4
+    return some, stats.predictions_table(some.scenarios, pd.DataFrame({"p_correct": p}))
+
+
+@pytest.fixture
+def view(pool, tmp_path):
+    return RatingView(*pool, tmp_path / "ratings.sqlite")
+
+
+def sign_in(view, name="reader-1"):
+    view.name.value = name
+    view.start.click()
+
+
+def all_widgets(widget):
+    """A widget and all below it."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from all_widgets(child)
+
+
+def rate(view, agree, severity=None, comment=""):
+    view.agree.value = agree
+    if severity:
+        view.severity.value = severity
+    view.comment.value = comment
+    view.save.click()
+
+
+def until(view, shown):
+    """Go on to a case of which the model says this."""
+    while view.case["shown"] != shown:
+        rate(view, agree=view.case["shown"] == "CORRECT")
+
+
+def test_a_name_is_refused_and_told(view):
+    sign_in(view, "Jane Doe")
+    assert "no pseudonym" in view.message.value and view.rating not in view.page.children
+    sign_in(view, "reader-1")
+    assert view.rating in view.page.children and not view.message.value
+
+
+def test_severity_is_asked_only_of_who_holds_that_it_is_an_error(view):
+    sign_in(view)
+    until(view, "ERROR")
+    assert view.severity.disabled and view.save.disabled
+    view.agree.value = True
+    assert not view.severity.disabled and view.save.disabled
+    view.severity.value = "critical"
+    assert not view.save.disabled
+    view.agree.value = False  # holds CORRECT now
+    assert view.severity.disabled and view.severity.value is None and not view.save.disabled
+
+
+def test_what_is_rated_is_what_is_stored(view, pool):
+    sign_in(view)
+    for agree in (True, False):
+        until(view, "ERROR")
+        key = view.case["key"]
+        rate(view, agree, "high" if agree else None, comment=" second look needed ")
+        row = rating_store.current(view.file).set_index("key").loc[key]
+        assert row["agree"] == agree and row["shown"] == "ERROR" and row["p_correct"] == pytest.approx(0.3)
+        assert row["severity"] == ("high" if agree else "none") and row["comment"] == "second look needed"
+        assert not row["simulated"] and row["rater"] == "reader-1"
+
+
+def test_a_case_is_new_after_saving(view):
+    sign_in(view)
+    first = view.case["key"]
+    rate(view, True, "moderate" if view.case["shown"] == "ERROR" else None, "a comment")
+    assert view.case["key"] != first
+    assert view.agree.value is None and view.severity.value is None and not view.comment.value
+    view.save.click()  # a second click on the same button
+    assert len(rating_store.current(view.file)) == 1
+
+
+def test_undo_shows_the_case_again(view):
+    sign_in(view)
+    assert view.undo.disabled
+    keys = []
+    for _ in range(2):
+        keys.append(view.case["key"])
+        rate(view, view.case["shown"] == "CORRECT")
+    view.undo.click()
+    assert view.case["key"] == keys[1] and "1 of 8" in view.counted.value and "withdrawn" in view.message.value
+    view.undo.click()
+    assert view.case["key"] == keys[0] and view.undo.disabled
+    assert len(rating_store.rows(view.file)) == 4 and rating_store.current(view.file).empty
+
+
+def test_a_rater_goes_on_where_he_stopped_and_another_begins_anew(view, pool):
+    sign_in(view)
+    for _ in range(3):
+        rate(view, view.case["shown"] == "CORRECT")
+    waiting = view.case["key"]
+    view.leave.click()
+    assert view.sign_in in view.page.children and view.name.value == ""
+    again = RatingView(*pool, view.file)
+    sign_in(again, " Reader-1")
+    assert again.case["key"] == waiting and again.progress.value == 3
+    sign_in(view, "reader-2")
+    assert "<b>0 of 8</b> rated by <b>reader-2</b>" in view.counted.value
+
+
+def test_all_rated_is_told(view):
+    sign_in(view)
+    for _ in range(8):
+        rate(view, view.case["shown"] == "CORRECT")
+    assert "every case" in view.columns.children[0].value and view.progress.value == 8
+    view.save.click()
+    assert len(rating_store.rows(view.file)) == 8
+
+
+def test_nothing_on_the_page_tells_gold_or_origin(view, pool):
+    sign_in(view)
+    for _ in range(8):
+        scenario = pool[0].scenarios[view.row]
+        words = " ".join(str(w.get_state(("value",)).get("value")) for w in all_widgets(view.page)
+                         if hasattr(w, "value") and not isinstance(w, widgets.Image))
+        secret = [scenario.id, scenario.image, "contradiction", *map(str, scenario.factors.values())]
+        assert not [s for s in secret if "_" in s and s in words]
+        with Image.open(io.BytesIO(view.picture.value)) as picture:
+            assert not picture.info  # a drawn picture's file says what it shows
+        rate(view, view.case["shown"] == "CORRECT")
+
+
+def test_text_of_a_case_is_text_and_no_markup(pool, tmp_path):
+    some, answers = pool
+    nasty = [s.model_copy(update={"finding": "<script>alert(1)</script>"}) for s in some.scenarios]
+    view = RatingView(Suite("small", nasty, some.images_dir), answers, tmp_path / "r.sqlite")
+    sign_in(view)
+    assert "<script" not in view.note.value and "&lt;script&gt;" in view.note.value
+
+
+def test_a_broken_store_is_told_on_the_page(view):
+    view.file.write_text("not a database, but longer than the header of one: " * 20)
+    sign_in(view)
+    assert "ratings.sqlite" in view.message.value and view.rating not in view.page.children
+
+
+def test_the_verdict_can_be_taken_apart(pool, tmp_path, nano, small_config):
+    setting = Session(small_config, {})
+    setting.__dict__ |= {"base": (nano[0], nano[1]), "adapted": nano[1]}
+    view = RatingView(*pool, tmp_path / "r.sqlite", setting=setting)
+    sign_in(view)
+    assert view.explain in view.seen.children and view.map not in view.seen.children
+    view.explain.click()
+    with Image.open(io.BytesIO(view.map.value)) as picture:
+        assert picture.size == (800, 800)
+    assert view.reason.value.count("<li>") == 3 and "gives no reasons" in view.reason.value
+    rate(view, view.case["shown"] == "CORRECT")
+    assert view.map not in view.seen.children and not view.explain.disabled
+
+
+def test_reasons_in_words():
+    case = {"shown": "ERROR", "p_correct": 0.2}
+    found = {"drop": np.zeros((2, 2)), "without": {"picture": 0.9, "finding": 0.004}}
+    said = rating_view.reason_text(case, found)
+    assert "Without the picture the verdict <b>changes</b>" in said
+    assert "Without the finding the verdict stays, at more than 99 %" in said
+
+
+def test_the_notebook_asks_for_the_view_and_declares_the_feedback_parameters():
+    cells = nbformat.read(ROOT / "notebooks" / "05_collect_feedback.ipynb", 4).cells
+    parameters = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    for name in ("ratings", "rater_noise", "feedback_pairs", "feedback_note_pairs"):
+        assert re.search(rf"^{name} = None", parameters, re.MULTILINE)
+    assert any("rating_view.show(config)" in c.source for c in cells)
+
+
+# --- in a browser ---
+
+CELL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import pandas as pd
+from medlib import evaluation, rating_view
+from medlib.data.sources import Suite
+from medlib.data.cases import read_scenarios
+
+folder = Path({folder!r})
+suite = Suite("small", read_scenarios(folder / "scenarios.jsonl")[:8], folder / "images")
+answers = evaluation.predictions(suite.scenarios, pd.DataFrame({{"p_correct": [0.8] * 4 + [0.3] * 4}}))
+rating_view.RatingView(suite, answers, Path({file!r})).page
+"""
+
+
+@pytest.fixture
+def voila(suite, tmp_path):
+    """Address of the view, served by Voilà, and its store."""
+    pytest.importorskip("voila")
+    file = tmp_path / "ratings.sqlite"
+    code = CELL.format(root=str(ROOT), folder=str(suite[1].parent), file=str(file))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "view.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
+    own = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}  # no settings of the user
+    with open(tmp_path / "voila.log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "voila", str(tmp_path / "view.ipynb"), f"--port={port}", "--no-browser",
+             "--Voila.ip=127.0.0.1"], stdout=log, stderr=log, env=os.environ | own)
+    try:
+        _wait_for(address, server, tmp_path / "voila.log")
+        yield address, file
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _wait_for(address, server, log, seconds=60):
+    for _ in range(2 * seconds):
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{address}no-such-page", timeout=5)
+        except urllib.error.HTTPError:
+            return  # it answers
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"Voilà does not answer:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A page of 1200 x 900 points in a browser without network but this machine."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome")
+                    if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no chromium here")
+    with playwright.sync_playwright() as driver:
+        # a container's root has no sandbox to give
+        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(60_000)
+        yield page
+        chromium.close()
+
+
+@pytest.mark.slow
+def test_two_raters_in_a_browser(voila, page):
+    address, file = voila
+
+    def start(name, done):
+        page.get_by_placeholder("such as reader-7").fill(name)
+        page.keyboard.press("Tab")  # the keyboard is enough
+        page.keyboard.press("Enter")
+        page.get_by_text(f"{done} of 8").wait_for()
+
+    def save(done, agree, severity=None):
+        page.get_by_role("button", name="Agree" if agree else "Disagree", exact=True).click()
+        held = page.get_by_text("You hold:")
+        held.wait_for()
+        if "ERROR" in held.inner_text():
+            page.get_by_role("button", name=severity or "High", exact=True).click()
+        page.locator("button:enabled", has_text="Save & next").click()
+        page.get_by_text(f"{done} of 8").wait_for()
+
+    page.goto(address, timeout=120_000)
+    start("reader-1", done=0)
+    assert page.get_by_role("button", name="Critical").is_disabled()
+    inside = page.evaluate("""() => [...document.querySelectorAll('.rating *')].filter(
+        e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible'
+        && e.innerText).map(e => e.className)""")
+    assert inside == []  # no text is cut off at 1200 points
+    save(1, agree=True, severity="Critical")
+    page.locator("textarea").fill("not sure")
+    save(2, agree=False)
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_text("Your last rating is withdrawn").wait_for()
+
+    page.reload(timeout=120_000)
+    start("reader-1", done=1)
+    page.get_by_role("button", name="Stop here").click()
+    start("reader-2", done=0)
+    save(1, agree=True)
+
+    rows = rating_store.rows(file)
+    assert list(rows["rater"]) == ["reader-1"] * 3 + ["reader-2"]
+    assert list(rows["withdraws"]) == [None, None, 2, None]
+    assert rows["comment"][1] == "not sure" and list(rows["agree"]) == [1, 0, None, 1]
+    kept = rating_store.current(file)
+    assert list(kept["rater"]) == ["reader-1", "reader-2"] and not kept["simulated"].any()

@@ -1,0 +1,212 @@
+"""Temperature against known answers, selective accuracy against chance, thresholds by hand."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit, logit
+
+from medlib import stats
+
+
+def answers(p, right):
+    """A predictions table with these probabilities, each answer right or wrong."""
+    p, right = np.asarray(p, dtype=float), np.asarray(right, dtype=bool)
+    said = p >= 0.5
+    names = np.array(["ERROR", "CORRECT"])
+    return pd.DataFrame({"id": np.arange(len(p)), "p_correct": p,
+                         "predicted": names[said.astype(int)],
+                         "verdict": names[(said == right).astype(int)]})
+
+
+def drawn(temperature, n=20_000, seed=0):
+    """Labels drawn from true probabilities, and a model whose logits are ``temperature`` times those."""
+    rng = np.random.default_rng(seed)
+    true = expit(2 * rng.normal(size=n))
+    return expit(temperature * logit(true)), rng.random(n) < true
+
+
+# --- temperature ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_the_temperature_is_found_and_calibrates_other_scenarios(temperature):
+    p, y = drawn(temperature)
+    found = stats.fit_temperature(p, y)
+    assert found == pytest.approx(temperature, rel=0.05)
+    p, y = drawn(temperature, seed=1)
+    after = stats.expected_calibration_error(stats.apply_temperature(p, found), y)
+    assert after < 0.015
+    if temperature != 1:
+        assert after < 0.3 * stats.expected_calibration_error(p, y)
+
+
+def test_the_fitted_temperature_is_the_best_on_a_grid():
+    p, y = drawn(2.5, n=200)
+
+    # Platt's targets: n scenarios of a verdict count as (n + 1) / (n + 2) for it
+    positives, negatives = y.sum(), (~y).sum()
+    target = np.where(y, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+    def loss(temperature):
+        q = stats.apply_temperature(p, temperature).clip(1e-300, 1 - 1e-16)
+        return -np.mean(target * np.log(q) + (1 - target) * np.log(1 - q))
+
+    best = loss(stats.fit_temperature(p, y))
+    assert best <= min(map(loss, np.geomspace(0.05, 20, 500))) + 1e-9
+
+
+def test_a_validation_suite_without_a_mistake_gives_no_unlimited_certainty():
+    p, y = np.repeat([0.9, 0.1], 50), np.repeat([True, False], 50)
+    sure = stats.apply_temperature(p, stats.fit_temperature(p, y))
+    assert sure[0] == pytest.approx(51 / 52, abs=1e-3)
+
+
+def test_probabilities_of_exactly_0_and_1():
+    # 1 of 10 wrong at full certainty: the best certainty is 0.9, with smoothed targets a little less
+    p, y = [1.0] * 500 + [0.0] * 500, [True] * 500 + [False] * 400 + [True] * 100
+    q = stats.apply_temperature([0.0, 0.5, 1.0], stats.fit_temperature(p, y))
+    assert q == pytest.approx([0.1, 0.5, 0.9], abs=2e-3)
+
+
+def test_temperature_stays_within_its_bounds():
+    cold, warm = stats.TEMPERATURES
+    p, y = np.repeat([0.6, 0.4], 10**6), np.repeat([True, False], 10**6)
+    assert stats.fit_temperature(p, y) == pytest.approx(cold, rel=1e-3)
+    assert stats.fit_temperature([0.9, 0.1], [0, 1]) == pytest.approx(warm, rel=1e-3)
+    assert stats.fit_temperature([0.5, 0.5], [1, 0]) == 1.0
+
+
+@given(st.floats(0, 1), st.floats(0.05, 20))
+def test_no_value_crosses_one_half(p, temperature):
+    q = float(stats.apply_temperature(p, temperature))
+    assert 0 <= q <= 1
+    assert q >= 0.5 if p >= 0.5 else q <= 0.5
+    back = stats.apply_temperature(1 - q, temperature)
+    assert stats.apply_temperature(q, 1.0) == pytest.approx(q, abs=1e-9)
+    assert back == pytest.approx(1 - float(stats.apply_temperature(q, temperature)), abs=1e-9)
+
+
+def test_calibrated_changes_only_the_probabilities():
+    frame = answers([0.9, 0.2, 0.5], [True, False, True])
+    changed = stats.calibrated(frame, 2.0)
+    assert changed["p_correct"].tolist() == pytest.approx([0.75, 1 / 3, 0.5])
+    assert changed.drop(columns="p_correct").equals(frame.drop(columns="p_correct"))
+    assert frame["p_correct"].tolist() == [0.9, 0.2, 0.5]
+
+
+@pytest.mark.parametrize("p, y", [
+    ([], []), ([0.5], [1, 0]), ([1.1], [1]), ([math.nan], [1]), ([0.4], [3]),
+])
+def test_fit_refuses_bad_input(p, y):
+    with pytest.raises(ValueError):
+        stats.fit_temperature(p, y)
+
+
+@pytest.mark.parametrize("p, temperature", [
+    (0.5, 0), (0.5, -1), (0.5, math.nan), (0.5, math.inf), (1.5, 1),
+])
+def test_apply_refuses_bad_input(p, temperature):
+    with pytest.raises(ValueError):
+        stats.apply_temperature(p, temperature)
+
+
+# --- selective accuracy ---------------------------------------------------------------------
+
+
+def test_selective_by_hand():
+    # certainties 0.4, 0.3, 0.2, 0.1; the least certain is wrong
+    table = stats.selective(answers([0.1, 0.8, 0.3, 0.6], [1, 1, 1, 0]), [0.25, 0.5, 0.75, 1])
+    assert table["n"].tolist() == [1, 2, 3, 4]
+    assert table["accuracy"].tolist() == [1, 1, 1, 0.75]
+    for row in table.itertuples():
+        wilson = stats.proportion(round(row.accuracy * row.n), row.n)
+        assert (row.low, row.high) == pytest.approx((wilson["low"], wilson["high"]))
+    area = stats.area_under_risk_coverage(answers([0.1, 0.8, 0.3, 0.6], [1, 1, 1, 0]))
+    assert area == pytest.approx((0 + 0 + 0 + 0.25) / 4)
+
+
+def test_0_point_8_is_no_more_certain_than_0_point_2():
+    table = stats.selective(answers([0.8, 0.2], [1, 0]), [0.5, 1])
+    assert table["accuracy"].tolist() == [0.5, 0.5]
+    assert stats.certainty(0.8) == stats.certainty(0.2)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.4, 0.6, 0.9]), st.booleans()), min_size=1,
+                max_size=6))
+def test_ties_count_by_their_expectation(rows):
+    p, right = zip(*rows)
+    n = len(rows)
+    # every order of the rows, stably sorted by certainty, is a way of breaking the ties
+    ways = []
+    for order in permutations(range(n)):
+        chosen = sorted(order, key=lambda i: -round(abs(p[i] - 0.5), 9))
+        ways.append(np.cumsum([right[i] for i in chosen]) / np.arange(1, n + 1))
+    expected = np.mean(ways, axis=0)
+    frame = answers(p, right)
+    table = stats.selective(frame, np.arange(1, n + 1) / n)
+    assert table["accuracy"].to_numpy() == pytest.approx(expected)
+    assert table["n"].tolist() == list(range(1, n + 1))
+    assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
+    assert stats.area_under_risk_coverage(frame) == pytest.approx(1 - expected.mean())
+    turned = stats.selective(frame.iloc[::-1], [0.5, 1])
+    assert turned.equals(stats.selective(frame, [0.5, 1]))
+
+
+def test_a_certainty_that_says_nothing_gives_the_error_rate():
+    frame = answers([0.9] * 60 + [0.1] * 40, [True] * 75 + [False] * 25)
+    assert stats.area_under_risk_coverage(frame) == pytest.approx(0.25)
+    assert stats.selective(frame)["accuracy"].to_numpy() == pytest.approx(0.75)
+    assert len(stats.selective(frame)) == 20
+
+
+@pytest.mark.parametrize("coverages", [[0], [1.1], [math.nan]])
+def test_selective_refuses_bad_coverages(coverages):
+    with pytest.raises(ValueError, match="coverages"):
+        stats.selective(answers([0.9], [1]), coverages)
+
+
+def test_selective_names_a_missing_column_and_no_rows():
+    frame = answers([0.9], [1])
+    with pytest.raises(ValueError, match="no column 'verdict'"):
+        stats.selective(frame.drop(columns="verdict"))
+    with pytest.raises(ValueError, match="non-empty"):
+        stats.area_under_risk_coverage(frame[:0])
+
+
+# --- abstention -----------------------------------------------------------------------------
+
+
+def test_threshold_by_coverage_keeps_that_share_of_validation():
+    rng = np.random.default_rng(0)
+    p, y = rng.random(200), rng.random(200) < 0.5
+    threshold = stats.abstention_threshold(p, y, coverage=0.95)
+    frame = pd.DataFrame({"p_correct": p})
+    assert stats.abstention(frame, threshold) == stats.proportion(10, 200)
+    assert stats.abstention(frame, np.nextafter(threshold, 1))["value"] > 0.05
+    everything = stats.abstention_threshold(p, y, coverage=1.0)
+    assert stats.abstention(frame, everything)["value"] == 0
+
+
+def test_threshold_by_accuracy_answers_as_many_as_it_can():
+    p = [0.95, 0.10, 0.80, 0.25, 0.60, 0.45]
+    y = [True, False, False, False, False, False]  # wrong at 0.80 and 0.60
+    pick = stats.abstention_threshold
+    assert pick(p, y, target_accuracy=1.0) == pytest.approx(0.40)
+    assert pick(p, y, target_accuracy=0.75) == pytest.approx(0.25)  # 3 of 4
+    assert pick(p, y, target_accuracy=4 / 6) == pytest.approx(0.05)  # all
+    assert pick([0.9, 0.8], [False, True], target_accuracy=0.9) == math.inf
+    assert stats.abstention(pd.DataFrame({"p_correct": p}), math.inf)["value"] == 1
+    # a tie is answered as a whole or not at all
+    assert pick([0.9, 0.9], [True, False], target_accuracy=0.9) == math.inf
+
+
+@pytest.mark.parametrize("goal", [{}, {"coverage": 0}, {"target_accuracy": 1.2},
+                                  {"coverage": 0.9, "target_accuracy": 0.9}])
+def test_threshold_needs_one_goal(goal):
+    with pytest.raises(ValueError, match="one of coverage and target_accuracy"):
+        stats.abstention_threshold([0.9], [True], **goal)
