@@ -1,8 +1,8 @@
 """Scoring against plain scripts: the same verdict probabilities, scenarios a second.
 
-A plain script reads picture and prompt anew for each of the two answers, one scenario a forward pass;
+A plain script reads image and prompt anew for each of the two answers, one scenario a forward pass;
 the batched plain script does the same for many scenarios at a time. Ours reads every prompt once
-(both answers continue from its key-value cache) and keeps what the tower makes of a picture.
+(both answers continue from its key-value cache) and keeps what the tower makes of an image.
 
     python benchmarks/evaluation.py --pairs 120
 """
@@ -33,9 +33,12 @@ def plain(model, processor, suite, batch_size: int) -> np.ndarray:
         scenarios = suite.scenarios[start : start + batch_size]
         scores = []
         for answer in ANSWERS.values():
-            turns = [messages(s, suite.picture(s), answer) for s in scenarios]
+            turns = [messages(s, suite.image(s), answer) for s in scenarios]
             batch = processor.apply_chat_template(
-                turns, tokenize=True, return_dict=True, return_tensors="pt",
+                turns,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
                 processor_kwargs={"padding": True, "padding_side": "left"},
             ).to(model.device)
             batch.pop("num_crops", None)
@@ -59,14 +62,17 @@ def main() -> None:
     other_words = variants.paraphrase(suite)
     ways = {
         "plain": ("one scenario a forward pass", lambda: plain(model, processor, suite, 1)),
-        "plain, batched": (f"{config.eval_batch_size} scenarios a forward pass",
-                           lambda: plain(model, processor, suite, config.eval_batch_size)),
-        "ours": ("prompt read once", lambda: scoring.p_correct(
-            model, processor, suite, config.eval_batch_size)),
-        "ours, pictures known": ("the same pictures beside other words", lambda: scoring.p_correct(
-            model, processor, other_words, config.eval_batch_size)),
+        "plain, batched": (
+            f"{config.eval_batch_size} scenarios a forward pass",
+            lambda: plain(model, processor, suite, config.eval_batch_size),
+        ),
+        "ours": ("prompt read once", lambda: scoring.p_correct(model, processor, suite, config.eval_batch_size)),
+        "ours, images known": (
+            "the same images beside other words",
+            lambda: scoring.p_correct(model, processor, other_words, config.eval_batch_size),
+        ),
     }
-    plain(model, processor, suite.rows(range(4)), 2)  # warm up, without a picture of ours kept
+    plain(model, processor, suite.rows(range(4)), 2)  # warm up, without an image of ours kept
     results, answers = [], {}
     for name, (what, ask) in ways.items():
         started = clock()
@@ -74,9 +80,12 @@ def main() -> None:
         results.append({"system": name, "scenarios_per_second": len(suite) / (clock() - started), "what": what})
     speed = {r["system"]: r["scenarios_per_second"] for r in results}
     comparison = {
-        "scenarios": len(suite), "device": str(model.device), "threads": torch.get_num_threads(),
+        "scenarios": len(suite),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
         "times_plain": speed["ours"] / speed["plain"],
-        "times_plain_batched": speed["ours"] / speed["plain, batched"], "bar": BAR,
+        "times_plain_batched": speed["ours"] / speed["plain, batched"],
+        "bar": BAR,
         "largest_difference_of_probability": float(np.abs(answers["ours"] - answers["plain"]).max()),
         "results": results,
     }
@@ -84,10 +93,12 @@ def main() -> None:
     print("\n| System | Scenarios/s | What it is |\n|:---|---:|:---|")
     for r in results:
         print(f"| {r['system']} | {r['scenarios_per_second']:.1f} | {r['what']} |")
-    print(f"\nOurs against plain: {comparison['times_plain']:.2f} times (bar {BAR}: "
-          f"{'met' if comparison['times_plain'] >= BAR else 'missed'}); against plain, batched: "
-          f"{comparison['times_plain_batched']:.2f} times. Probabilities at most "
-          f"{comparison['largest_difference_of_probability']:.1e} apart.")
+    print(
+        f"\nOurs against plain: {comparison['times_plain']:.2f} times (bar {BAR}: "
+        f"{'met' if comparison['times_plain'] >= BAR else 'missed'}); against plain, batched: "
+        f"{comparison['times_plain_batched']:.2f} times. Probabilities at most "
+        f"{comparison['largest_difference_of_probability']:.1e} apart."
+    )
 
 
 if __name__ == "__main__":

@@ -22,12 +22,27 @@ import psutil
 #: A random-weight Gemma 3 between the stand-in and the real thing; 234 million parameters.
 MIDDLE = dict(
     text_config=dict(
-        vocab_size=32768, hidden_size=1024, intermediate_size=4096, num_hidden_layers=12, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=128, query_pre_attn_scalar=128, sliding_window=512, pad_token_id=0,
+        vocab_size=32768,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=128,
+        query_pre_attn_scalar=128,
+        sliding_window=512,
+        pad_token_id=0,
         max_position_embeddings=1024,
     ),
-    vision_config=dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=6,
-                       image_size=112, patch_size=14, vision_use_head=False),
+    vision_config=dict(
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        image_size=112,
+        patch_size=14,
+        vision_use_head=False,
+    ),
 )
 
 
@@ -40,8 +55,10 @@ def middle_model(folder: Path) -> str:
     from medlib.models import loading
 
     standin = json.loads((Path(loading.locate(STANDIN)) / "config.json").read_text())
-    tokens = {name: standin[name] for name in ("boi_token_index", "eoi_token_index", "image_token_index",
-                                               "mm_tokens_per_image")}
+    tokens = {
+        name: standin[name]
+        for name in ("boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image")
+    }
     torch.manual_seed(0)
     Gemma3ForConditionalGeneration(Gemma3Config(**MIDDLE, **tokens)).save_pretrained(folder)
     AutoProcessor.from_pretrained(loading.locate(STANDIN)).save_pretrained(folder)
@@ -76,9 +93,15 @@ def measure(settings: dict) -> dict:
     peak, rows, seconds = train(config, suite, count)
     tokens = max(len(row["input_ids"]) for row in rows)
     result = forecast.forecast(config, "cpu", tokens=tokens)
-    return {"forecast": result["memory_gib"]["peak"], "measured": (peak - before) / 2**30, "tokens": tokens,
-            "seconds": seconds, "parts": result["memory_gib"],
-            "parameters": result["parameters"], "models": loading.locate(config.model)}
+    return {
+        "forecast": result["memory_gib"]["peak"],
+        "measured": (peak - before) / 2**30,
+        "tokens": tokens,
+        "seconds": seconds,
+        "parts": result["memory_gib"],
+        "parameters": result["parameters"],
+        "models": loading.locate(config.model),
+    }
 
 
 def train(config, suite, count: int) -> tuple[int, list[dict], float]:
@@ -110,17 +133,29 @@ def main() -> None:
         cases = [("stand-in", "models/medgemma-nano", 64), ("234 M", middle_model(Path(folder)), 8)]
         for name, model, batch in cases:
             for checkpointing in (False, True):
-                settings = {"model": model, "train_pairs": 72, "batch_size": batch, "epochs": 1,
-                            "gradient_checkpointing": checkpointing, "dtype": "float32"}
+                settings = {
+                    "model": model,
+                    "train_pairs": 72,
+                    "batch_size": batch,
+                    "epochs": 1,
+                    "gradient_checkpointing": checkpointing,
+                    "dtype": "float32",
+                }
                 process = subprocess.run(
-                    [sys.executable, __file__, "--measure", json.dumps(settings)], capture_output=True, text=True,
-                    env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
+                    [sys.executable, __file__, "--measure", json.dumps(settings)],
+                    capture_output=True,
+                    text=True,
+                    env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+                )
                 lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
                 if not lines:
                     sys.exit(process.stderr)
                 r = json.loads(lines[0].removeprefix("RESULT "))
-                print(f"| {name} | {batch} | {'on' if checkpointing else 'off'} | {r['forecast']:.2f} | "
-                      f"{r['measured']:.2f} | {r['forecast'] / r['measured'] - 1:+.0%} |", flush=True)
+                print(
+                    f"| {name} | {batch} | {'on' if checkpointing else 'off'} | {r['forecast']:.2f} | "
+                    f"{r['measured']:.2f} | {r['forecast'] / r['measured'] - 1:+.0%} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

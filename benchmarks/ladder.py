@@ -29,8 +29,14 @@ def main() -> None:
     arguments = parser.parse_args()
     less = {"ablations": False, "generate": False} if arguments.rows_only else {}
     with tempfile.TemporaryDirectory() as folder:
-        config = resolve("standin", run_dir=folder, adapter=str(path(arguments.adapter)), core_folds=False,
-                         test_pairs=arguments.pairs, **less)
+        config = resolve(
+            "standin",
+            run_dir=folder,
+            adapter=str(path(arguments.adapter)),
+            core_folds=False,
+            test_pairs=arguments.pairs,
+            **less,
+        )
         times = {"cold": seconds(config), "warm": seconds(config)}
     print(json.dumps({"scenarios": 2 * arguments.pairs, **times}))
 

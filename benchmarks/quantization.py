@@ -1,6 +1,6 @@
 """What 8 and 4 bits of base weights cost: verdicts of one adapter over each, on the held-out suite.
 
-    python benchmarks/quantization.py --profile standin --adapter runs/dev/adapter --scenarios 200
+python benchmarks/quantization.py --profile standin --adapter runs/dev/adapter --scenarios 200
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ from medlib.config import path, resolve
 from medlib.data import sources
 from medlib.models import loading, scoring
 
-FORMATS = [("float32", None), ("float16", None), ("bfloat16", None), ("float32", "8bit"), ("float32", "4bit"),
-           ("float16", "4bit"), ("float32", "int8")]
+FORMATS = [
+    ("float32", None),
+    ("float16", None),
+    ("bfloat16", None),
+    ("float32", "8bit"),
+    ("float32", "4bit"),
+    ("float16", "4bit"),
+    ("float32", "int8"),
+]
 
 
 def main() -> None:
@@ -30,8 +37,11 @@ def main() -> None:
     suite = sources.suite(config, "test")
     reference = None
     print(f"{len(suite)} scenarios, {loading.pick_device()}; the first row is the reference\n")
-    print("| Format | Quantization | Weights (MB) | Accuracy (95 % interval) | Max. difference in p | "
-          "Verdicts changed | Seconds |\n|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| Format | Quantization | Weights (MB) | Accuracy (95% interval) | Max. difference in p | "
+        "Verdicts changed | Seconds |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     for dtype, quantization in FORMATS:
         chosen = config.model_copy(update={"dtype": dtype, "quantization": quantization})
         processor, base = loading.load_for(chosen)
@@ -46,8 +56,11 @@ def main() -> None:
         accuracy = stats.score(stats.predictions_table(suite.scenarios, answered))["accuracy"]
         changed = int(((p >= 0.5) != (reference >= 0.5)).sum())
         interval = "{value:.1%} ({low:.1%} to {high:.1%})".format(**accuracy)
-        print(f"| {dtype} | {quantization or 'none'} | {size:.1f} | {interval} | "
-              f"{np.abs(p - reference).max():.4f} | {changed} | {seconds:.0f} |", flush=True)
+        print(
+            f"| {dtype} | {quantization or 'none'} | {size:.1f} | {interval} | "
+            f"{np.abs(p - reference).max():.4f} | {changed} | {seconds:.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

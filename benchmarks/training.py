@@ -1,7 +1,7 @@
 """Training against a plain TRL script: same model, scenarios, effective batch, learning rate and loss.
 
 Each system trains in a process of its own, one after the other. The plain script is what TRL's
-documentation shows for pictures: a data set of prompts, completions and images, TRL's collator, which
+documentation shows for images: a data set of prompts, completions and images, TRL's collator, which
 reads pixels and words anew at every step, and PEFT's `LoraConfig` handed to `SFTTrainer`. It runs twice:
 with TRL's default of gradient checkpointing, and without, as ours does on a CPU.
 
@@ -30,7 +30,7 @@ from medlib.models import loading, prompts
 from medlib.training import encoding, lora, memory, trainer
 
 SYSTEMS = {
-    "ours": "features once a picture, loss on the answer's positions",
+    "ours": "features once an image, loss on the answer's positions",
     "plain": "TRL SFTTrainer + PEFT, gradient checkpointing off",
     "plain, TRL's defaults": "TRL SFTTrainer + PEFT, gradient checkpointing on",
 }
@@ -51,19 +51,35 @@ def plain(config, suites, folder: str, checkpointing: bool) -> None:
     steps = -(-len(suites["train"]) // config.batch_size)
     interval = max(1, steps // config.evaluations_per_epoch)
     trainer = SFTTrainer(
-        model=base, processing_class=processor, peft_config=lora.lora_config(config),
-        train_dataset=dataset(suites["train"]), eval_dataset=dataset(suites["val"]),
+        model=base,
+        processing_class=processor,
+        peft_config=lora.lora_config(config),
+        train_dataset=dataset(suites["train"]),
+        eval_dataset=dataset(suites["val"]),
         data_collator=Collator(processor, completion_only_loss=True),
         args=SFTConfig(
-            output_dir=folder, num_train_epochs=config.epochs, max_length=None,
-            use_cpu=base.device.type == "cpu", bf16=base.dtype == torch.bfloat16,
-            per_device_train_batch_size=config.batch_size, seed=config.seed, data_seed=config.seed,
+            output_dir=folder,
+            num_train_epochs=config.epochs,
+            max_length=None,
+            use_cpu=base.device.type == "cpu",
+            bf16=base.dtype == torch.bfloat16,
+            per_device_train_batch_size=config.batch_size,
+            seed=config.seed,
+            data_seed=config.seed,
             per_device_eval_batch_size=min(config.eval_batch_size, 4 * config.batch_size),
-            learning_rate=config.lr, weight_decay=config.weight_decay, lr_scheduler_type="cosine",
+            learning_rate=config.lr,
+            weight_decay=config.weight_decay,
+            lr_scheduler_type="cosine",
             warmup_steps=max(1, round(config.warmup_ratio * steps * config.epochs)),
-            eval_strategy="steps", eval_steps=interval, save_strategy="steps", save_steps=interval,
-            save_total_limit=2, logging_steps=max(1, interval // 5), report_to="none",
-            gradient_checkpointing=checkpointing, disable_tqdm=True,
+            eval_strategy="steps",
+            eval_steps=interval,
+            save_strategy="steps",
+            save_steps=interval,
+            save_total_limit=2,
+            logging_steps=max(1, interval // 5),
+            report_to="none",
+            gradient_checkpointing=checkpointing,
+            disable_tqdm=True,
         ),
     )
     trainer.train()
@@ -81,12 +97,15 @@ class Collator(DataCollatorForVisionLanguageModeling):
 
 
 def dataset(suite) -> Dataset:
-    """Prompt, completion and picture, as TRL's vision examples have them."""
-    rows = [{
-        "prompt": [{"role": "user", "content": prompts.messages(s, None)[0]["content"][0]["text"]}],
-        "completion": [{"role": "assistant", "content": ANSWERS[s.verdict]}],
-        "images": [str(suite.images_dir / s.image)],
-    } for s in suite.scenarios]
+    """Prompt, completion and image, as TRL's vision examples have them."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": prompts.messages(s, None)[0]["content"][0]["text"]}],
+            "completion": [{"role": "assistant", "content": ANSWERS[s.verdict]}],
+            "images": [str(suite.images_dir / s.image)],
+        }
+        for s in suite.scenarios
+    ]
     return Dataset.from_list(rows).cast_column("images", Sequence(Image()))
 
 
@@ -99,8 +118,9 @@ def run(system: str, config, clock) -> dict:
 
     def timed(trainer, *args, **kwargs):
         result = evaluate(trainer, *args, **kwargs)
-        validations.append({"step": trainer.state.global_step, "loss": result["eval_loss"],
-                            "seconds": clock() - started})
+        validations.append(
+            {"step": trainer.state.global_step, "loss": result["eval_loss"], "seconds": clock() - started}
+        )
         return result
 
     SFTTrainer.evaluate = timed
@@ -111,9 +131,15 @@ def run(system: str, config, clock) -> dict:
         else:
             plain(config, suites, folder, checkpointing=system != "plain")
     seconds = clock() - started
-    return {"system": system, "samples_per_second": scenarios / seconds, "seconds": seconds,
-            "peak_memory_mib": memory.peak_memory_mib(), "validations": validations,
-            "device": str(loading.pick_device()), "threads": torch.get_num_threads()}
+    return {
+        "system": system,
+        "samples_per_second": scenarios / seconds,
+        "seconds": seconds,
+        "peak_memory_mib": memory.peak_memory_mib(),
+        "validations": validations,
+        "device": str(loading.pick_device()),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def compare(results: list[dict]) -> dict:
@@ -129,21 +155,36 @@ def compare(results: list[dict]) -> dict:
         "largest_difference_of_validation_loss": max(abs(a - b) for a, b in zip(*curves, strict=True)),
         "times_plain": speed / by_name["plain"]["samples_per_second"],
         "times_trl_defaults": speed / by_name["plain, TRL's defaults"]["samples_per_second"],
-        "bar": BAR, "results": results,
+        "bar": BAR,
+        "results": results,
     }
 
 
 def table(comparison: dict) -> str:
     """The results in Markdown."""
-    lines = ["| System | Samples/s | Peak memory (MiB) | Seconds to validation loss "
-             f"{comparison['target_loss']:.3f} | What it is |", "|:---|---:|---:|---:|:---|"]
-    lines += [f"| {r['system']} | {r['samples_per_second']:.1f} | {r['peak_memory_mib']:.0f} | "
-              f"{r['seconds_to_loss']:.0f} | {SYSTEMS[r['system']]} |" for r in comparison["results"]]
-    verdict = {name: f"{comparison[name]:.2f} times ({'met' if comparison[name] >= BAR else 'missed'})"
-               for name in ("times_plain", "times_trl_defaults")}
-    return "\n".join([*lines, "", f"Ours against plain: {verdict['times_plain']}; against TRL's defaults: "
-                      f"{verdict['times_trl_defaults']}; bar {BAR}. Validation loss at equal steps: at most "
-                      f"{comparison['largest_difference_of_validation_loss']:.1e} apart."])
+    lines = [
+        "| System | Samples/s | Peak memory (MiB) | Seconds to validation loss "
+        f"{comparison['target_loss']:.3f} | What it is |",
+        "|:---|---:|---:|---:|:---|",
+    ]
+    lines += [
+        f"| {r['system']} | {r['samples_per_second']:.1f} | {r['peak_memory_mib']:.0f} | "
+        f"{r['seconds_to_loss']:.0f} | {SYSTEMS[r['system']]} |"
+        for r in comparison["results"]
+    ]
+    verdict = {
+        name: f"{comparison[name]:.2f} times ({'met' if comparison[name] >= BAR else 'missed'})"
+        for name in ("times_plain", "times_trl_defaults")
+    }
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Ours against plain: {verdict['times_plain']}; against TRL's defaults: "
+            f"{verdict['times_trl_defaults']}; bar {BAR}. Validation loss at equal steps: at most "
+            f"{comparison['largest_difference_of_validation_loss']:.1e} apart.",
+        ]
+    )
 
 
 def main() -> None:
@@ -155,8 +196,14 @@ def main() -> None:
     parser.add_argument("--system", choices=SYSTEMS, help="one system, in this process")
     arguments = parser.parse_args()
     # dropout would draw other masks for other batches
-    config = resolve(arguments.profile, train_pairs=arguments.pairs, val_pairs=24, epochs=arguments.epochs,
-                     lora_dropout=0, early_stopping_patience=0)
+    config = resolve(
+        arguments.profile,
+        train_pairs=arguments.pairs,
+        val_pairs=24,
+        epochs=arguments.epochs,
+        lora_dropout=0,
+        early_stopping_patience=0,
+    )
     if arguments.system:
         print("RESULT " + json.dumps(run(arguments.system, config, CLOCKS[arguments.clock])))
         return
@@ -164,8 +211,12 @@ def main() -> None:
         sources.suite(config, split)  # drawn before any clock runs
     results = []
     for system in SYSTEMS:
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--system", system],
-                              capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--system", system],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
         if done.returncode:
             sys.exit(done.stderr)
         results.append(json.loads(done.stdout.rpartition("RESULT ")[2]))

@@ -54,11 +54,11 @@ def test_commands_and_flags_are_those_of_the_command_line(file):
     commands = typer.main.get_command(cli_extra.app).commands
     lines = task["run"].replace("\\\n", " ").splitlines()
     for words in (shlex.split(line) for line in lines if "-m medlib" in line):
-        words = words[words.index("medlib") + 1:]
+        words = words[words.index("medlib") + 1 :]
         known = {flag for option in commands[words[0]].params for flag in option.opts}
         assert {word for word in words if word.startswith("--")} <= known
         settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-        assert {setting.partition("=")[0] for setting in settings} <= set(RunConfig.model_fields)
+        assert {session.partition("=")[0] for session in settings} <= set(RunConfig.model_fields)
     if profile := task["envs"].get("PROFILE"):
         assert resolve(profile).model == "google/medgemma-4b-it"
 
@@ -69,13 +69,22 @@ def test_skypilot_reads_it(file, tmp_path):
     python = os.environ.get("SKYPILOT_PYTHON")
     if not python:
         if importlib.util.find_spec("sky") is None:
-            pytest.skip("SkyPilot is not installed: pip install 'skypilot>=0.14,<0.15', or name a "
-                        "Python that has it in SKYPILOT_PYTHON")
+            pytest.skip(
+                "SkyPilot is not installed: pip install 'skypilot>=0.14,<0.15', or name a "
+                "Python that has it in SKYPILOT_PYTHON"
+            )
         python = sys.executable
-    code = ("import sys, sky; task = sky.Task.from_yaml(sys.argv[1]); "
-            "print(task.name, sum(sum((r.accelerators or {}).values()) for r in task.resources))")
-    done = subprocess.run([python, "-c", code, str(file)], capture_output=True, text=True, cwd=ROOT,
-                          env=os.environ | {"HOME": str(tmp_path)})
+    code = (
+        "import sys, sky; task = sky.Task.from_yaml(sys.argv[1]); "
+        "print(task.name, sum(sum((r.accelerators or {}).values()) for r in task.resources))"
+    )
+    done = subprocess.run(
+        [python, "-c", code, str(file)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     name, cards = done.stdout.split()[-2:]
     assert name == read(file)["name"] and int(cards) >= 1

@@ -15,9 +15,14 @@ app = options.app()
 
 
 @app.command()
-def data(profile: Profile = "standin", images: Images = None, allow_masks: Masks = None, seed: Seed = None,
-         audit: Annotated[bool, typer.Option(help="also look for shortcuts, leaks and broken pictures")] = True,
-         settings: Settings = None) -> None:
+def data(
+    profile: Profile = "standin",
+    images: Images = None,
+    allow_masks: Masks = None,
+    seed: Seed = None,
+    audit: Annotated[bool, typer.Option(help="also look for shortcuts, leaks and broken images")] = True,
+    settings: Settings = None,
+) -> None:
     """Rebuild the core set and the suites, check them and audit the core set."""
     from medlib.data import core24, sources
 
@@ -46,6 +51,6 @@ def standin(
         raise ConfigError(f"standin {which!r}: expected medgemma, biomedclip or both")
     if which != "biomedclip":
         captions = medgemma.build(out / "medgemma-nano", seed=seed)["captions"]
-        print(f"captions of held-out pictures: {captions['accuracy']:.1%} right (n={captions['n']})")
+        print(f"captions of held-out images: {captions['accuracy']:.1%} right (n={captions['n']})")
     if which != "medgemma":
         biomedclip.build(out / "biomedclip-nano", seed=seed)

@@ -14,8 +14,14 @@ app = options.app()
 
 
 @app.command()
-def rl(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, seed: Seed = None,
-       ratings: Ratings = None, settings: Settings = None) -> None:
+def rl(
+    profile: Profile = "standin",
+    model: Model = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    ratings: Ratings = None,
+    settings: Settings = None,
+) -> None:
     """Learn from feedback by PPO, GRPO and DPO, and say which to use; run again to resume."""
     from medlib.evaluation import benchmark
     from medlib.feedback.rl import runs
@@ -32,7 +38,10 @@ def rl(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None
 @app.command()
 def preferences(
     out: Annotated[Path, typer.Argument(help="JSONL file to write")],
-    profile: Profile = "standin", run_dir: RunDir = None, ratings: Ratings = None, settings: Settings = None,
+    profile: Profile = "standin",
+    run_dir: RunDir = None,
+    ratings: Ratings = None,
+    settings: Settings = None,
 ) -> None:
     """Write the raters' consensus as a preference data set that TRL and `datasets` read."""
     from medlib.feedback import preferences as preference_set

@@ -10,15 +10,22 @@ import typer
 Profile = Annotated[str, typer.Option(help="settings file in profiles/")]
 Model = Annotated[Optional[str], typer.Option(help="hub name or folder, e.g. google/medgemma-4b-it")]
 RunDir = Annotated[Optional[str], typer.Option(help="folder of the run")]
-Images = Annotated[Optional[Path], typer.Option("--images", "--images-dir",
-                                                help="folder with the real core24 pictures")]
-Masks = Annotated[Optional[bool], typer.Option("--allow-masks/--no-allow-masks",
-                                               help="accept masks in place of scans")]
+Images = Annotated[
+    Optional[Path], typer.Option("--images", "--images-dir", help="folder with the real core24 images")
+]
+Masks = Annotated[
+    Optional[bool], typer.Option("--allow-masks/--no-allow-masks", help="accept masks in place of scans")
+]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="another setting, name=value; repeatable")]
 Seed = Annotated[Optional[int], typer.Option(help="seed of everything random")]
-Rows = Annotated[Optional[list[str]], typer.Option(
-    "--model", help="a row of the benchmark (constant, biomedclip, medgemma-lora, openai:gpt-4o, ...; "
-                    "repeatable), or the hub name or folder of the base model")]
+Rows = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--model",
+        help="a row of the benchmark (constant, biomedclip, medgemma-lora, openai:gpt-4o, ...; "
+        "repeatable), or the hub name or folder of the base model",
+    ),
+]
 Adapter = Annotated[Optional[str], typer.Option(help="adapter folder")]
 Scenarios = Annotated[Path, typer.Argument(help="JSONL file of scenarios")]
 Ratings = Annotated[Optional[str], typer.Option(help="SQLite file of ratings; default: simulated raters")]

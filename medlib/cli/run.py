@@ -27,8 +27,12 @@ app = options.app()
 
 @app.command()
 def train(
-    profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
-    allow_masks: Masks = None, seed: Seed = None,
+    profile: Profile = "standin",
+    model: Model = None,
+    run_dir: RunDir = None,
+    images: Images = None,
+    allow_masks: Masks = None,
+    seed: Seed = None,
     epochs: Annotated[Optional[float], typer.Option(help="passes over the training data")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="scenarios a forward pass")] = None,
     lr: Annotated[Optional[float], typer.Option(help="peak learning rate")] = None,
@@ -43,9 +47,23 @@ def train(
     """Train a LoRA adapter; run again to resume after an interruption."""
     from medlib.training import processes, supervised
 
-    config = configuration(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed,
-                     epochs=epochs, batch_size=batch_size, lr=lr, lora_rank=lora_rank, lora_alpha=lora_alpha,
-                     lora_dropout=lora_dropout, weight_decay=weight_decay, use_8bit=use_8bit)
+    config = configuration(
+        profile,
+        settings,
+        images,
+        model=model,
+        run_dir=run_dir,
+        allow_masks=allow_masks,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        weight_decay=weight_decay,
+        use_8bit=use_8bit,
+    )
     if dry_run:
         print(json.dumps(supervised.dry_run(config, profile), indent=2))
         return
@@ -53,38 +71,78 @@ def train(
 
 
 @app.command()
-def evaluate(model: Rows = None, profile: Profile = "standin", run_dir: RunDir = None, images: Images = None,
-             allow_masks: Masks = None, seed: Seed = None, adapter: Adapter = None, settings: Settings = None,
-             ) -> None:
+def evaluate(
+    model: Rows = None,
+    profile: Profile = "standin",
+    run_dir: RunDir = None,
+    images: Images = None,
+    allow_masks: Masks = None,
+    seed: Seed = None,
+    adapter: Adapter = None,
+    settings: Settings = None,
+) -> None:
     """Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations."""
     from medlib.evaluation import benchmark
 
-    _score(benchmark.evaluate, model, profile, settings, images, run_dir=run_dir, allow_masks=allow_masks,
-           seed=seed, adapter=adapter)
+    _score(
+        benchmark.evaluate,
+        model,
+        profile,
+        settings,
+        images,
+        run_dir=run_dir,
+        allow_masks=allow_masks,
+        seed=seed,
+        adapter=adapter,
+    )
 
 
 @app.command("benchmark")
-def run_benchmark(model: Rows = None, profile: Profile = "standin", run_dir: RunDir = None, images: Images = None,
-                  allow_masks: Masks = None, seed: Seed = None, adapter: Adapter = None, settings: Settings = None,
-                  ) -> None:
+def run_benchmark(
+    model: Rows = None,
+    profile: Profile = "standin",
+    run_dir: RunDir = None,
+    images: Images = None,
+    allow_masks: Masks = None,
+    seed: Seed = None,
+    adapter: Adapter = None,
+    settings: Settings = None,
+) -> None:
     """Score every row of the ladder, or the rows named, on every suite."""
     from medlib.evaluation import benchmark
 
-    _score(benchmark.benchmark, model, profile, settings, images, run_dir=run_dir, allow_masks=allow_masks,
-           seed=seed, adapter=adapter)
+    _score(
+        benchmark.benchmark,
+        model,
+        profile,
+        settings,
+        images,
+        run_dir=run_dir,
+        allow_masks=allow_masks,
+        seed=seed,
+        adapter=adapter,
+    )
 
 
 @app.command()
-def report(profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, images: Images = None,
-           allow_masks: Masks = None, seed: Seed = None,
-           update_readme: Annotated[bool, typer.Option(help="write the results into README.md")] = False,
-           settings: Settings = None) -> None:
+def report(
+    profile: Profile = "standin",
+    model: Model = None,
+    run_dir: RunDir = None,
+    images: Images = None,
+    allow_masks: Masks = None,
+    seed: Seed = None,
+    update_readme: Annotated[bool, typer.Option(help="write the results into README.md")] = False,
+    settings: Settings = None,
+) -> None:
     """Run every notebook headless and render the run as web pages."""
     from medlib.config import provenance
     from medlib.reporting import execute, pages, readme
 
     run_dir = run_dir or f"runs/{provenance.new_run_id(profile)}"
-    config = configuration(profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
+    config = configuration(
+        profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed
+    )
     execute.run_notebooks(run_dir, config.model_dump(mode="json") | {"profile": profile})
     page = pages.render(run_dir)
     if update_readme:
@@ -102,14 +160,15 @@ def _score(unnamed, model, profile, settings, images, **values) -> None:
 
 
 def _print_scores(config, frames) -> None:
-    """The suites that hold a claim; the altered pictures are shown as curves in 08_benchmark."""
+    """The suites that hold a claim; the altered images are shown as curves in 08_benchmark."""
     from medlib import stats
     from medlib.config import path
     from medlib.stats.text import results_table, to_markdown
 
     for suite in ("heldout", "paraphrase", "contradiction", "core24_val", "core24_folds"):
-        scores = {key.rsplit("/", 1)[0]: stats.score(frame) for key, frame in frames.items()
-                  if key.endswith(f"/{suite}")}
+        scores = {
+            key.rsplit("/", 1)[0]: stats.score(frame) for key, frame in frames.items() if key.endswith(f"/{suite}")
+        }
         if scores:
             print(f"\n{suite}\n{to_markdown(results_table(scores))}")
     found = json.loads((path(config.run_dir) / "metrics.json").read_text(encoding="utf-8"))

@@ -17,10 +17,15 @@ app = options.app()
 def sweep(
     trials: Annotated[int, typer.Option(min=1, help="in all, those of earlier calls included")] = 20,
     space: Annotated[str, typer.Option(help="name in profiles/sweep/, or a YAML file")] = "lora",
-    storage: Annotated[Optional[str], typer.Option(
-        help="journal:FILE or a database URL that machines share; default: RUN_DIR/sweep.db")] = None,
+    storage: Annotated[
+        Optional[str],
+        typer.Option(help="journal:FILE or a database URL that machines share; default: RUN_DIR/sweep.db"),
+    ] = None,
     name: Annotated[str, typer.Option(help="the study's name in its storage")] = "lora",
-    profile: Profile = "standin", model: Model = None, run_dir: RunDir = "runs/sweep", seed: Seed = None,
+    profile: Profile = "standin",
+    model: Model = None,
+    run_dir: RunDir = "runs/sweep",
+    seed: Seed = None,
     settings: Settings = None,
 ) -> None:
     """Search rank, learning rate, epochs and dropout for the least validation loss; resumes."""
@@ -46,7 +51,10 @@ def publish(
     private: Annotated[bool, typer.Option("--private/--public", help="of a new repository")] = True,
     terms: Annotated[Optional[Path], typer.Option(help="copy of the base model's terms")] = None,
     endpoint: Annotated[Optional[str], typer.Option(help="another Hub")] = None,
-    profile: Profile = "standin", model: Model = None, run_dir: RunDir = None, settings: Settings = None,
+    profile: Profile = "standin",
+    model: Model = None,
+    run_dir: RunDir = None,
+    settings: Settings = None,
 ) -> None:
     """Write adapter or merged model with its card, and upload it if asked to."""
     from medlib.reporting import publish as publishing
@@ -61,10 +69,12 @@ def publish(
 @app.command()
 def bulk(
     scenarios: Scenarios,
-    images_dir: Annotated[Path, typer.Option("--images-dir", "--images", help="their pictures")],
+    images_dir: Annotated[Path, typer.Option("--images-dir", "--images", help="their images")],
     system: SystemName,
     shard: Annotated[str, typer.Option(help="NUMBER/COUNT, from 0/COUNT on")] = "0/1",
-    profile: Profile = "standin", run_dir: RunDir = "runs/bulk", settings: Settings = None,
+    profile: Profile = "standin",
+    run_dir: RunDir = "runs/bulk",
+    settings: Settings = None,
 ) -> None:
     """Ask a system about one shard of a large file of scenarios; run again to resume."""
     from medlib.config import NotRun
@@ -80,8 +90,12 @@ def bulk(
 
 @app.command("bulk-merge")
 def bulk_merge(
-    scenarios: Scenarios, system: SystemName, shards: Annotated[int, typer.Option(min=1)] = 1,
-    profile: Profile = "standin", run_dir: RunDir = "runs/bulk", settings: Settings = None,
+    scenarios: Scenarios,
+    system: SystemName,
+    shards: Annotated[int, typer.Option(min=1)] = 1,
+    profile: Profile = "standin",
+    run_dir: RunDir = "runs/bulk",
+    settings: Settings = None,
 ) -> None:
     """Put the answers of all shards together and score them."""
     from medlib.evaluation import bulk as bulk_evaluation

@@ -7,4 +7,28 @@ from medlib.config.runs import adapter_dir, run_dir
 from medlib.config.settings import DUAL_STANDIN, ROWS, STANDIN, RunConfig, from_notebook, resolve
 from medlib.config.terms import ADAPTER, ANSWERS, BASE, METHODS, MODALITIES, SEVERITIES, VERDICTS
 
-__all__ = ['ADAPTER', 'ANSWERS', 'BASE', 'ConfigError', 'DUAL_STANDIN', 'DataError', 'METHODS', 'MODALITIES', 'ModelError', 'NotRun', 'ROOT', 'ROWS', 'RunConfig', 'SEVERITIES', 'STANDIN', 'VERDICTS', 'adapter_dir', 'from_notebook', 'hardware_settings', 'load_profile', 'path', 'resolve', 'run_dir']
+__all__ = [
+    "ADAPTER",
+    "ANSWERS",
+    "BASE",
+    "ConfigError",
+    "DUAL_STANDIN",
+    "DataError",
+    "METHODS",
+    "MODALITIES",
+    "ModelError",
+    "NotRun",
+    "ROOT",
+    "ROWS",
+    "RunConfig",
+    "SEVERITIES",
+    "STANDIN",
+    "VERDICTS",
+    "adapter_dir",
+    "from_notebook",
+    "hardware_settings",
+    "load_profile",
+    "path",
+    "resolve",
+    "run_dir",
+]

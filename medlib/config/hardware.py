@@ -18,9 +18,14 @@ def facts() -> dict[str, Any]:
 
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        return {"device": "cuda", "name": card.name, "memory_gb": card.total_memory / 2**30,
-                "capability": (card.major, card.minor), "count": torch.cuda.device_count(),
-                "processes": int(os.environ.get("WORLD_SIZE", 1))}
+        return {
+            "device": "cuda",
+            "name": card.name,
+            "memory_gb": card.total_memory / 2**30,
+            "capability": (card.major, card.minor),
+            "count": torch.cuda.device_count(),
+            "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        }
     return {"device": "mps" if torch.backends.mps.is_available() else "cpu"}
 
 
@@ -42,8 +47,10 @@ def explain(found: dict[str, Any] | None = None) -> str:
     device = found["device"] if found["device"] != "cuda" else f"{found['name']}, {found['memory_gb']:.0f} GB"
     line = f"{device}; the profile that fits is {profile}: {why}"
     if found.get("count", 1) > 1 and found.get("processes", 1) == 1:
-        line += (f"; {found['count']} cards are here, one is used: "
-                 f"`accelerate launch --num_processes {found['count']} -m medlib train` uses all")
+        line += (
+            f"; {found['count']} cards are here, one is used: "
+            f"`accelerate launch --num_processes {found['count']} -m medlib train` uses all"
+        )
     return line
 
 

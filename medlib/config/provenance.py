@@ -83,15 +83,10 @@ def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None
 
 
 def write_run(
-    run_dir: str | Path,
-    parameters: dict,
-    data_hashes: dict[str, str],
-    device: str | None = None,
+    run_dir: str | Path, parameters: dict, data_hashes: dict[str, str], device: str | None = None
 ) -> Path:
     """Write ``run.json`` into ``run_dir`` (see `run_record`) and return its path."""
-    return write_json_atomic(
-        Path(run_dir) / "run.json", run_record(parameters, data_hashes, device)
-    )
+    return write_json_atomic(Path(run_dir) / "run.json", run_record(parameters, data_hashes, device))
 
 
 def write_json_atomic(path: str | Path, obj) -> Path:
@@ -173,18 +168,13 @@ def _git(folder: str | Path | None = None) -> dict:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=30
-        ).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
     try:
         # An installed medlib may lie inside some other project's checkout: not our revision.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder:
             return nothing
-        return {
-            "revision": git("rev-parse", "HEAD"),
-            "dirty": git("status", "--porcelain") != "",
-        }
+        return {"revision": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain") != ""}
     except (OSError, subprocess.SubprocessError):
         return nothing
 

@@ -15,8 +15,19 @@ STANDIN = "models/medgemma-nano"
 DUAL_STANDIN = "models/biomedclip-nano"
 
 #: Rows of the benchmark unless told otherwise; ``openai:<model>`` costs money and must be asked for.
-ROWS = ("constant", "heuristics", "keyword-probe", "biomedclip", "biomedclip-probe", "medgemma",
-        "medgemma-lora", "medgemma-lora+biomedclip", "medgemma-ppo", "medgemma-grpo", "medgemma-dpo")
+ROWS = (
+    "constant",
+    "heuristics",
+    "keyword-probe",
+    "biomedclip",
+    "biomedclip-probe",
+    "medgemma",
+    "medgemma-lora",
+    "medgemma-lora+biomedclip",
+    "medgemma-ppo",
+    "medgemma-grpo",
+    "medgemma-dpo",
+)
 
 
 class RunConfig(BaseModel):
@@ -30,7 +41,7 @@ class RunConfig(BaseModel):
     run_dir: str = Field("runs/latest", description="where results go")
     seed: int = Field(0, ge=0, description="seed of data, initialisation, shuffling and dropout")
 
-    images_dir: str | None = Field(None, description="folder with the real core24 pictures")
+    images_dir: str | None = Field(None, description="folder with the real core24 images")
     allow_masks: bool = Field(False, description="accept segmentation masks in place of scans")
     train_pairs: int = Field(1200, ge=0, description="counterfactual pairs to train on")
     val_pairs: int = Field(96, ge=0, description="pairs for early stopping and calibration")
@@ -45,26 +56,33 @@ class RunConfig(BaseModel):
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.1, ge=0, lt=1)
-    lora_targets: str = Field("attention", pattern="^(attention|attention[+]mlp|all-linear|projector|vision)$",
-                              description="what LoRA changes; attention: q, k, v, o of the decoder")
+    lora_targets: str = Field(
+        "attention",
+        pattern="^(attention|attention[+]mlp|all-linear|projector|vision)$",
+        description="what LoRA changes; attention: q, k, v, o of the decoder",
+    )
     use_rslora: bool = Field(False, description="rank-stabilised LoRA: scale by the root of the rank")
     use_dora: bool = Field(False, description="DoRA: magnitude and direction apart")
     paraphrase_copies: int = Field(0, ge=0, description="copies of each training case in other words")
-    pair_copies: int = Field(1, ge=1, description="how often a counterfactual pair whose picture decides is seen")
-    note_pairs: int = Field(0, ge=0, description="further training pairs whose note contradicts the picture")
+    pair_copies: int = Field(1, ge=1, description="how often a counterfactual pair whose image decides is seen")
+    note_pairs: int = Field(0, ge=0, description="further training pairs whose note contradicts the image")
     early_stopping_patience: int = Field(3, ge=0, description="evaluations without gain; 0: never stop")
     evaluations_per_epoch: int = Field(2, ge=1)
-    cache_image_features: bool = Field(True, description="run the frozen vision tower once a picture")
+    cache_image_features: bool = Field(True, description="run the frozen vision tower once an image")
     group_by_length: bool = Field(True, description="cases of one length side by side in a batch: less padding")
 
-    dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$",
-                       description="auto: bfloat16 where the hardware has it, else float32")
-    quantization: str | None = Field(None, pattern="^(none|8bit|4bit|int8)$",
-                                     description="8bit, 4bit (NF4): bitsandbytes; int8: torchao; none")
+    dtype: str = Field(
+        "auto",
+        pattern="^(auto|float32|bfloat16|float16)$",
+        description="auto: bfloat16 where the hardware has it, else float32",
+    )
+    quantization: str | None = Field(
+        None, pattern="^(none|8bit|4bit|int8)$", description="8bit, 4bit (NF4): bitsandbytes; int8: torchao; none"
+    )
     use_8bit: bool = Field(False, description="the same as quantization: 8bit")
     attention: str = Field("sdpa", pattern="^(sdpa|eager|flash_attention_2)$")
     gradient_checkpointing: bool | None = Field(None, description="None: on a GPU only")
-    workers: int = Field(0, ge=0, description="processes that load pictures while the model trains")
+    workers: int = Field(0, ge=0, description="processes that load images while the model trains")
 
     eval_batch_size: int = Field(32, ge=1)
     generate: bool = Field(True, description="also let the model answer freely")
@@ -74,14 +92,14 @@ class RunConfig(BaseModel):
 
     systems: tuple[str, ...] = Field(ROWS, description="rows of the benchmark, lowest rung first")
     biomedclip: str = Field(DUAL_STANDIN, description="hub name or folder of the dual encoder")
-    contradiction_pairs: int = Field(200, ge=4, description="pairs whose note contradicts the picture")
-    corruption_pairs: int = Field(24, ge=4, description="pairs shown through each altered picture")
+    contradiction_pairs: int = Field(200, ge=4, description="pairs whose note contradicts the image")
+    corruption_pairs: int = Field(24, ge=4, description="pairs shown through each altered image")
     api_base_url: str | None = Field(None, description="OpenAI-compatible endpoint; None: OpenAI's")
     api_timeout_s: float = Field(60, gt=0, description="seconds a request may take")
     api_retries: int = Field(5, ge=0, description="tries after a failed request, with back-off")
     api_workers: int = Field(4, ge=1, description="requests at a time")
     feedback_pairs: int = Field(160, ge=4, description="counterfactual pairs that raters are shown")
-    feedback_note_pairs: int = Field(80, ge=0, description="pairs whose note contradicts the picture, among them")
+    feedback_note_pairs: int = Field(80, ge=0, description="pairs whose note contradicts the image, among them")
     ratings: str | None = Field(None, description="SQLite file of clinicians' ratings; None: simulated raters")
     rater_noise: float = Field(0.05, ge=0, lt=0.5, description="share of a simulated rater's wrong ratings")
     calibration_pairs: int = Field(600, ge=12, description="pairs on which the decision threshold is chosen")
@@ -102,7 +120,7 @@ class RunConfig(BaseModel):
     grpo_lr: float = Field(1e-5, gt=0)
     dpo_lr: float = Field(1e-5, gt=0)
 
-    api_allow_real_images: bool = Field(False, description="let pictures of images_dir leave this machine")
+    api_allow_real_images: bool = Field(False, description="let images of images_dir leave this machine")
 
     @field_validator("quantization")
     @classmethod
@@ -136,8 +154,11 @@ def from_notebook(names: Mapping[str, Any]) -> RunConfig:
     tests can run the committed notebooks in a minute; their results then go to a folder of their own.
     """
     # a notebook may import a module that is called like a parameter
-    known = {name: names[name] for name in RunConfig.model_fields
-             if name in names and not isinstance(names[name], ModuleType)}
+    known = {
+        name: names[name]
+        for name in RunConfig.model_fields
+        if name in names and not isinstance(names[name], ModuleType)
+    }
     profile = names.get("profile", "standin")
     if profile == "standin" and (other := os.environ.get("MEDLIB_PROFILE")):
         profile = other

@@ -1,6 +1,6 @@
 """More training cases from the same ones: the same findings in other words, some pairs more often.
 
-Functions from `medlib.data.suite.Suite` to `Suite`. Pictures are never copied, so the features of a frozen
+Functions from `medlib.data.suite.Suite` to `Suite`. Images are never copied, so the features of a frozen
 tower are still computed once. Only the training split is augmented: its words are its own, and no
 phrase of validation or test can come in.
 """
@@ -53,11 +53,15 @@ def in_other_words(suite: Suite, copies: int, seed: int = 0) -> Suite:
 def oversample_pairs(suite: Suite, times: int, kind: str = "image") -> Suite:
     """The suite with its counterfactual pairs of one kind ``times`` over; other scenarios once.
 
-    Pairs of kind ``image`` have the same words on both sides: only the picture tells them apart, so
+    Pairs of kind ``image`` have the same words on both sides: only the image tells them apart, so
     this is the remedy for a model that reads and does not look. Ids of the copies get ``-again2``, ...
     """
-    again = [_renamed(s, f"again{number}") for number in range(2, times + 1)
-             for s in suite.scenarios if s.factors.get("pair_kind") == kind]
+    again = [
+        _renamed(s, f"again{number}")
+        for number in range(2, times + 1)
+        for s in suite.scenarios
+        if s.factors.get("pair_kind") == kind
+    ]
     name = f"{suite.name}-{kind}{times}"
     return _training_only(replace(suite, name=name, scenarios=suite.scenarios + again))
 
@@ -74,14 +78,21 @@ def _training_only(suite: Suite) -> Suite:
     for scenario in suite.scenarios:
         for field in ("finding", "treatment"):
             if getattr(scenario, field) in kept:
-                raise DataError(f"{suite.name}, {scenario.id}, field '{field}': a phrase kept for "
-                                "validation or test; augment the training suite only")
+                raise DataError(
+                    f"{suite.name}, {scenario.id}, field '{field}': a phrase kept for "
+                    "validation or test; augment the training suite only"
+                )
     return suite
 
 
 @lru_cache(maxsize=1)
 def _kept_for_others() -> frozenset[str]:
     treatments = [p for phrases in TREATMENTS.values() for split in ("val", "test") for p in phrases[split]]
-    findings = [fill(template, degree) for finding in FINDINGS for split in ("val", "test")
-                for template in finding.phrases[split] for degree in DEGREES]
+    findings = [
+        fill(template, degree)
+        for finding in FINDINGS
+        for split in ("val", "test")
+        for template in finding.phrases[split]
+        for degree in DEGREES
+    ]
     return frozenset(treatments + findings)

@@ -1,6 +1,6 @@
 """What one scenario is, and how a bad row is refused.
 
-A scenario is one line of a JSONL file: a picture, a patient, a clinical finding, a prescribed
+A scenario is one line of a JSONL file: an image, a patient, a clinical finding, a prescribed
 treatment and the verdict that an auditor should give. Every error names file, row and field.
 """
 
@@ -42,9 +42,7 @@ class Scenario(BaseModel):
     finding: str = Field(min_length=1)
     treatment: str = Field(min_length=1)
     verdict: Literal["CORRECT", "ERROR"]
-    error_type: Literal[
-        "none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"
-    ]
+    error_type: Literal["none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"]
     severity: Literal["none", "moderate", "high", "critical"]
     cost_impact: int = Field(ge=0, description="US dollars lost if the error goes through")
     factors: dict[str, str | int] = Field(default_factory=dict)
@@ -54,9 +52,7 @@ class Scenario(BaseModel):
         if (self.verdict == "CORRECT") != (self.error_type == "none"):
             raise ValueError(f"error_type: {self.error_type!r} contradicts verdict {self.verdict}")
         if (self.error_type == "none") != (self.severity == "none"):
-            raise ValueError(
-                f"severity: {self.severity!r} contradicts error_type {self.error_type!r}"
-            )
+            raise ValueError(f"severity: {self.severity!r} contradicts error_type {self.error_type!r}")
         return self
 
 
@@ -92,8 +88,7 @@ def read_scenarios(path: str | Path) -> list[Scenario]:
         else:
             if scenario.id in first_row:
                 problems.append(
-                    f"{path}, row {row}, field 'id': {scenario.id!r} was used in row "
-                    f"{first_row[scenario.id]}"
+                    f"{path}, row {row}, field 'id': {scenario.id!r} was used in row {first_row[scenario.id]}"
                 )
             first_row.setdefault(scenario.id, row)
             scenarios.append(scenario)

@@ -1,8 +1,8 @@
-"""The 24 published scenarios: their facts, our split, and a synthetic stand-in for each picture.
+"""The 24 published scenarios: their facts, our split, and a synthetic stand-in for each image.
 
-``data/core24/facts.jsonl`` holds one case a line, in our own wording. The real pictures are not
+``data/core24/facts.jsonl`` holds one case a line, in our own wording. The real images are not
 redistributed; ``data/core24/SOURCES.md`` says where to get them. The file names are the published
-ones, so a folder of real pictures can take the place of the drawn ones.
+ones, so a folder of real images can take the place of the drawn ones.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def load_facts(path: str | Path = FACTS) -> list[Scenario]:
     Returns
     -------
     list of Scenario
-        ``factors`` holds ``image_finding`` (what the synthetic picture shows), ``image_group``
-        (cases whose real pictures come from one field share it), ``published_split``, and
-        ``source_dataset``, ``source_class`` and ``source_file`` of the real picture.
+        ``factors`` holds ``image_finding`` (what the synthetic image shows), ``image_group``
+        (cases whose real images come from one field share it), ``published_split``, and
+        ``source_dataset``, ``source_class`` and ``source_file`` of the real image.
 
     Raises
     ------
@@ -91,14 +91,12 @@ def split(scenarios: list[Scenario]) -> tuple[list[Scenario], list[Scenario]]:
     ------
     DataError
         If a modality lacks one CORRECT and one ERROR case in the validation set, or if two cases
-        whose pictures share a field stand on two sides.
+        whose images share a field stand on two sides.
     """
     train = [s for s in scenarios if s.id not in VAL_IDS]
     val = [s for s in scenarios if s.id in VAL_IDS]
     strata = Counter((s.modality, s.verdict) for s in val)
-    if sorted(strata) != sorted({(s.modality, s.verdict) for s in scenarios}) or set(
-        strata.values()
-    ) != {1}:
+    if sorted(strata) != sorted({(s.modality, s.verdict) for s in scenarios}) or set(strata.values()) != {1}:
         raise DataError(f"val: one case per modality and verdict is needed, not {dict(strata)}")
     shared = {s.factors["image_group"] for s in train} & {s.factors["image_group"] for s in val}
     if shared:
@@ -131,14 +129,14 @@ def _counts(values) -> dict[str, int]:
 
 
 def build(out_dir: str | Path = "data/core24", draw_images: bool = True) -> dict:
-    """Write ``train.jsonl``, ``val.jsonl``, ``dataset_stats.json`` and synthetic pictures.
+    """Write ``train.jsonl``, ``val.jsonl``, ``dataset_stats.json`` and synthetic images.
 
     Parameters
     ----------
     out_dir : str or Path
-        Made if missing; the pictures go to ``out_dir/images``.
+        Made if missing; the images go to ``out_dir/images``.
     draw_images : bool
-        False leaves the pictures out, for use with a folder of the real ones.
+        False leaves the images out, for use with a folder of the real ones.
 
     Returns
     -------

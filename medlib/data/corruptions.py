@@ -1,8 +1,8 @@
-"""Five ways in which a picture gets worse between scanner and auditor, each in five steps.
+"""Five ways in which an image gets worse between scanner and auditor, each in five steps.
 
 A view is ``grey`` (nothing is shown) or ``<kind>-<severity>`` such as ``blur-3``. The five kinds and
 the five steps follow ImageNet-C (Hendrycks and Dietterich 2019, arXiv:1903.12261). The scales are
-our own, for pictures 112 to 896 pixels wide: step 1 is barely visible, step 5 is what a bad scanner
+our own, for images 112 to 896 pixels wide: step 1 is barely visible, step 5 is what a bad scanner
 or a photograph of a screen gives.
 """
 
@@ -34,17 +34,17 @@ def views() -> tuple[str, ...]:
     return tuple(f"{kind}-{severity}" for kind in KINDS for severity in SEVERITIES)
 
 
-def apply(view: str, picture: Image.Image, key: str) -> Image.Image:
-    """The picture in that view.
+def apply(view: str, image: Image.Image, key: str) -> Image.Image:
+    """The image in that view.
 
     Parameters
     ----------
     view : str
         ``grey`` or one of `views`.
-    picture : PIL.Image.Image
+    image : PIL.Image.Image
         Mode RGB, any size; left as it is.
     key : str
-        Names the picture: noise and the sense of rotation are drawn from its hash, the same for
+        Names the image: noise and the sense of rotation are drawn from its hash, the same for
         every severity, so that five steps are one defect that grows.
 
     Returns
@@ -58,43 +58,43 @@ def apply(view: str, picture: Image.Image, key: str) -> Image.Image:
         If the view is unknown; lists the known ones.
     """
     if view == "grey":
-        return Image.new("RGB", picture.size, GREY)
+        return Image.new("RGB", image.size, GREY)
     if view not in views():
         raise ValueError(f"view {view!r} is not one of grey, {', '.join(views())}")
     kind, severity = view.rsplit("-", 1)
     digest = hashlib.sha256(f"{kind} {key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    return globals()[f"_{kind}"](picture.convert("RGB"), SCALES[kind][int(severity) - 1], rng)
+    return globals()[f"_{kind}"](image.convert("RGB"), SCALES[kind][int(severity) - 1], rng)
 
 
-def _noise(picture: Image.Image, deviation: float, rng: np.random.Generator) -> Image.Image:
+def _noise(image: Image.Image, deviation: float, rng: np.random.Generator) -> Image.Image:
     # one field for all three channels: a grey scan stays grey
-    noise = rng.standard_normal((picture.height, picture.width, 1), dtype=np.float32)
-    return _from_array(np.asarray(picture) + 255 * deviation * noise)
+    noise = rng.standard_normal((image.height, image.width, 1), dtype=np.float32)
+    return _from_array(np.asarray(image) + 255 * deviation * noise)
 
 
-def _blur(picture: Image.Image, deviation: float, rng: np.random.Generator) -> Image.Image:
-    sigma = deviation * min(picture.size)
-    return _from_array(gaussian_filter(np.asarray(picture, dtype=np.float32), (sigma, sigma, 0)))
+def _blur(image: Image.Image, deviation: float, rng: np.random.Generator) -> Image.Image:
+    sigma = deviation * min(image.size)
+    return _from_array(gaussian_filter(np.asarray(image, dtype=np.float32), (sigma, sigma, 0)))
 
 
-def _jpeg(picture: Image.Image, quality: int, rng: np.random.Generator) -> Image.Image:
+def _jpeg(image: Image.Image, quality: int, rng: np.random.Generator) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=quality)
+    image.save(buffer, format="JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
-def _rotation(picture: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
-    pixels = np.asarray(picture)
+def _rotation(image: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     # the corners take the usual colour of the border: black ones would mark a rotated slide
     fill = tuple(int(value) for value in np.median(border, axis=0))
     sense = 1 if rng.random() < 0.5 else -1
-    return picture.rotate(sense * degrees, resample=Image.Resampling.BICUBIC, fillcolor=fill)
+    return image.rotate(sense * degrees, resample=Image.Resampling.BICUBIC, fillcolor=fill)
 
 
-def _contrast(picture: Image.Image, left: float, rng: np.random.Generator) -> Image.Image:
-    pixels = np.asarray(picture, dtype=np.float32)
+def _contrast(image: Image.Image, left: float, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.float32)
     mean = pixels.mean(axis=(0, 1))  # of each channel: a stain keeps its tint
     return _from_array(mean + left * (pixels - mean))
 

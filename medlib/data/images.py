@@ -14,12 +14,12 @@ from medlib.data.cases import Scenario
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Load a picture as RGB; DICOM is reduced to its pixels, so no patient data comes along.
+    """Load an image as RGB; DICOM is reduced to its pixels, so no patient data comes along.
 
     Raises
     ------
     DataError
-        If the file is missing, truncated or not a picture.
+        If the file is missing, truncated or not an image.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,7 +30,7 @@ def load_image(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             if image.mode.startswith(("I", "F")):  # 16-bit and float: PIL would clip at 255
-                return _grey_picture(np.asarray(image))
+                return _grey_image(np.asarray(image))
             return image.convert("RGB")
     except DataError:
         raise
@@ -47,9 +47,7 @@ def _load_dicom(path: Path) -> Image.Image:
         raise DataError(f"{path}: DICOM needs `pip install pydicom`") from None
     dataset = pydicom.dcmread(path)
     if str(dataset.get("BurnedInAnnotation", "NO")).upper() == "YES":
-        raise DataError(
-            f"{path}, field 'BurnedInAnnotation': patient data is burned into the pixels"
-        )
+        raise DataError(f"{path}, field 'BurnedInAnnotation': patient data is burned into the pixels")
     pixels, samples = dataset.pixel_array, int(dataset.get("SamplesPerPixel", 1))
     if pixels.ndim == (3 if samples == 1 else 4):
         pixels = pixels[len(pixels) // 2]  # the middle frame stands for a stack
@@ -59,26 +57,26 @@ def _load_dicom(path: Path) -> Image.Image:
         pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(float)
         if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
             pixels = -pixels
-    return _grey_picture(pixels)
+    return _grey_image(pixels)
 
 
-def _grey_picture(pixels: np.ndarray) -> Image.Image:
+def _grey_image(pixels: np.ndarray) -> Image.Image:
     """Stretch any range of values to 0..255."""
     pixels = pixels.astype(float) - pixels.min()
     return Image.fromarray((255 * pixels / max(pixels.max(), 1e-9)).astype(np.uint8)).convert("RGB")
 
 
 def scan_problem(image: Image.Image) -> str | None:
-    """Say why a picture cannot be a scan, or None if it can.
+    """Say why an image cannot be a scan, or None if it can.
 
-    A photograph of tissue or an echo has hundreds of grey levels. A picture whose pixels are
+    A photograph of tissue or an echo has hundreds of grey levels. An image whose pixels are
     (nearly) all of one or two levels is a blank page or a segmentation mask.
     """
     grey = np.asarray(image.convert("L"))
     share = np.bincount(grey.ravel(), minlength=256) / grey.size
     top = np.sort(share)[::-1]
     if top[0] > 0.999:
-        return "one-colour picture"
+        return "one-colour image"
     dark, bright = share[:16].sum(), share[240:].sum()
     # the second test finds masks whose two levels a JPEG or a resize has blurred
     if top[:2].sum() > 0.99 or (dark + bright > 0.97 and min(dark, bright) > 0.001):
@@ -89,7 +87,7 @@ def scan_problem(image: Image.Image) -> str | None:
 def check_images(
     scenarios: Iterable[Scenario], images_dir: str | Path, allow_masks: bool = False, name: str = ""
 ) -> None:
-    """Refuse scenarios whose pictures are missing, broken, blank or masks.
+    """Refuse scenarios whose images are missing, broken, blank or masks.
 
     Raises
     ------
@@ -121,7 +119,7 @@ def _image_problem(path: Path, allow_masks: bool) -> str | None:
 
 
 def check_split(train: Iterable[Scenario], val: Iterable[Scenario], images_dir: str | Path) -> None:
-    """Refuse a split in which an id or a picture (by content) stands on both sides."""
+    """Refuse a split in which an id or an image (by content) stands on both sides."""
     train, val = list(train), list(val)
     train_ids = {s.id for s in train}
     train_images = {pixel_hash(load_image(Path(images_dir) / s.image)): s for s in train}
@@ -132,7 +130,7 @@ def check_split(train: Iterable[Scenario], val: Iterable[Scenario], images_dir: 
         twin = train_images.get(pixel_hash(load_image(Path(images_dir) / scenario.image)))
         if twin is not None:
             problems.append(
-                f"val, row {row} ({scenario.id}), field 'image': {scenario.image} is the picture "
+                f"val, row {row} ({scenario.id}), field 'image': {scenario.image} is the image "
                 f"of {twin.id} in train ({twin.image})"
             )
     if problems:
@@ -140,5 +138,5 @@ def check_split(train: Iterable[Scenario], val: Iterable[Scenario], images_dir: 
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """SHA-256 over size and pixels: the same picture in another file format has the same one."""
+    """SHA-256 over size and pixels: the same image in another file format has the same one."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -1,7 +1,7 @@
 """What a test shares with its training data, and which factors and words give verdicts away.
 
 `medlib.data.quality` looks for faults inside one small set. The checks here compare suites of thousands of
-scenarios: pictures by hash, phrases by their words, labels by the factors that made the scenarios.
+scenarios: images by hash, phrases by their words, labels by the factors that made the scenarios.
 Every function takes suites by name or a list of scenarios, and returns a table.
 """
 
@@ -27,22 +27,22 @@ from medlib.data.images import load_image, pixel_hash
 from medlib.data.suite import Suite
 
 HASH_SIDE = 16  # a hash of 16 x 16 = 256 bits; with the usual 64, unrelated drawn brains coincide
-# Most bits in which two pictures may differ and still be called one: between the copies (at most 18,
-# of 256) and the closest of 2,000 unrelated drawn pictures (20); published scans are 94 and more
+# Most bits in which two images may differ and still be called one: between the copies (at most 18,
+# of 256) and the closest of 2,000 unrelated drawn images (20); published scans are 94 and more
 # apart. `hash_distances` measures this again on any suite.
 MAX_DISTANCE = 18
 #: The eight ways to lay a square on itself, the first as it is.
 TURNS = {"as it is": None} | {t.name.lower().replace("_", " "): t for t in Image.Transpose}
 
 
-# ---- pictures ------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------
 
 
-def picture_leaks(suites: Mapping[str, Suite], max_distance: int = MAX_DISTANCE) -> pd.DataFrame:
-    """Pictures that stand in two suites, whatever their file names.
+def image_leaks(suites: Mapping[str, Suite], max_distance: int = MAX_DISTANCE) -> pd.DataFrame:
+    """Images that stand in two suites, whatever their file names.
 
     A pair is ``exact`` if the decoded pixels have one SHA-256, and ``perceptual`` if the hashes of
-    one picture and of the other in any of its eight turns and mirror images differ in few bits.
+    one image and of the other in any of its eight turns and mirror images differ in few bits.
 
     Parameters
     ----------
@@ -54,14 +54,14 @@ def picture_leaks(suites: Mapping[str, Suite], max_distance: int = MAX_DISTANCE)
     Returns
     -------
     DataFrame
-        One row a pair of pictures: one, two (names of suites), image_one, image_two (files),
+        One row a pair of images: one, two (names of suites), image_one, image_two (files),
         kind, turn (how the second lies on the first), distance (bits). Empty if nothing leaks.
 
     Notes
     -----
     Hash: C. Zauner (2010), "Implementation and benchmarking of perceptual image hash functions",
     the DCT hash, by the package imagehash. A crop or a turn by a few degrees escapes it;
-    `medlib.data.quality.check_overlaps` finds those, at a price that allows few pictures.
+    `medlib.data.quality.check_overlaps` finds those, at a price that allows few images.
     """
     prints = {name: fingerprints(suite) for name, suite in suites.items()}
     rows = []
@@ -70,14 +70,23 @@ def picture_leaks(suites: Mapping[str, Suite], max_distance: int = MAX_DISTANCE)
         for i, j in np.argwhere(distances <= max_distance):
             first, second = prints[one].iloc[i], prints[two].iloc[j]
             exact = first["sha256"] == second["sha256"]
-            rows.append((one, two, first["image"], second["image"], "exact" if exact else "perceptual",
-                         list(TURNS)[turns[i, j]], int(distances[i, j])))
+            rows.append(
+                (
+                    one,
+                    two,
+                    first["image"],
+                    second["image"],
+                    "exact" if exact else "perceptual",
+                    list(TURNS)[turns[i, j]],
+                    int(distances[i, j]),
+                )
+            )
     columns = ["one", "two", "image_one", "image_two", "kind", "turn", "distance"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def fingerprints(suite: Suite) -> pd.DataFrame:
-    """Hashes of every picture of a suite: image (file), modality, sha256, bits (8 turns, 256)."""
+    """Hashes of every image of a suite: image (file), modality, sha256, bits (8 turns, 256)."""
     modality = {s.image: s.modality for s in suite.scenarios}
     rows = []
     for image, kind in modality.items():
@@ -88,22 +97,22 @@ def fingerprints(suite: Suite) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image", "modality", "sha256", "bits"])
 
 
-@lru_cache(maxsize=50_000)  # pictures; 2 KiB each
+@lru_cache(maxsize=50_000)  # images; 2 KiB each
 def _fingerprint(path: Path, changed: int) -> tuple[str, np.ndarray]:
-    picture = load_image(path)
-    return pixel_hash(picture), _hash_bits(picture)
+    image = load_image(path)
+    return pixel_hash(image), _hash_bits(image)
 
 
-def _hash_bits(picture: Image.Image) -> np.ndarray:
-    """Perceptual hash of the picture in each of its turns, bool array (8, 256)."""
+def _hash_bits(image: Image.Image) -> np.ndarray:
+    """Perceptual hash of the image in each of its turns, bool array (8, 256)."""
     # shrunk once to what phash shrinks to anyway, so that eight turns cost little
-    small = picture.convert("L").resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS)
+    small = image.convert("L").resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS)
     turned = [small if turn is None else small.transpose(turn) for turn in TURNS.values()]
     return np.array([imagehash.phash(image, HASH_SIDE).hash.ravel() for image in turned])
 
 
 def _distances(one: pd.DataFrame, two: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Hamming distance (n, m) of each picture of ``one`` to each of ``two`` in its best turn (n, m)."""
+    """Hamming distance (n, m) of each image of ``one`` to each of ``two`` in its best turn (n, m)."""
     shape = len(one), len(two)
     best, turns = np.full(shape, HASH_SIDE**2 + 1, np.float32), np.zeros(shape, np.int8)
     if 0 in shape:
@@ -118,56 +127,59 @@ def _distances(one: pd.DataFrame, two: pd.DataFrame) -> tuple[np.ndarray, np.nda
     return best, turns
 
 
-def _recompressed(picture: Image.Image) -> Image.Image:
+def _recompressed(image: Image.Image) -> Image.Image:
     buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=50)
+    image.save(buffer, "JPEG", quality=50)
     return Image.open(buffer).convert("RGB")
 
 
-def _cropped(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
-    return picture.crop((width // 40, height // 40, width - width // 40, height - height // 40))
+def _cropped(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    return image.crop((width // 40, height // 40, width - width // 40, height - height // 40))
 
 
-#: Copies that somebody could make of a picture.
+#: Copies that somebody could make of an image.
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "JPEG, quality 50": _recompressed,
     "half the size": lambda p: p.resize((p.width // 2, p.height // 2)),
     "mirrored, then JPEG": lambda p: _recompressed(p.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
     "turned by 90°, then JPEG": lambda p: _recompressed(p.transpose(Image.Transpose.ROTATE_90)),
     "a fifth brighter": lambda p: p.point(lambda value: min(255, round(1.2 * value))),
-    "cropped to 95 %": _cropped,
+    "cropped to 95%": _cropped,
 }
-STRANGERS = "nearest other picture"
+STRANGERS = "nearest other image"
 
 
 def hash_distances(suite: Suite, sample: int = 100, seed: int = 0) -> pd.DataFrame:
-    """How far apart the hashes of copies are, and those of pictures that have nothing in common.
+    """How far apart the hashes of copies are, and those of images that have nothing in common.
 
     Parameters
     ----------
     suite : Suite
-        Its pictures are taken to be of different patients; equal pixels are left out.
+        Its images are taken to be of different patients; equal pixels are left out.
     sample : int
-        Pictures drawn by ``seed`` to make `COPIES` of.
+        Images drawn by ``seed`` to make `COPIES` of.
 
     Returns
     -------
     DataFrame
-        modality, kind (a name of `COPIES`, or "nearest other picture" of the suite, for all of its
-        pictures), distance (bits of 256, the least over turns and mirror images).
+        modality, kind (a name of `COPIES`, or "nearest other image" of the suite, for all of its
+        images), distance (bits of 256, the least over turns and mirror images).
     """
     prints = fingerprints(suite)
     distances, _ = _distances(prints, prints)
     hashes = prints["sha256"].to_numpy()
     distances[hashes[:, None] == hashes[None, :]] = np.inf
-    rows = [(prints["modality"].iloc[i], STRANGERS, nearest)
-            for i, nearest in enumerate(distances.min(axis=1, initial=np.inf)) if np.isfinite(nearest)]
+    rows = [
+        (prints["modality"].iloc[i], STRANGERS, nearest)
+        for i, nearest in enumerate(distances.min(axis=1, initial=np.inf))
+        if np.isfinite(nearest)
+    ]
     chosen = np.random.default_rng(seed).permutation(len(prints))[:sample]
     for _, original in prints.iloc[np.sort(chosen)].iterrows():
-        picture = load_image(suite.images_dir / original["image"])
+        image = load_image(suite.images_dir / original["image"])
         for kind, copy in COPIES.items():
-            apart = (_hash_bits(copy(picture)) != original["bits"][0]).sum(axis=1).min()
+            apart = (_hash_bits(copy(image)) != original["bits"][0]).sum(axis=1).min()
             rows.append((original["modality"], kind, int(apart)))
     return pd.DataFrame(rows, columns=["modality", "kind", "distance"])
 
@@ -175,7 +187,7 @@ def hash_distances(suite: Suite, sample: int = 100, seed: int = 0) -> pd.DataFra
 def detection(distances: pd.DataFrame, max_distance: int = MAX_DISTANCE) -> pd.DataFrame:
     """Share of each kind of `hash_distances` within the threshold, with its Wilson interval.
 
-    For copies that is the share found, for the nearest other picture the false-alarm rate.
+    For copies that is the share found, for the nearest other image the false-alarm rate.
     """
     rows = []
     for kind, part in distances.groupby("kind", sort=False)["distance"]:
@@ -210,11 +222,19 @@ def phrase_leaks(suites: Mapping[str, Suite]) -> pd.DataFrame:
         for text, read in TEXTS.items():
             a, b = ({_plain(read(s)) for s in suite.scenarios} for suite in (first, second))
             overlap, closest = _closest(sorted(a - b), sorted(b - a))
-            rows.append({
-                "one": one, "two": two, "text": text, "distinct_one": len(a), "distinct_two": len(b),
-                "shared": len(a & b), "examples": "; ".join(sorted(a & b)[:3]),
-                "overlap": overlap, "closest": closest,
-            })
+            rows.append(
+                {
+                    "one": one,
+                    "two": two,
+                    "text": text,
+                    "distinct_one": len(a),
+                    "distinct_two": len(b),
+                    "shared": len(a & b),
+                    "examples": "; ".join(sorted(a & b)[:3]),
+                    "overlap": overlap,
+                    "closest": closest,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -235,7 +255,7 @@ def _closest(one: list[str], two: list[str]) -> tuple[float, str]:
 
 
 def finding_balance(suites: Mapping[str, Suite]) -> pd.DataFrame:
-    """How often each finding is shown by a picture of each suite, and with which verdict.
+    """How often each finding is shown by an image of each suite, and with which verdict.
 
     Returns
     -------
@@ -243,14 +263,22 @@ def finding_balance(suites: Mapping[str, Suite]) -> pd.DataFrame:
         modality, finding (``factors["image_finding"]``; "unknown" where that is not given), and
         for each suite ``<name>`` (scenarios) and ``<name> CORRECT`` (of them).
     """
-    frame = pd.DataFrame([
-        (s.modality, s.factors.get("image_finding", "unknown"), name, s.verdict == "CORRECT")
-        for name, suite in suites.items() for s in suite.scenarios
-    ], columns=["modality", "finding", "suite", "correct"])
+    frame = pd.DataFrame(
+        [
+            (s.modality, s.factors.get("image_finding", "unknown"), name, s.verdict == "CORRECT")
+            for name, suite in suites.items()
+            for s in suite.scenarios
+        ],
+        columns=["modality", "finding", "suite", "correct"],
+    )
     counted = frame.groupby(["modality", "finding", "suite"])["correct"].agg(["size", "sum"])
     wide = counted.unstack("suite", fill_value=0)
-    columns = {name + ending: wide[what, name] for name in suites if name in set(frame["suite"])
-               for ending, what in (("", "size"), (" CORRECT", "sum"))}
+    columns = {
+        name + ending: wide[what, name]
+        for name in suites
+        if name in set(frame["suite"])
+        for ending, what in (("", "size"), (" CORRECT", "sum"))
+    }
     return pd.DataFrame(columns).reset_index()
 
 
@@ -274,7 +302,7 @@ FACTORS: dict[str, Callable[[Scenario], str | int | None]] = {
     "complaint": lambda s: s.patient.complaint,
     "wording": lambda s: "normal or benign" if quality.is_normal_or_benign(s.finding) else "abnormal",
     "note says": lambda s: _of_modality(s, "note_finding"),
-    "picture shows": lambda s: _of_modality(s, "image_finding"),
+    "image shows": lambda s: _of_modality(s, "image_finding"),
     "treatment": lambda s: _of_modality(s, "care"),
     "kind of pair": lambda s: s.factors.get("pair_kind"),
     "verdict source": lambda s: s.factors.get("source"),
@@ -287,9 +315,7 @@ def _of_modality(scenario: Scenario, factor: str) -> str | None:
     return value if value is None else f"{scenario.modality}: {value}".replace("_", " ")
 
 
-def label_balance(
-    scenarios: Sequence[Scenario], factors: Sequence[str] = tuple(FACTORS)
-) -> pd.DataFrame:
+def label_balance(scenarios: Sequence[Scenario], factors: Sequence[str] = tuple(FACTORS)) -> pd.DataFrame:
     """Share of CORRECT at each level of each factor, tested against one half.
 
     Parameters
@@ -301,7 +327,7 @@ def label_balance(
     Returns
     -------
     DataFrame
-        factor, level, n, correct, share, low, high (Wilson, 95 %), p (two-sided exact binomial test
+        factor, level, n, correct, share, low, high (Wilson, 95%), p (two-sided exact binomial test
         of one half), p_holm (Holm, over all rows). Twins with the same level have opposite verdicts,
         so the test is on the safe side: a small p is to be believed.
 
@@ -318,11 +344,18 @@ def label_balance(
         correct = pd.Series([s.verdict == "CORRECT" for s in scenarios], dtype=bool)
         for level, right in correct.groupby(levels):  # groupby leaves out what is None
             rate = stats.proportion(int(right.sum()), len(right))
-            rows.append({
-                "factor": factor, "level": str(level).replace("_", " "), "n": len(right),
-                "correct": int(right.sum()), "share": rate["value"], "low": rate["low"],
-                "high": rate["high"], "p": binomtest(int(right.sum()), len(right)).pvalue,
-            })
+            rows.append(
+                {
+                    "factor": factor,
+                    "level": str(level).replace("_", " "),
+                    "n": len(right),
+                    "correct": int(right.sum()),
+                    "share": rate["value"],
+                    "low": rate["low"],
+                    "high": rate["high"],
+                    "p": binomtest(int(right.sum()), len(right)).pvalue,
+                }
+            )
     columns = ["factor", "level", "n", "correct", "share", "low", "high", "p"]
     return _with_holm(pd.DataFrame(rows, columns=columns))
 
@@ -373,7 +406,10 @@ def normal_rule(scenarios: Sequence[Scenario]) -> dict:
     error = np.array([s.verdict == "ERROR" for s in scenarios], dtype=bool)
     agree = int((normal == error).sum())
     return {
-        "n": len(error), "normal": int(normal.sum()), "normal_error": int((normal & error).sum()),
-        "abnormal": int((~normal).sum()), "abnormal_correct": int((~normal & ~error).sum()),
+        "n": len(error),
+        "normal": int(normal.sum()),
+        "normal_error": int((normal & error).sum()),
+        "abnormal": int((~normal).sum()),
+        "abnormal_correct": int((~normal & ~error).sum()),
         "right": max(agree, len(error) - agree),
     }

@@ -25,21 +25,26 @@ from medlib.data.synthetic.lexicon import findings_of
 EXPECTED = "abstain"
 
 
-# ---------------------------------------------------------------------- pictures from elsewhere
+# ---------------------------------------------------------------------- images from elsewhere
 
-_MNI = ("(C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, "
-        "McGill University: use, copy, modify and distribute for any purpose with this notice")
+_MNI = (
+    "(C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, "
+    "McGill University: use, copy, modify and distribute for any purpose with this notice"
+)
 _NEMA = "MIT (pydicom); downsized from the DICOM WG04 samples, no known restriction"
 _CC0 = "CC0 1.0"
 _FREE = "public domain or no known copyright restrictions"
 
 _SLICES = {"sagittal": (-40, -20, 4), "coronal": (-60, -20, 20), "axial": (-16, 8, 40)}  # mm, MNI space
 
-#: (package, file, modality that the scenario claims, what the picture shows, licence); modality ""
+#: (package, file, modality that the scenario claims, what the image shows, licence); modality ""
 #: claims the four in turn. A slice of the MNI template has "mni152 axis position" for a file.
 OUTSIDE = (
-    *(("nilearn", f"mni152 {axis} {mm:+d}", "mri", "healthy brain template", _MNI)
-      for axis, places in _SLICES.items() for mm in places),
+    *(
+        ("nilearn", f"mni152 {axis} {mm:+d}", "mri", "healthy brain template", _MNI)
+        for axis, places in _SLICES.items()
+        for mm in places
+    ),
     ("pydicom", "CT_small.dcm", "xray", "CT of a vertebra", _NEMA),
     ("pydicom", "JPEG2000.dcm", "xray", "bone scintigram", _NEMA),
     ("pydicom", "MR_small.dcm", "mri", "MR detail", _NEMA),
@@ -49,21 +54,32 @@ OUTSIDE = (
     ("scikit-image", "cell.png", "histopathology", "one cell, phase contrast", _CC0),
     ("scikit-image", "retina.jpg", "", "fundus photograph", _CC0),
     ("scikit-image", "microaneurysms.png", "", "fundus detail", _CC0),
-    *(("scikit-image", file, "", "not medical", licence) for file, licence in (
-        ("astronaut.png", _FREE), ("brick.png", _CC0), ("camera.png", _CC0), ("chelsea.png", _CC0),
-        ("clock_motion.png", _FREE), ("coffee.png", _CC0), ("coins.png", _FREE), ("grass.png", _CC0),
-        ("gravel.png", _CC0), ("hubble_deep_field.jpg", _FREE), ("rocket.jpg", _FREE),
-        ("text.png", _FREE),
-    )),
+    *(
+        ("scikit-image", file, "", "not medical", licence)
+        for file, licence in (
+            ("astronaut.png", _FREE),
+            ("brick.png", _CC0),
+            ("camera.png", _CC0),
+            ("chelsea.png", _CC0),
+            ("clock_motion.png", _FREE),
+            ("coffee.png", _CC0),
+            ("coins.png", _FREE),
+            ("grass.png", _CC0),
+            ("gravel.png", _CC0),
+            ("hubble_deep_field.jpg", _FREE),
+            ("rocket.jpg", _FREE),
+            ("text.png", _FREE),
+        )
+    ),
 )
 #: Name under which a package of ``OUTSIDE`` is imported.
 _MODULES = {"nilearn": "nilearn", "pydicom": "pydicom", "scikit-image": "skimage"}
 
 
 def out_of_distribution(out_dir: str | Path | None = None, seed: int = 0) -> Suite:
-    """Real pictures that no auditor of these modalities was made for; it should abstain.
+    """Real images that no auditor of these modalities was made for; it should abstain.
 
-    The pictures come out of installed packages (`sources` says which, under what licence), nothing is
+    The images come out of installed packages (`sources` says which, under what licence), nothing is
     downloaded. Each stands beside a patient, a finding and the care that this finding calls for, in
     words of the test split. Whether that care is right cannot be known, so ``verdict`` is a
     placeholder that must not be scored; the expected answer is ``EXPECTED``.
@@ -78,15 +94,18 @@ def out_of_distribution(out_dir: str | Path | None = None, seed: int = 0) -> Sui
     Warns
     -----
     UserWarning
-        If an optional package is missing; its pictures are left out.
+        If an optional package is missing; its images are left out.
     """
     folder = Path(out_dir) if out_dir else sources.SUITES_DIR / "out_of_distribution"
     for package in sorted({package for package, *_ in OUTSIDE if not _version(package)}):
-        warnings.warn(f"{package} is not installed (`pip install {package}`): its pictures are left out "
-                      "of the out-of-distribution suite", stacklevel=2)
+        warnings.warn(
+            f"{package} is not installed (`pip install {package}`): its images are left out "
+            "of the out-of-distribution suite",
+            stacklevel=2,
+        )
     rows = {n: row for n, row in enumerate(OUTSIDE) if _version(row[0])}
     scenarios = [_outside_scenario(n, row, seed) for n, row in rows.items()]
-    # the rows name package versions: another version may ship another picture under the same name
+    # the rows name package versions: another version may ship another image under the same name
     card = {"name": "out_of_distribution", "seed": seed, "pictures": "real"}
     same = grammar.keep(scenarios, folder, card)
     (folder / "images").mkdir(exist_ok=True)
@@ -94,22 +113,25 @@ def out_of_distribution(out_dir: str | Path | None = None, seed: int = 0) -> Sui
         path = folder / "images" / scenario.image
         if not (same and path.is_file()):
             # from the array: no metadata of the source comes along
-            Image.fromarray(np.asarray(_outside_picture(package, file))).save(path)
+            Image.fromarray(np.asarray(_outside_image(package, file))).save(path)
     return Suite("out_of_distribution", scenarios, folder / "images")
 
 
 def image_sources() -> pd.DataFrame:
-    """Where the pictures of `out_of_distribution` come from.
+    """Where the images of `out_of_distribution` come from.
 
     Returns
     -------
     DataFrame
-        One row a package and licence: package, version ("" if not installed), licence, pictures
+        One row a package and licence: package, version ("" if not installed), licence, images
         (what they show), count (0 if not installed).
     """
     frame = pd.DataFrame(OUTSIDE, columns=["package", "file", "modality", "picture", "licence"])
-    table = frame.groupby(["package", "licence"], sort=False)["picture"].agg(
-        pictures=lambda shown: ", ".join(dict.fromkeys(shown)), count="size").reset_index()
+    table = (
+        frame.groupby(["package", "licence"], sort=False)["picture"]
+        .agg(images=lambda shown: ", ".join(dict.fromkeys(shown)), count="size")
+        .reset_index()
+    )
     table.insert(1, "version", table["package"].map(_version))
     table.loc[table["version"] == "", "count"] = 0
     return table
@@ -120,42 +142,52 @@ def _version(package: str) -> str:
 
 
 def _outside_scenario(number: int, row: tuple[str, ...], seed: int) -> Scenario:
-    package, file, modality, picture, licence = row
+    package, file, modality, image, licence = row
     modality = modality or MODALITIES[number % len(MODALITIES)]
-    # by row, so a missing package does not change the words beside the other pictures
+    # by row, so a missing package does not change the words beside the other images
     rng = np.random.default_rng([seed, number])
     finding = rng.choice(findings_of(modality))
     stem = re.sub(r"[^a-z0-9]+", "_", Path(file).stem.lower())
     return Scenario(
-        id=f"ood_{number:02d}_{stem}", modality=modality, image=f"{number:02d}_{stem}.png",
+        id=f"ood_{number:02d}_{stem}",
+        modality=modality,
+        image=f"{number:02d}_{stem}.png",
         patient=grammar.draw_patient(modality, rng),
         finding=grammar.word_finding(finding, "test", rng),
         treatment=grammar.word_treatment(modality, finding.care, "test", rng),
-        verdict="CORRECT", error_type="none", severity="none", cost_impact=0,
+        verdict="CORRECT",
+        error_type="none",
+        severity="none",
+        cost_impact=0,
         factors={
-            "expected": EXPECTED, "picture": picture, "note_finding": finding.name, "care": finding.care,
-            "source_package": package, "source_version": _version(package), "source_file": file,
+            "expected": EXPECTED,
+            "picture": image,
+            "note_finding": finding.name,
+            "care": finding.care,
+            "source_package": package,
+            "source_version": _version(package),
+            "source_file": file,
             "licence": licence,
         },
     )
 
 
-def _outside_picture(package: str, file: str) -> Image.Image:
+def _outside_image(package: str, file: str) -> Image.Image:
     if package == "nilearn":
         _, axis, mm = file.split()
         return _template_slice(axis, int(mm))
     if package == "scikit-image":
-        picture = load_image(Path(find_spec("skimage").origin).parent / "data" / file)
+        image = load_image(Path(find_spec("skimage").origin).parent / "data" / file)
     else:
         from pydicom.data import get_testdata_file
 
-        picture = load_image(get_testdata_file(file, download=False))
+        image = load_image(get_testdata_file(file, download=False))
     if file == "examples_rgb_color.dcm":
         # the name of a hospital is burned in above the image
-        width, height = picture.size
-        picture = picture.crop((0, int(0.22 * height), width, int(0.72 * height)))
-    picture.thumbnail((896, 896))  # MedGemma sees no more
-    return picture
+        width, height = image.size
+        image = image.crop((0, int(0.22 * height), width, int(0.72 * height)))
+    image.thumbnail((896, 896))  # MedGemma sees no more
+    return image
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
-"""Look for the ways in which a data set can be passed without reading the pictures.
+"""Look for the ways in which a data set can be passed without reading the images.
 
-`audit` runs every check below on scenarios and their pictures and returns a list of `Issue`;
+`audit` runs every check below on scenarios and their images and returns a list of `Issue`;
 `audit_table` shows it as a table. Nothing here knows a file name: each check works on pixels,
 on words, or on labels, so it serves any data set in the format of `medlib.data.cases`.
 """
@@ -33,7 +33,7 @@ MATCH_SIZE = 384  # pixels on the longer side, for keypoints
 MIN_MATCHES = 12
 # Strength of an overlap: keypoints that agree on one shift, turn and scale, times their share of
 # the keypoints in the common area. One field seen twice gives 40 and more (the published pair of
-# histology crops: 47). Two patients in one pose give less than 2, and synthetic pictures, which
+# histology crops: 47). Two patients in one pose give less than 2, and synthetic images, which
 # share a skeleton, up to 13: many of their keypoints agree, but most do not.
 MIN_STRENGTH = 20.0
 MAX_TEXT_FOLDS = 32
@@ -56,7 +56,7 @@ class Issue:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFacts:
     """What the checks keep of one image file."""
 
     modality: str
@@ -67,10 +67,7 @@ class Picture:
 
 
 def audit(
-    scenarios: list[Scenario],
-    images_dir: str | Path,
-    splits: dict[str, str] | None = None,
-    max_pictures: int = 24,
+    scenarios: list[Scenario], images_dir: str | Path, splits: dict[str, str] | None = None, max_images: int = 24
 ) -> list[Issue]:
     """Run every check.
 
@@ -79,12 +76,12 @@ def audit(
     scenarios : list of Scenario
         All splits together.
     images_dir : str or Path
-        Folder of the pictures that ``Scenario.image`` names.
+        Folder of the images that ``Scenario.image`` names.
     splits : dict, optional
         Scenario id -> "train" or "val". ``factors["published_split"]``, where given, is looked
         at as a second split.
     max_pictures : int
-        Keypoints are matched between at most this many pictures per modality (time grows with
+        Keypoints are matched between at most this many images per modality (time grows with
         its square); a seeded sample is drawn from more.
 
     Returns
@@ -92,15 +89,15 @@ def audit(
     list of Issue
         Errors first.
     """
-    pictures, issues = load_pictures(scenarios, images_dir)
+    images, issues = load_images(scenarios, images_dir)
     all_splits = {"split": splits} if splits else {}
     published = {s.id: s.factors["published_split"] for s in scenarios if _published(s)}
     if published:
         all_splits["published_split"] = published
     issues += check_ids(scenarios)
-    issues += check_masks(scenarios, pictures)
-    issues += check_exact_duplicates(scenarios, pictures, all_splits)
-    issues += check_overlaps(scenarios, pictures, all_splits, max_pictures)
+    issues += check_masks(scenarios, images)
+    issues += check_exact_duplicates(scenarios, images, all_splits)
+    issues += check_overlaps(scenarios, images, all_splits, max_images)
     issues += check_contradictions(scenarios)
     issues += check_word_shortcuts(scenarios)
     issues += check_balance(scenarios, all_splits)
@@ -131,14 +128,12 @@ def _users(scenarios: list[Scenario], *files: str) -> tuple[str, ...]:
     return tuple(s.id for s in scenarios if s.image in files)
 
 
-# ---------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------- images
 
 
-def load_pictures(
-    scenarios: list[Scenario], images_dir: str | Path
-) -> tuple[dict[str, Picture], list[Issue]]:
+def load_images(scenarios: list[Scenario], images_dir: str | Path) -> tuple[dict[str, ImageFacts], list[Issue]]:
     """Load each image file once; a file that is missing, broken or of one colour is an issue."""
-    pictures, issues, seen = {}, [], set()
+    images, issues, seen = {}, [], set()
     for scenario in scenarios:
         if scenario.image in seen:
             continue
@@ -149,19 +144,19 @@ def load_pictures(
         except DataError as error:
             issues.append(Issue("broken image", "error", str(error), users, (scenario.image,)))
             continue
-        picture = _picture(scenario.modality, image)
-        pictures[scenario.image] = picture
-        if picture.problem and "mask" not in picture.problem:
-            message = f"{scenario.image}: {picture.problem}"
+        image = _image(scenario.modality, image)
+        images[scenario.image] = image
+        if image.problem and "mask" not in image.problem:
+            message = f"{scenario.image}: {image.problem}"
             issues.append(Issue("broken image", "error", message, users, (scenario.image,)))
-    return pictures, issues
+    return images, issues
 
 
-def _picture(modality: str, image: Image.Image) -> Picture:
+def _image(modality: str, image: Image.Image) -> ImageFacts:
     grey = np.asarray(image.convert("L"))
     small = image.convert("L")
     small.thumbnail((MATCH_SIZE, MATCH_SIZE))
-    return Picture(
+    return ImageFacts(
         modality=modality,
         grey=np.asarray(small),
         content_hash=pixel_hash(image),
@@ -170,25 +165,23 @@ def _picture(modality: str, image: Image.Image) -> Picture:
     )
 
 
-def check_masks(scenarios: list[Scenario], pictures: dict[str, Picture]) -> list[Issue]:
+def check_masks(scenarios: list[Scenario], images: dict[str, ImageFacts]) -> list[Issue]:
     """Find segmentation masks, and say how well the size of their blob alone gives the verdict."""
     issues = []
-    for modality in sorted({p.modality for p in pictures.values()}):
+    for modality in sorted({p.modality for p in images.values()}):
         masks = [
             s
             for s in scenarios
-            if s.image in pictures
-            and s.modality == modality
-            and "mask" in (pictures[s.image].problem or "")
+            if s.image in images and s.modality == modality and "mask" in (images[s.image].problem or "")
         ]
         if not masks:
             continue
-        share = np.array([pictures[s.image].bright_share for s in masks])
+        share = np.array([images[s.image].bright_share for s in masks])
         wrong = np.array([s.verdict == "ERROR" for s in masks])
         right, threshold = _best_threshold(share, wrong)
         message = (
-            f"{len(masks)} {modality} pictures are segmentation masks, not scans; one threshold on "
-            f"the white area ({threshold:.1%} of the picture) gives the verdict of {right} of "
+            f"{len(masks)} {modality} images are segmentation masks, not scans; one threshold on "
+            f"the white area ({threshold:.1%} of the image) gives the verdict of {right} of "
             f"{len(masks)}: a model scores without seeing any {modality}"
         )
         evidence = {
@@ -215,13 +208,13 @@ def _best_threshold(values: np.ndarray, labels: np.ndarray) -> tuple[int, float]
 
 
 def check_exact_duplicates(
-    scenarios: list[Scenario], pictures: dict[str, Picture], splits: dict[str, dict[str, str]]
+    scenarios: list[Scenario], images: dict[str, ImageFacts], splits: dict[str, dict[str, str]]
 ) -> list[Issue]:
     """Find files with the same pixels, and files used on two sides of a split."""
     by_content: dict[str, list[str]] = {}
     for scenario in scenarios:
-        if scenario.image in pictures:
-            content = pictures[scenario.image].content_hash
+        if scenario.image in images:
+            content = images[scenario.image].content_hash
             by_content.setdefault(content, []).append(scenario.image)
     issues = []
     for images in by_content.values():
@@ -236,40 +229,37 @@ def check_exact_duplicates(
 
 def check_overlaps(
     scenarios: list[Scenario],
-    pictures: dict[str, Picture],
+    images: dict[str, ImageFacts],
     splits: dict[str, dict[str, str]],
-    max_pictures: int = 24,
+    max_images: int = 24,
 ) -> list[Issue]:
-    """Find pictures that show the same field: crops, turns, mirror images, other encodings.
+    """Find images that show the same field: crops, turns, mirror images, other encodings.
 
-    A hash of the whole picture misses two crops that share half a field. Here SIFT keypoints
+    A hash of the whole image misses two crops that share half a field. Here SIFT keypoints
     (Lowe 2004, doi:10.1023/B:VISI.0000029664.99615.94) of each pair within a modality are matched
     and RANSAC finds the shift, turn and scale on which most of them agree.
     """
     issues = []
-    for modality in sorted({p.modality for p in pictures.values()}):
-        names = [n for n, p in pictures.items() if p.modality == modality and p.problem is None]
-        if len(names) > max_pictures:
+    for modality in sorted({p.modality for p in images.values()}):
+        names = [n for n, p in images.items() if p.modality == modality and p.problem is None]
+        if len(names) > max_images:
             rng = np.random.default_rng(0)
-            kept = sorted(rng.choice(len(names), size=max_pictures, replace=False))
-            message = (
-                f"{modality}: overlaps were looked for in a sample of {max_pictures} of "
-                f"{len(names)} pictures"
-            )
+            kept = sorted(rng.choice(len(names), size=max_images, replace=False))
+            message = f"{modality}: overlaps were looked for in a sample of {max_images} of {len(names)} images"
             issues.append(Issue("overlap", "info", message))
             names = [names[i] for i in kept]
-        keypoints = {name: _keypoints(pictures[name].grey) for name in names}
-        # SIFT tells a mirror image from its original, so the mirrored picture is matched too.
-        mirrored = {name: _keypoints(pictures[name].grey[:, ::-1]) for name in names}
+        keypoints = {name: _keypoints(images[name].grey) for name in names}
+        # SIFT tells a mirror image from its original, so the mirrored image is matched too.
+        mirrored = {name: _keypoints(images[name].grey[:, ::-1]) for name in names}
         for one, two in itertools.combinations(names, 2):
-            if pictures[one].content_hash == pictures[two].content_hash:
+            if images[one].content_hash == images[two].content_hash:
                 continue
-            straight = _overlap(keypoints[one], keypoints[two], pictures[one], pictures[two])
-            mirror = _overlap(keypoints[one], mirrored[two], pictures[one], pictures[two])
+            straight = _overlap(keypoints[one], keypoints[two], images[one], images[two])
+            mirror = _overlap(keypoints[one], mirrored[two], images[one], images[two])
             best = max(straight, mirror, key=lambda match: match["strength"])
             if best["strength"] >= MIN_STRENGTH:
                 what = (
-                    f"{best['shared']:.0%} of the first picture is in the second "
+                    f"{best['shared']:.0%} of the first image is in the second "
                     f"{'as a mirror image ' if best is mirror else ''}({best['inliers']} "
                     f"of {best['matches']} matched keypoints agree)"
                 )
@@ -279,7 +269,7 @@ def check_overlaps(
 
 
 def _keypoints(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SIFT positions (n, 2) in (row, column) and descriptors (n, 128); n = 0 for a flat picture."""
+    """SIFT positions (n, 2) in (row, column) and descriptors (n, 128); n = 0 for a flat image."""
     sift = SIFT(upsampling=1, c_dog=0.005)  # a third of the usual contrast, for chest films
     try:
         sift.detect_and_extract(np.ascontiguousarray(grey) / 255.0)
@@ -288,7 +278,7 @@ def _keypoints(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sift.keypoints, sift.descriptors
 
 
-def _overlap(one, two, first: Picture, second: Picture) -> dict:
+def _overlap(one, two, first: ImageFacts, second: ImageFacts) -> dict:
     """Fit one similarity transform to the keypoint matches and say how strong the overlap is."""
     none = {"strength": 0.0, "inliers": 0, "matches": 0, "shared": 0.0, "scale": 1.0}
     if min(len(one[0]), len(two[0])) < MIN_MATCHES:
@@ -308,9 +298,7 @@ def _overlap(one, two, first: Picture, second: Picture) -> dict:
         )
     if not transform or inliers is None or not 1 / 4 < transform.scale < 4:
         return none
-    common = min(
-        _inside(transform(one[0]), second).sum(), _inside(transform.inverse(two[0]), first).sum()
-    )
+    common = min(_inside(transform(one[0]), second).sum(), _inside(transform.inverse(two[0]), first).sum())
     grid = np.indices(first.grey.shape).reshape(2, -1).T[::97]  # every 97th pixel is enough
     return {
         "strength": round(float(inliers.sum() ** 2 / max(common, inliers.sum(), 1)), 1),
@@ -321,12 +309,12 @@ def _overlap(one, two, first: Picture, second: Picture) -> dict:
     }
 
 
-def _inside(positions: np.ndarray, picture: Picture) -> np.ndarray:
-    return ((positions >= 0) & (positions < picture.grey.shape)).all(axis=1)
+def _inside(positions: np.ndarray, image: ImageFacts) -> np.ndarray:
+    return ((positions >= 0) & (positions < image.grey.shape)).all(axis=1)
 
 
 def _pair_issue(check, what, files, evidence, scenarios, splits) -> Issue:
-    """Say on which sides of each split scenarios with one picture stand."""
+    """Say on which sides of each split scenarios with one image stand."""
     ids = _users(scenarios, *files)
     sides = {name: {i: split[i] for i in ids if i in split} for name, split in splits.items()}
     across = [name for name, side in sides.items() if len(set(side.values())) > 1]
@@ -343,10 +331,7 @@ def _pair_issue(check, what, files, evidence, scenarios, splits) -> Issue:
 # Diagnoses that exclude each other, per modality, and the words that name them. Texts are in lower
 # case, with blanks for all but letters and digits: "BI-RADS 4C" is "bi rads 4c".
 DIAGNOSES = {
-    "xray": {
-        "bacterial pneumonia": r"\bbacterial\b",
-        "viral pneumonia": r"\bviral\b|\bcovid\b",
-    },
+    "xray": {"bacterial pneumonia": r"\bbacterial\b", "viral pneumonia": r"\bviral\b|\bcovid\b"},
     "histopathology": {
         "adenocarcinoma": r"adenocarcinoma|\baca\b",
         "squamous cell carcinoma": r"squamous|\bscc\b",
@@ -431,7 +416,7 @@ def check_contradictions(scenarios: list[Scenario]) -> list[Issue]:
 
 
 def check_word_shortcuts(scenarios: list[Scenario]) -> list[Issue]:
-    """Measure how far the words of the finding alone give the verdict, without any picture."""
+    """Measure how far the words of the finding alone give the verdict, without any image."""
     verdicts = np.array([s.verdict for s in scenarios])
     normal = np.array([is_normal_or_benign(s.finding) for s in scenarios])
     if len(set(verdicts)) < 2:
@@ -526,7 +511,5 @@ def check_balance(scenarios: list[Scenario], splits: dict[str, dict[str, str]]) 
                 only = row.idxmax()
                 here = sides[(sides["side"] == side) & (sides["modality"] == modality)]
                 message = f"{name}: the {len(here)} {modality} cases of {side} are all {only}"
-                issues.append(
-                    Issue("balance", "warning", message, tuple(here["id"]), (), {"split": name})
-                )
+                issues.append(Issue("balance", "warning", message, tuple(here["id"]), (), {"split": name}))
     return issues

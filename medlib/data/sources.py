@@ -17,12 +17,12 @@ SUITES_DIR = ROOT / "data" / "suites"
 
 
 def core(config: RunConfig, split: str) -> Suite:
-    """The 16 training or 8 validation cases, on the real pictures if ``images_dir`` says where.
+    """The 16 training or 8 validation cases, on the real images if ``images_dir`` says where.
 
     Raises
     ------
     DataError
-        If the files are not the published facts, or a picture is missing, broken or a mask.
+        If the files are not the published facts, or an image is missing, broken or a mask.
     """
     ensure_core()
     images_dir = core_images(config)
@@ -32,14 +32,14 @@ def core(config: RunConfig, split: str) -> Suite:
 
 
 def ensure_core() -> None:
-    """Rebuild the core set if a file or picture is missing, then check it against its hash."""
+    """Rebuild the core set if a file or image is missing, then check it against its hash."""
     if not (CORE_DIR / "val.jsonl").is_file() or len(list((CORE_DIR / "images").glob("*.*"))) < 24:
         core24.build(CORE_DIR)
     core24.verify(CORE_DIR)
 
 
 def audit_core(config: RunConfig) -> list[Issue]:
-    """What is wrong with the core set and with the folder of pictures in use; refuses nothing."""
+    """What is wrong with the core set and with the folder of images in use; refuses nothing."""
     ensure_core()
     sides = {split: read_scenarios(CORE_DIR / f"{split}.jsonl") for split in ("train", "val")}
     splits = {s.id: side for side, scenarios in sides.items() for s in scenarios}
@@ -47,7 +47,7 @@ def audit_core(config: RunConfig) -> list[Issue]:
 
 
 def core_images(config: RunConfig) -> Path:
-    """Folder of the core set's pictures: the user's real ones, or the drawn ones."""
+    """Folder of the core set's images: the user's real ones, or the drawn ones."""
     return path(config.images_dir) if config.images_dir else CORE_DIR / "images"
 
 
@@ -60,7 +60,7 @@ def suite(config: RunConfig, split: str) -> Suite:
 
 
 def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
-    """Write generated scenarios and a card on how they were made, draw their pictures; cheap to call again."""
+    """Write generated scenarios and a card on how they were made, draw their images; cheap to call again."""
     folder = SUITES_DIR / name
     grammar.keep(scenarios, folder, {"name": name, **card, "pictures": "synthetic"})
     grammar.draw_images(scenarios, folder / "images")
@@ -68,7 +68,7 @@ def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
 
 
 def feedback(config: RunConfig) -> Suite:
-    """What raters are shown: new cases in the words of training, some of whose notes contradict the picture."""
+    """What raters are shown: new cases in the words of training, some of whose notes contradict the image."""
     return _with_notes("feedback", "train", config.feedback_pairs, config.feedback_note_pairs, config.seed)
 
 
@@ -91,9 +91,12 @@ def calibration(config: RunConfig) -> Suite:
 
 
 def together(name: str, suites: list[Suite]) -> Suite:
-    """Generated suites as one; its pictures are named from the folder that holds all suites."""
-    scenarios = [s.model_copy(update={"image": (suite.images_dir / s.image).relative_to(SUITES_DIR).as_posix()})
-                 for suite in suites for s in suite.scenarios]
+    """Generated suites as one; its images are named from the folder that holds all suites."""
+    scenarios = [
+        s.model_copy(update={"image": (suite.images_dir / s.image).relative_to(SUITES_DIR).as_posix()})
+        for suite in suites
+        for s in suite.scenarios
+    ]
     return Suite(name, scenarios, SUITES_DIR)
 
 
@@ -112,7 +115,7 @@ def hashes(suites: dict[str, Suite]) -> dict[str, str]:
 
 
 def overlap(suites: dict[str, Suite]) -> dict[str, int]:
-    """How many findings, treatments and pictures of the test suite stand in training; all must be 0."""
+    """How many findings, treatments and images of the test suite stand in training; all must be 0."""
     train, test = suites["train"].scenarios, suites["test"].scenarios
     return {
         name: len({getattr(s, name) for s in train} & {getattr(s, name) for s in test})

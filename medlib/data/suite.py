@@ -17,9 +17,9 @@ from medlib.data.images import load_image
 
 @dataclass(frozen=True)
 class Suite:
-    """Scenarios, the folder that holds their pictures, and how those are shown.
+    """Scenarios, the folder that holds their images, and how those are shown.
 
-    ``view`` is "" for the pictures as they are, or names an alteration of `medlib.data.corruptions`,
+    ``view`` is "" for the images as they are, or names an alteration of `medlib.data.corruptions`,
     such as ``grey`` or ``noise-3``.
     """
 
@@ -39,20 +39,22 @@ class Suite:
         """The scenarios of these row numbers, as a suite."""
         return replace(self, scenarios=[self.scenarios[i] for i in numbers])
 
-    def picture(self, scenario: Scenario) -> Image.Image:
+    def image(self, scenario: Scenario) -> Image.Image:
         """What an auditor is shown; RGB."""
-        picture = load_image(self.images_dir / scenario.image)
-        return corruptions.apply(self.view, picture, scenario.image) if self.view else picture
+        image = load_image(self.images_dir / scenario.image)
+        return corruptions.apply(self.view, image, scenario.image) if self.view else image
 
     def keys(self) -> list[str]:
-        """One SHA-256 a scenario over all that an auditor sees: words, picture's bytes and view."""
+        """One SHA-256 a scenario over all that an auditor sees: words, image's bytes and view."""
         return self._keys
 
     @cached_property
     def _keys(self) -> list[str]:
-        # every system asks for them; reading thousands of pictures once is enough
-        files = {name: hashlib.sha256((self.images_dir / name).read_bytes()).hexdigest()
-                 for name in {s.image for s in self.scenarios}}
+        # every system asks for them; reading thousands of images once is enough
+        files = {
+            name: hashlib.sha256((self.images_dir / name).read_bytes()).hexdigest()
+            for name in {s.image for s in self.scenarios}
+        }
         return [
             digest([s.modality, s.patient.model_dump(), s.finding, s.treatment, files[s.image], self.view])
             for s in self.scenarios

@@ -37,18 +37,18 @@ def ablate(suite: Suite, name: str, seed: int = 0) -> Suite:
     Parameters
     ----------
     name : {"text_only", "image_only", "swapped", "masked_words"}
-        ``text_only`` shows a plain grey picture; ``image_only`` withholds finding, treatment and
-        complaint; ``swapped`` shows the picture of another scenario of the same modality;
+        ``text_only`` shows a plain grey image; ``image_only`` withholds finding, treatment and
+        complaint; ``swapped`` shows the image of another scenario of the same modality;
         ``masked_words`` blanks the words that label a finding (see `mask_words`).
     seed : int
-        Chooses the swapped pictures.
+        Chooses the swapped images.
 
     Raises
     ------
     ValueError
         If the name is unknown.
     DataError
-        If a modality has one picture only, and so none to swap it for.
+        If a modality has one image only, and so none to swap it for.
     """
     if name not in ABLATIONS:
         raise ValueError(f"ablation {name!r} is not one of {', '.join(ABLATIONS)}")
@@ -62,14 +62,16 @@ def ablate(suite: Suite, name: str, seed: int = 0) -> Suite:
 
 
 def _swap_images(scenarios: list[Scenario], seed: int) -> list[Scenario]:
-    """Another scenario's picture of the same modality, never one's own."""
+    """Another scenario's image of the same modality, never one's own."""
     rng, swapped = np.random.default_rng(seed), []
     pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in MODALITIES}
     for scenario in scenarios:
         others = [image for image in pools[scenario.modality] if image != scenario.image]
         if not others:
-            raise DataError(f"{scenario.id}, field 'image': the suite has no other {scenario.modality} "
-                            "picture to swap it for; use a larger suite")
+            raise DataError(
+                f"{scenario.id}, field 'image': the suite has no other {scenario.modality} "
+                "image to swap it for; use a larger suite"
+            )
         swapped.append(scenario.model_copy(update={"image": str(rng.choice(others))}))
     return swapped
 
@@ -93,9 +95,9 @@ def mask_words(scenario: Scenario) -> Scenario:
     not what an auditor without words can do: that is ``image_only``.
     """
     finding = _LABEL.sub(MASK, _NEGATED.sub(MASK, scenario.finding))
-    return scenario.model_copy(update={
-        "finding": _one_mask(finding), "treatment": _one_mask(_LABEL.sub(MASK, scenario.treatment)),
-    })
+    return scenario.model_copy(
+        update={"finding": _one_mask(finding), "treatment": _one_mask(_LABEL.sub(MASK, scenario.treatment))}
+    )
 
 
 def _one_mask(text: str) -> str:
@@ -107,7 +109,7 @@ def _one_mask(text: str) -> str:
 
 
 def paraphrase(suite: Suite, seed: int = 0) -> Suite:
-    """The suite in other words: pictures, facts, verdicts and ids stay.
+    """The suite in other words: images, facts, verdicts and ids stay.
 
     Each finding and treatment takes another phrase of its split for the same finding or care. What
     the two members of a pair share they share afterwards, so a pair still differs in one factor.
@@ -123,10 +125,14 @@ def paraphrase(suite: Suite, seed: int = 0) -> Suite:
     for scenario in suite.scenarios:
         care = scenario.modality, str(scenario.factors.get("care"))
         treatments = next((p for p in TREATMENTS.get(care, {}).values() if scenario.treatment in p), ())
-        scenarios.append(scenario.model_copy(update={
-            "finding": _other_phrase(scenario, scenario.finding, _finding_phrases(scenario), seed),
-            "treatment": _other_phrase(scenario, scenario.treatment, treatments, seed),
-        }))
+        scenarios.append(
+            scenario.model_copy(
+                update={
+                    "finding": _other_phrase(scenario, scenario.finding, _finding_phrases(scenario), seed),
+                    "treatment": _other_phrase(scenario, scenario.treatment, treatments, seed),
+                }
+            )
+        )
     return replace(suite, name=f"{suite.name}-paraphrase", scenarios=scenarios)
 
 
@@ -146,8 +152,10 @@ def _finding_phrases(scenario: Scenario) -> list[str]:
 def _other_phrase(scenario: Scenario, text: str, phrases: Sequence[str], seed: int) -> str:
     """A phrase other than ``text``; one draw for a pair and a text, so twins stay alike."""
     if text not in phrases:
-        raise DataError(f"{scenario.id}: {text!r} is no phrase of medlib.data.synthetic.lexicon for its factors, so "
-                        "nothing is known that means the same; paraphrase generated suites only")
+        raise DataError(
+            f"{scenario.id}: {text!r} is no phrase of medlib.data.synthetic.lexicon for its factors, so "
+            "nothing is known that means the same; paraphrase generated suites only"
+        )
     others = [phrase for phrase in phrases if phrase != text]
     draw = hashlib.sha256(f"{seed} {scenario.factors.get('pair')} {text}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(draw[:8], "big"))
@@ -156,22 +164,24 @@ def _other_phrase(scenario: Scenario, text: str, phrases: Sequence[str], seed: i
 
 def changed_share(before: Suite, after: Suite) -> dict[str, float]:
     """Share of scenarios whose finding, whose treatment, and whose either of them changed."""
-    changed = np.array([
-        (b.finding != a.finding, b.treatment != a.treatment)
-        for b, a in zip(before.scenarios, after.scenarios, strict=True)
-    ])
+    changed = np.array(
+        [
+            (b.finding != a.finding, b.treatment != a.treatment)
+            for b, a in zip(before.scenarios, after.scenarios, strict=True)
+        ]
+    )
     shares = (*changed.mean(axis=0), changed.any(axis=1).mean())
     return dict(zip(("finding", "treatment", "either"), map(float, shares)))
 
 
-# ------------------------------------------------------------------------- note against picture
+# ------------------------------------------------------------------------- note against image
 
 
 def contradiction(split: str, pairs: int, seed: int = 0) -> Suite:
-    """Pairs in which the note contradicts the picture; written to disk and drawn on first use.
+    """Pairs in which the note contradicts the image; written to disk and drawn on first use.
 
-    Built by `medlib.data.synthetic.grammar.note_pairs`: one picture, one note of another finding, and two
-    treatments, of which the one that fits the picture is CORRECT. Balanced over modality and verdict;
+    Built by `medlib.data.synthetic.grammar.note_pairs`: one image, one note of another finding, and two
+    treatments, of which the one that fits the image is CORRECT. Balanced over modality and verdict;
     a reader who takes the note's side is wrong on every scenario.
     """
     name = f"contradiction-{split}-{pairs}-{seed}"
@@ -179,11 +189,11 @@ def contradiction(split: str, pairs: int, seed: int = 0) -> Suite:
     return sources.generated(name, scenarios, split=split, pairs=pairs, seed=seed)
 
 
-# ----------------------------------------------------------------------------- worse pictures
+# ----------------------------------------------------------------------------- worse images
 
 
 def corrupted(suite: Suite, view: str) -> Suite:
-    """The suite with its pictures in one view of `medlib.data.corruptions`."""
+    """The suite with its images in one view of `medlib.data.corruptions`."""
     if view not in corruptions.views():
         raise ValueError(f"view {view!r} is not one of {', '.join(corruptions.views())}")
     if suite.view:
@@ -216,6 +226,7 @@ def balanced(suite: Suite, pairs: int) -> Suite:
     each = min(pairs // frame["modality"].nunique(), by_modality.size().min())
     chosen = set(by_modality.head(each).index)
     return suite.rows(i for i, s in enumerate(suite.scenarios) if s.factors.get("pair", s.id) in chosen)
+
 
 WITHHELD = "withheld"
 

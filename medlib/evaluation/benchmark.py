@@ -15,7 +15,7 @@ from medlib.models import loading
 from medlib.systems import Session, novelty
 from medlib.training import core_folds, record
 
-#: Systems that look, and were fitted to the task: asked about altered and foreign pictures too.
+#: Systems that look, and were fitted to the task: asked about altered and foreign images too.
 LOOKING = ("biomedclip-probe", ADAPTER)
 #: Systems that learned nothing from core24, so that all 24 cases are held out for them.
 UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
@@ -27,7 +27,7 @@ class Benchmark:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.suites = sources.prepare(config)
-        self.setting = Session(config, self.suites)
+        self.session = Session(config, self.suites)
         self.frames: dict[str, pd.DataFrame] = {}
         self.not_run: dict[str, str] = {}
 
@@ -38,7 +38,7 @@ class Benchmark:
             if key in self.frames or name in self.not_run or name not in self.config.systems:
                 continue
             try:
-                self.frames[key] = self.setting.ask(name, suite, free and self.config.generate)
+                self.frames[key] = self.session.ask(name, suite, free and self.config.generate)
             except NotRun as reason:
                 self.not_run[name] = str(reason)
 
@@ -93,20 +93,20 @@ def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
 
 
 def _add_novelty(run: Benchmark, foreign: Suite) -> None:
-    """How unlike the training pictures each picture is, beside the adapter's verdicts."""
+    """How unlike the training images each image is, beside the adapter's verdicts."""
     if f"{ADAPTER}/ood" not in run.frames:
         return
     shown = {"val": run.suites["val"], "heldout": run.suites["test"], "ood": foreign}
     for label, suite in shown.items():
         key = f"{ADAPTER}/{label}"
-        run.frames[key] = run.frames[key].assign(novelty=novelty.ask(run.setting, suite))
+        run.frames[key] = run.frames[key].assign(novelty=novelty.ask(run.session, suite))
 
 
 def _evaluate(run: Benchmark) -> None:
     loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # told before hours of work
     everything = core24_all(run.suites)
     if run.config.core_folds:  # first: its adapters go on the bare base
-        run.frames[f"{ADAPTER}/core24_folds"] = core_folds.core_folds(run.config, *run.setting.base, everything)
+        run.frames[f"{ADAPTER}/core24_folds"] = core_folds.core_folds(run.config, *run.session.base, everything)
     run.ask([BASE, ADAPTER], run.suites["test"], "heldout", free=True)
     run.ask([BASE, ADAPTER], run.suites["core_val"], "core24_val", free=True)
     run.ask([BASE], everything, "core24_folds", free=True)
@@ -137,9 +137,21 @@ def _written(run: Benchmark) -> dict[str, pd.DataFrame]:
 def _made_of(run: Benchmark) -> str:
     """SHA-256 over all that a prediction rests on, so that frames of another model are never mixed in."""
     config, adapter = run.config, adapter_dir(run.config) / "adapter_model.safetensors"
-    fields = ("seed", "images_dir", "dtype", "quantization", "use_8bit", "api_base_url", "contradiction_pairs",
-              "corruption_pairs")
-    made_of = [[getattr(config, name) for name in fields], sources.hashes(run.suites),
-               loading.weights_hash(config.model), loading.weights_hash(config.biomedclip),
-               loading.file_hash(adapter) if adapter.is_file() else ""]
+    fields = (
+        "seed",
+        "images_dir",
+        "dtype",
+        "quantization",
+        "use_8bit",
+        "api_base_url",
+        "contradiction_pairs",
+        "corruption_pairs",
+    )
+    made_of = [
+        [getattr(config, name) for name in fields],
+        sources.hashes(run.suites),
+        loading.weights_hash(config.model),
+        loading.weights_hash(config.biomedclip),
+        loading.file_hash(adapter) if adapter.is_file() else "",
+    ]
     return provenance.digest(made_of)

@@ -2,7 +2,7 @@
 
 The system is a row of the benchmark, as a rule ``openai:NAME`` with ``api_base_url`` at a vLLM server
 that has the adapter (``cloud/vllm-serve.yaml``). Scenarios are streamed; which shard one belongs to
-follows from its content, so machines need no more than the file, the pictures and their number. A
+follows from its content, so machines need no more than the file, the images and their number. A
 shard that was stopped goes on where it stopped: answers are kept as in `medlib.systems.session`.
 """
 
@@ -71,8 +71,14 @@ def stream(file: str | Path, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[
                 raise DataError(f"{file}, row {row}, field '{field}': {first['msg']}") from None
 
 
-def ask(config: RunConfig, scenarios: str | Path, images_dir: str | Path, system: str,
-        shard: tuple[int, int] = (0, 1), part: int = PART) -> Path:
+def ask(
+    config: RunConfig,
+    scenarios: str | Path,
+    images_dir: str | Path,
+    system: str,
+    shard: tuple[int, int] = (0, 1),
+    part: int = PART,
+) -> Path:
     """Ask a system about every scenario of a shard; call again after an interruption.
 
     Parameters
@@ -83,7 +89,7 @@ def ask(config: RunConfig, scenarios: str | Path, images_dir: str | Path, system
     scenarios : path
         JSONL of scenarios; the same file on every machine.
     images_dir : path
-        Their pictures. Unless they are this project's drawn ones, ``api_allow_real_images`` must say
+        Their images. Unless they are this project's drawn ones, ``api_allow_real_images`` must say
         that they may be sent to the endpoint.
     system : str
         Row of the benchmark, such as ``openai:audit``. Give an adapter that changed another name:
@@ -121,12 +127,13 @@ def ask(config: RunConfig, scenarios: str | Path, images_dir: str | Path, system
     return finished
 
 
-def _answers(setting: Session, name: str, suite: Suite) -> pd.DataFrame:
-    system = setting.system(name)
+def _answers(session: Session, name: str, suite: Suite) -> pd.DataFrame:
+    system = session.system(name)
     # as many as keep all workers busy: at the end of each chunk they wait for the slowest answer
-    chunk = max(system.chunk, 8 * setting.config.api_workers)
+    chunk = max(system.chunk, 8 * session.config.api_workers)
     return stats.predictions_table(
-        suite.scenarios, setting.kept(name, system.revision, suite, system.predict, chunk))
+        suite.scenarios, session.kept(name, system.revision, suite, system.predict, chunk)
+    )
 
 
 def _parts(rows: Iterator, size: int) -> Iterator[list]:

@@ -57,8 +57,11 @@ def harm(frame: pd.DataFrame) -> float:
 def validation_harm(frames: Frames) -> dict[str, list[float]]:
     """`harm` of each row and seed on the suites of `CHOSEN_ON` together."""
     by_suite = [runs(frames, suite) for suite in CHOSEN_ON]
-    return {name: [harm(pd.concat(parts)) for parts in zip(*(found[name] for found in by_suite))]
-            for name in by_suite[0] if all(name in found for found in by_suite)}
+    return {
+        name: [harm(pd.concat(parts)) for parts in zip(*(found[name] for found in by_suite))]
+        for name in by_suite[0]
+        if all(name in found for found in by_suite)
+    }
 
 
 def recommended(frames: Frames) -> str | None:
@@ -75,27 +78,35 @@ def table(frames: Frames) -> pd.DataFrame:
     for name, parts in heldout.items():
         scores = [stats.score(frame) for frame in parts]
         notes = [stats.score(frame)["accuracy"]["value"] for frame in contradiction.get(name, [])]
-        shown.append({
-            "row": name, "seeds": len(parts), "n": len(parts[0]),
-            "validation_harm": validation.get(name, []),
-            "accuracy": [s["accuracy"]["value"] for s in scores],
-            "contradiction": notes,
-            "critical_misses": [s["critical_misses"]["count"] for s in scores],
-            "critical": scores[0]["critical_misses"]["n"],
-            "false_alarms": [1 - s["sensitivity"]["value"] for s in scores],
-            "spread": [s["spread"] for s in scores],
-        })
+        shown.append(
+            {
+                "row": name,
+                "seeds": len(parts),
+                "n": len(parts[0]),
+                "validation_harm": validation.get(name, []),
+                "accuracy": [s["accuracy"]["value"] for s in scores],
+                "contradiction": notes,
+                "critical_misses": [s["critical_misses"]["count"] for s in scores],
+                "critical": scores[0]["critical_misses"]["n"],
+                "false_alarms": [1 - s["sensitivity"]["value"] for s in scores],
+                "spread": [s["spread"] for s in scores],
+            }
+        )
     return pd.DataFrame(shown)
 
 
 def tests(frames: Frames, suite: str = "heldout") -> pd.DataFrame:
     """Each method (first seed) against the supervised adapter, paired, Holm-corrected over methods."""
     found = runs(frames, suite)
-    against = {name: stats.compare(parts[0], found[SUPERVISED][0], cluster="pair")
-               for name, parts in found.items() if name != SUPERVISED}
+    against = {
+        name: stats.compare(parts[0], found[SUPERVISED][0], cluster="pair")
+        for name, parts in found.items()
+        if name != SUPERVISED
+    }
     adjusted = stats.holm({name: test["p_cluster"] for name, test in against.items()}) if against else {}
-    return pd.DataFrame([{"row": name, "suite": suite, **test, "p_holm": adjusted[name]}
-                         for name, test in against.items()])
+    return pd.DataFrame(
+        [{"row": name, "suite": suite, **test, "p_holm": adjusted[name]} for name, test in against.items()]
+    )
 
 
 # --- in words -----------------------------------------------------------------------------------------
@@ -120,8 +131,10 @@ def recommendation(frames: Frames, names: Mapping[str, str]) -> str:
     means = {name: float(np.mean(values)) for name, values in harms.items()}
     next_best = min((name for name in means if name != best), key=means.get)
     n = sum(len(runs(frames, suite)[best][0]) for suite in CHOSEN_ON)
-    why = (f"on {n:,} validation cases its errors, weighted by severity, were the fewest: "
-           f"{over_seeds(harms[best], '{:.1f}')} per 1,000")
+    why = (
+        f"on {n:,} validation cases its errors, weighted by severity, were the fewest: "
+        f"{over_seeds(harms[best], '{:.1f}')} per 1,000"
+    )
     beside = f"{means[next_best]:.1f} with {names[next_best]}"
     if best == SUPERVISED:
         return f"Keep {names[best]}: {why}, against {beside}, the best that learned from feedback."
@@ -133,11 +146,11 @@ def recommendation(frames: Frames, names: Mapping[str, str]) -> str:
 def _afterwards(frames: Frames, name: str) -> str:
     """The chosen row (first seed) against the supervised adapter."""
     told = []
-    titles = {"heldout": "on the held-out suite", "contradiction": "where note and picture contradict each other"}
+    titles = {"heldout": "on the held-out suite", "contradiction": "where note and image contradict each other"}
     for suite, title in titles.items():
         before, after = (runs(frames, suite)[row][0] for row in (SUPERVISED, name))
         test = stats.compare(after, before, cluster="pair")
         rates = [100 * stats.score(frame)["accuracy"]["value"] for frame in (before, after)]
         p = "p < 0.0001" if test["p_cluster"] < 1e-4 else f"p = {test['p_cluster']:.2g}"
-        told.append(f"{title} from {rates[0]:.1f} % to {rates[1]:.1f} % (n = {len(after):,}, {p} by whole pair)")
+        told.append(f"{title} from {rates[0]:.1f}% to {rates[1]:.1f}% (n = {len(after):,}, {p} by whole pair)")
     return f"Looked at afterwards, its accuracy went {' and '.join(told)}."

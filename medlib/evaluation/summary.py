@@ -18,8 +18,12 @@ from medlib.stats.risk import Choice
 from medlib.systems import novelty
 
 BARS = {"accuracy": 0.90, "sensitivity": 0.90, "specificity": 0.95, "spread": 5.0}
-FIGURE_NAMES = {"accuracy": "Accuracy", "sensitivity": "Valid treatments recognised",
-                "specificity": "Errors caught", "spread": "Spread across modalities"}
+FIGURE_NAMES = {
+    "accuracy": "Accuracy",
+    "sensitivity": "Valid treatments recognised",
+    "specificity": "Errors caught",
+    "spread": "Spread across modalities",
+}
 
 #: The ladder that the project climbs; the other rows are references beside it.
 RUNGS = ("constant", "heuristics", "biomedclip-probe", ADAPTER)
@@ -33,8 +37,13 @@ ABOVE = (FUSED, *(f"medgemma-{method}" for method in METHODS))
 
 def systems_on(frames: dict[str, pd.DataFrame], suite: str) -> dict[str, pd.DataFrame]:
     """Frames of one suite by system, lowest rung first; ablations left out."""
-    found = {key.rsplit("/", 1)[0]: frame for key, frame in frames.items()
-             if key.rsplit("/", 1)[1] == suite and " " not in key and not compare_methods.is_repeat(key.rsplit("/", 1)[0])}
+    found = {
+        key.rsplit("/", 1)[0]: frame
+        for key, frame in frames.items()
+        if key.rsplit("/", 1)[1] == suite
+        and " " not in key
+        and not compare_methods.is_repeat(key.rsplit("/", 1)[0])
+    }
     order = [name for name in ROWS if name in found]
     return {name: found[name] for name in order + [name for name in found if name not in order]}
 
@@ -53,8 +62,14 @@ def bars(score: dict) -> pd.DataFrame:
         else:
             value = score[name]["value"]
             met, shown, target = value >= bar, "{:.1%}", f"≥ {bar:.0%}"
-        rows.append({"Figure": FIGURE_NAMES[name], "Target": target, "Measured": shown.format(value),
-                     "Met": "yes" if met else "no"})
+        rows.append(
+            {
+                "Figure": FIGURE_NAMES[name],
+                "Target": target,
+                "Measured": shown.format(value),
+                "Met": "yes" if met else "no",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -73,8 +88,11 @@ def climb(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def temperatures(frames: dict[str, pd.DataFrame]) -> dict[str, float]:
     """One temperature a system, fitted on the validation suite."""
-    return {name: stats.fit_temperature(f["p_correct"], f["verdict"] == "CORRECT")
-            for name, f in systems_on(frames, "val").items() if is_graded(f)}
+    return {
+        name: stats.fit_temperature(f["p_correct"], f["verdict"] == "CORRECT")
+        for name, f in systems_on(frames, "val").items()
+        if is_graded(f)
+    }
 
 
 def is_graded(frame: pd.DataFrame) -> bool:
@@ -108,12 +126,20 @@ def latency(frames: dict[str, pd.DataFrame], suite: str = "heldout") -> pd.DataF
 
 
 def corruption_table(frames: dict[str, pd.DataFrame], system: str = ADAPTER) -> pd.DataFrame:
-    """Accuracy under every kind and severity of picture damage; severity 0 is the clean picture."""
+    """Accuracy under every kind and severity of image damage; severity 0 is the clean image."""
     rows = []
     for kind, severity, key in corruption_keys(frames, system):
         rate = stats.score(frames[key])["accuracy"]
-        rows.append({"kind": kind, "severity": severity, "accuracy": rate["value"], "low": rate["low"],
-                     "high": rate["high"], "n": rate["n"]})
+        rows.append(
+            {
+                "kind": kind,
+                "severity": severity,
+                "accuracy": rate["value"],
+                "low": rate["low"],
+                "high": rate["high"],
+                "n": rate["n"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -132,36 +158,65 @@ def claims(frames: dict[str, pd.DataFrame]) -> list[dict]:
     """What the benchmark set out to show about the adapter: claim, bar, measured, met."""
     steps, found = climb(frames), []
     if len(steps):
-        shown = [f"{100 * step.difference:+.1f} [{100 * step.low:+.1f}, {100 * step.high:+.1f}]"
-                 for step in steps.itertuples()]
-        found.append({
-            "claim": "each rung is above the one below: " + ", ".join(steps["step"]), "bar": "Holm p < 0.01 each",
-            "measured": ", ".join(shown) + " points",
-            "met": bool(((steps["difference"] > 0) & (steps["p_holm"] < 0.01)).all())})
+        shown = [
+            f"{100 * step.difference:+.1f} [{100 * step.low:+.1f}, {100 * step.high:+.1f}]"
+            for step in steps.itertuples()
+        ]
+        found.append(
+            {
+                "claim": "each rung is above the one below: " + ", ".join(steps["step"]),
+                "bar": "Holm p < 0.01 each",
+                "measured": ", ".join(shown) + " points",
+                "met": bool(((steps["difference"] > 0) & (steps["p_holm"] < 0.01)).all()),
+            }
+        )
     # by scenario and by whole pair: the claim must hold both ways
-    local = {name: max(t["p_holm"], t["p_cluster_holm"]) if t["difference"] > 0 else 1.0
-             for name, t in adapter_tests(frames).items() if name not in ABOVE and ":" not in name}
+    local = {
+        name: max(t["p_holm"], t["p_cluster_holm"]) if t["difference"] > 0 else 1.0
+        for name, t in adapter_tests(frames).items()
+        if name not in ABOVE and ":" not in name
+    }
     if local:
         worst = max(local, key=local.get)
-        found.append({"claim": "the adapter is above every local row that does not contain it",
-                      "bar": "Holm p < 0.01", "measured": f"p = {local[worst]:.2g} at worst ({worst})",
-                      "met": local[worst] < 0.01})
+        found.append(
+            {
+                "claim": "the adapter is above every local row that does not contain it",
+                "bar": "Holm p < 0.01",
+                "measured": f"p = {local[worst]:.2g} at worst ({worst})",
+                "met": local[worst] < 0.01,
+            }
+        )
     pairs = pairs_right(frames[f"{ADAPTER}/heldout"])
     if pairs["n"]:
-        found.append({"claim": "both members of a counterfactual pair are right", "bar": "≥ 85 %",
-                      "measured": f"{pairs['value']:.1%} [{pairs['low']:.1%}, {pairs['high']:.1%}]",
-                      "met": pairs["value"] >= 0.85})
+        found.append(
+            {
+                "claim": "both members of a counterfactual pair are right",
+                "bar": "≥ 85%",
+                "measured": f"{pairs['value']:.1%} [{pairs['low']:.1%}, {pairs['high']:.1%}]",
+                "met": pairs["value"] >= 0.85,
+            }
+        )
     if f"{ADAPTER}/val" in frames:
         ece = calibration_table(frames).set_index("system").loc[ADAPTER, "ece_after"]
-        found.append({"claim": "calibrated after a temperature fitted on validation", "bar": "ECE ≤ 0.05",
-                      "measured": f"{ece:.3f}", "met": ece <= 0.05})
+        found.append(
+            {
+                "claim": "calibrated after a temperature fitted on validation",
+                "bar": "ECE ≤ 0.05",
+                "measured": f"{ece:.3f}",
+                "met": ece <= 0.05,
+            }
+        )
     return found
 
 
 def claims_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """`claims` in words."""
-    return pd.DataFrame([{"Claim": c["claim"], "Bar": c["bar"], "Measured": c["measured"],
-                          "Met": "yes" if c["met"] else "no"} for c in claims(frames)])
+    return pd.DataFrame(
+        [
+            {"Claim": c["claim"], "Bar": c["bar"], "Measured": c["measured"], "Met": "yes" if c["met"] else "no"}
+            for c in claims(frames)
+        ]
+    )
 
 
 def harder_suites(config: RunConfig, frames: dict[str, pd.DataFrame]) -> list[dict]:
@@ -169,37 +224,41 @@ def harder_suites(config: RunConfig, frames: dict[str, pd.DataFrame]) -> list[di
     names, rows = figure_names(config), []
     for name, heldout in systems_on(frames, "heldout").items():
         rates = {"Held out": stats.score(heldout)["accuracy"], "Whole pairs": pairs_right(heldout)}
-        for title, suite in (("Other words", "paraphrase"), ("Note contradicts picture", "contradiction")):
+        for title, suite in (("Other words", "paraphrase"), ("Note contradicts image", "contradiction")):
             if f"{name}/{suite}" in frames:
                 rates[title] = stats.score(frames[f"{name}/{suite}"])["accuracy"]
-        shown = {title: f"{100 * r['value']:.1f} % [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-                 for title, r in rates.items()}
+        shown = {
+            title: f"{100 * r['value']:.1f}% [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+            for title, r in rates.items()
+        }
         rows.append({"System": names.get(name, name)} | shown)
     return rows
 
 
 def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) -> list[dict]:
-    """Two ways of knowing a foreign picture: an unsure verdict, and features unlike the training pictures'.
+    """Two ways of knowing a foreign image: an unsure verdict, and features unlike the training images'.
 
     Both thresholds answer ``coverage`` of the validation suite.
 
     Returns
     -------
     list of dict: ``rule``; ``foreign`` and ``heldout``: share refused, see `stats.proportion`;
-    ``auroc``: foreign against held-out pictures.
+    ``auroc``: foreign against held-out images.
     """
     val, heldout, foreign = (frames[f"{ADAPTER}/{suite}"] for suite in ("val", "heldout", "ood"))
     doubt = {
         "an unsure verdict": lambda f: -stats.certainty(f["p_correct"]),
-        "an unknown kind of picture": lambda f: f["novelty"].to_numpy(),
+        "an unknown kind of image": lambda f: f["novelty"].to_numpy(),
     }
     rules = []
     for rule, measure in doubt.items():
         if rule != "an unsure verdict" and "novelty" not in foreign:
             continue
         limit = novelty.threshold(measure(val), coverage)
-        refused = {name: stats.proportion(int((measure(f) > limit).sum()), len(f))
-                   for name, f in (("foreign", foreign), ("heldout", heldout))}
+        refused = {
+            name: stats.proportion(int((measure(f) > limit).sum()), len(f))
+            for name, f in (("foreign", foreign), ("heldout", heldout))
+        }
         is_foreign = np.repeat([1, 0], [len(foreign), len(heldout)])
         auroc = roc_auc_score(is_foreign, np.concatenate([measure(foreign), measure(heldout)]))
         rules.append({"rule": rule, **refused, "auroc": float(auroc)})
@@ -211,13 +270,17 @@ def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) ->
 
 def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: dict[str, str] | None = None):
     """``metrics.json``: scores of every system and suite, paired tests, calibration, tables."""
-    # there is no verdict on a foreign picture
+    # there is no verdict on a foreign image
     scores = {key: stats.score(frame) for key, frame in frames.items() if not key.endswith("/ood")}
     main = {name: scores[f"{name}/heldout"] for name in systems_on(frames, "heldout")}
     record = {
-        "headline": headline(config, main), "names": figure_names(config), "systems": main,
+        "headline": headline(config, main),
+        "names": figure_names(config),
+        "systems": main,
         "scores": scores,
-        "tests": {}, "tables": {}, "not_run": not_run or {},
+        "tests": {},
+        "tables": {},
+        "not_run": not_run or {},
     }
     if len(main) > 1:
         every_pair = stats.compare_all(systems_on(frames, "heldout"), cluster="pair")
@@ -272,21 +335,26 @@ def headline(config: RunConfig, main: dict[str, dict]) -> str:
     before, after = main[BASE]["accuracy"], main[ADAPTER]["accuracy"]
     return (
         f"LoRA took {loading.model_label(config)} from {before['value']:.1%} to {after['value']:.1%} "
-        f"accuracy [95 % interval {after['low']:.1%} to {after['high']:.1%}] on {after['n']:,} held-out "
+        f"accuracy [95% interval {after['low']:.1%} to {after['high']:.1%}] on {after['n']:,} held-out "
         "scenarios."
     )
 
 
 def figure_names(config: RunConfig) -> dict[str, str]:
     """How figures and tables name the rows; a stand-in is never called by the real model's name alone."""
+
     def label(model: str) -> str:
         return Path(model).name + (" (stand-in)" if loading.is_standin(model) else "")
 
     model, dual = label(config.model), label(config.biomedclip)
     return {
-        "constant": "Always CORRECT", "heuristics": "Hand-written rules", "keyword-probe": "Bag of words",
-        "biomedclip": f"{dual}, zero-shot", "biomedclip-probe": f"{dual}, linear probe",
-        BASE: f"{model}, untouched", ADAPTER: f"{model} + LoRA",
+        "constant": "Always CORRECT",
+        "heuristics": "Hand-written rules",
+        "keyword-probe": "Bag of words",
+        "biomedclip": f"{dual}, zero-shot",
+        "biomedclip-probe": f"{dual}, linear probe",
+        BASE: f"{model}, untouched",
+        ADAPTER: f"{model} + LoRA",
         FUSED: f"{Path(config.model).name} + LoRA + {dual}",
         **{f"medgemma-{method}": f"{model} + LoRA + {name}" for method, name in METHODS.items()},
     }

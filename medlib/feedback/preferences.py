@@ -48,8 +48,18 @@ def _simulated(config: RunConfig) -> Path:
     begun.unlink(missing_ok=True)
     for name in NAMES:
         said = simulated.simulate(suite.scenarios, shown, name, config.rater_noise, config.seed)
-        rating_store.add(begun, [{"key": keys[row], "shown": shown[row], "p_correct": float(answers["p_correct"].iloc[row]),
-                     **said[row]} for row in queue.order(keys, name, config.seed)])
+        rating_store.add(
+            begun,
+            [
+                {
+                    "key": keys[row],
+                    "shown": shown[row],
+                    "p_correct": float(answers["p_correct"].iloc[row]),
+                    **said[row],
+                }
+                for row in queue.order(keys, name, config.seed)
+            ],
+        )
     os.replace(begun, file)  # there as a whole or not at all
     return file
 
@@ -67,9 +77,12 @@ def collected(config: RunConfig) -> tuple[Suite, pd.DataFrame]:
     ratings["row"] = ratings["key"].map(number)
     strange = ratings[ratings["row"].isna()]
     if len(strange):
-        warnings.warn(f"{ratings_in_use(config)}: {len(strange)} of {len(ratings)} ratings are of cases that are not in "
-                      f"this run's pool (first: row {strange['id'].iloc[0]}, field 'key') and are left out; were "
-                      "feedback_pairs, feedback_note_pairs, seed and pictures the same?", stacklevel=2)
+        warnings.warn(
+            f"{ratings_in_use(config)}: {len(strange)} of {len(ratings)} ratings are of cases that are not in "
+            f"this run's pool (first: row {strange['id'].iloc[0]}, field 'key') and are left out; were "
+            "feedback_pairs, feedback_note_pairs, seed and images the same?",
+            stacklevel=2,
+        )
     known = ratings.drop(strange.index).reset_index(drop=True)
     return suite, known.astype({"row": int})
 
@@ -78,7 +91,7 @@ def consensus(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
     """What the raters hold together, a row a rated case in the suite's order; ties are left out.
 
     The majority's verdict is chosen. The severity is the median of those who hold that it is an ERROR,
-    between two levels the graver one.
+    between two levels the more severe one.
 
     Returns
     -------
@@ -92,12 +105,20 @@ def consensus(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
             continue
         chosen = "ERROR" if says_error.mean() > 0.5 else "CORRECT"
         scenario = suite.scenarios[row]
-        found.append({
-            "row": row, "key": of_case["key"].iloc[0], "id": scenario.id, "chosen": chosen,
-            "rejected": rating_store.verdict_of(chosen, agree=False), "severity": _median(of_case.loc[says_error, "severity"])
-            if chosen == "ERROR" else "none", "raters": len(of_case),
-            "agreement": float((of_case["verdict"] == chosen).mean()),
-            "simulated": bool(of_case["simulated"].any()), "pair": scenario.factors.get("pair", scenario.id)})
+        found.append(
+            {
+                "row": row,
+                "key": of_case["key"].iloc[0],
+                "id": scenario.id,
+                "chosen": chosen,
+                "rejected": rating_store.verdict_of(chosen, agree=False),
+                "severity": _median(of_case.loc[says_error, "severity"]) if chosen == "ERROR" else "none",
+                "raters": len(of_case),
+                "agreement": float((of_case["verdict"] == chosen).mean()),
+                "simulated": bool(of_case["simulated"].any()),
+                "pair": scenario.factors.get("pair", scenario.id),
+            }
+        )
     columns = ["row", "key", "id", "chosen", "rejected", "severity", "raters", "agreement", "simulated", "pair"]
     return pd.DataFrame(found, columns=columns)
 
@@ -114,7 +135,7 @@ def is_heldout(pair: str) -> bool:
 def training_side(config: RunConfig) -> tuple[Suite, pd.DataFrame]:
     """Rated cases to learn from, with their `consensus` in the suite's order.
 
-    Shares no counterfactual pair and no picture with `heldout_side`.
+    Shares no counterfactual pair and no image with `heldout_side`.
     """
     return _side(config, heldout=False)
 
@@ -129,16 +150,18 @@ def _side(config: RunConfig, heldout: bool) -> tuple[Suite, pd.DataFrame]:
     table = consensus(suite, ratings)
     table = table[table["pair"].map(is_heldout).to_numpy(bool) == heldout].reset_index(drop=True)
     if table.empty:
-        raise DataError(f"{ratings_in_use(config)}: no case with a consensus on the "
-                        f"{'held-out' if heldout else 'training'} side; rate more cases in 05_collect_feedback")
+        raise DataError(
+            f"{ratings_in_use(config)}: no case with a consensus on the "
+            f"{'held-out' if heldout else 'training'} side; rate more cases in 05_collect_feedback"
+        )
     return suite.rows(table["row"]), table.drop(columns="row")
 
 
 def export(config: RunConfig, file: str | Path) -> Path:
-    """Write the preferences as JSONL in TRL's conversational shape for pictures.
+    """Write the preferences as JSONL in TRL's conversational shape for images.
 
     ``datasets.load_dataset("json", data_files=...)`` reads it. Each row has ``prompt``, ``chosen``,
-    ``rejected``, ``images`` (file names in the pool's picture folder), ``severity``, ``raters``,
+    ``rejected``, ``images`` (file names in the pool's image folder), ``severity``, ``raters``,
     ``agreement``, ``simulated``, ``side`` ("train" or "heldout") and ``key``. Comments and pseudonyms are
     not in it.
 
@@ -151,13 +174,20 @@ def export(config: RunConfig, file: str | Path) -> Path:
     for given in consensus(suite, ratings).to_dict("records"):
         scenario = suite.scenarios[given["row"]]
         question = f"{INSTRUCTION}\n\n{prompts.clinical_text(scenario)}"
-        records.append({
-            # TRL puts the picture's place before a question that is plain text
-            "prompt": [{"role": "user", "content": question}],
-            **{side: [{"role": "assistant", "content": ANSWERS[given[side]]}] for side in ("chosen", "rejected")},
-            "images": [scenario.image],
-            **{name: given[name] for name in ("severity", "raters", "agreement", "simulated")},
-            "side": "heldout" if is_heldout(given["pair"]) else "train", "key": given["key"]})
+        records.append(
+            {
+                # TRL puts the image's place before a question that is plain text
+                "prompt": [{"role": "user", "content": question}],
+                **{
+                    side: [{"role": "assistant", "content": ANSWERS[given[side]]}]
+                    for side in ("chosen", "rejected")
+                },
+                "images": [scenario.image],
+                **{name: given[name] for name in ("severity", "raters", "agreement", "simulated")},
+                "side": "heldout" if is_heldout(given["pair"]) else "train",
+                "key": given["key"],
+            }
+        )
     file = path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -47,27 +47,33 @@ def case(suite: Suite, answers: pd.DataFrame, row: int) -> dict:
 
     Returns
     -------
-    dict with ``key``, ``picture`` (PIL image), ``modality``, ``text`` (patient, finding, treatment),
+    dict with ``key``, ``image`` (PIL image), ``modality``, ``text`` (patient, finding, treatment),
     ``shown`` (the model's verdict), ``p_correct`` and ``answer`` (the model's words).
     """
     scenario, p_correct = suite.scenarios[row], float(answers["p_correct"].iloc[row])
     shown = str(answers["predicted"].iloc[row])
-    return {"key": suite.keys()[row], "picture": suite.picture(scenario), "modality": scenario.modality,
-            "text": prompts.clinical_text(scenario), "shown": shown, "p_correct": p_correct,
-            "answer": ANSWERS[shown]}
+    return {
+        "key": suite.keys()[row],
+        "image": suite.image(scenario),
+        "modality": scenario.modality,
+        "text": prompts.clinical_text(scenario),
+        "shown": shown,
+        "p_correct": p_correct,
+        "answer": ANSWERS[shown],
+    }
 
 
 def certainty(shown: str, p_correct: float) -> str:
     """The model's probability of the verdict that it gives, never rounded to certainty.
 
     >>> certainty("ERROR", 0.0001)
-    'more than 99 %'
+    'more than 99%'
     """
     p = p_correct if shown == "CORRECT" else 1 - p_correct
-    return "more than 99 %" if p > 0.99 else f"{100 * p:.0f} %"
+    return "more than 99%" if p > 0.99 else f"{100 * p:.0f}%"
 
 
-def rationale(setting: Session, suite: Suite, row: int, grid: int = 8) -> dict:
+def rationale(session: Session, suite: Suite, row: int, grid: int = 8) -> dict:
     """What a verdict rests on, found by taking parts of the case away and asking again.
 
     The model gives a verdict and no reasons; words that it might add would not have to be its reasons. This
@@ -77,13 +83,19 @@ def rationale(setting: Session, suite: Suite, row: int, grid: int = 8) -> dict:
     -------
     dict
         ``drop``: float array (grid, grid) of `occlusion.occlusion_map`, and ``without``: probability of CORRECT
-        without the "picture", the "finding" and the "treatment", by name of what is withheld.
+        without the "image", the "finding" and the "treatment", by name of what is withheld.
     """
-    processor, scenario = setting.base[0], suite.scenarios[row]
-    size = setting.config.eval_batch_size
-    drop, _ = occlusion.occlusion_map(setting.adapted, processor, scenario, suite.picture(scenario), grid, size)
+    processor, scenario = session.base[0], suite.scenarios[row]
+    size = session.config.eval_batch_size
+    drop, _ = occlusion.occlusion_map(session.adapted, processor, scenario, suite.image(scenario), grid, size)
     words = [scenario.model_copy(update={name: WITHHELD}) for name in ("finding", "treatment")]
-    asked = {"picture": replace(suite, scenarios=[scenario], view="grey"),
-             **{name: replace(suite, scenarios=[s]) for name, s in zip(("finding", "treatment"), words)}}
-    return {"drop": drop, "without": {name: float(scoring.p_correct(setting.adapted, processor, part)[0])
-                                      for name, part in asked.items()}}
+    asked = {
+        "image": replace(suite, scenarios=[scenario], view="grey"),
+        **{name: replace(suite, scenarios=[s]) for name, s in zip(("finding", "treatment"), words)},
+    }
+    return {
+        "drop": drop,
+        "without": {
+            name: float(scoring.p_correct(session.adapted, processor, part)[0]) for name, part in asked.items()
+        },
+    }

@@ -52,8 +52,20 @@ CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON ratings WHEN EXISTS (
     SELECT 1 FROM ratings WHERE id = NEW.id OR withdraws = NEW.withdraws)
     BEGIN SELECT RAISE(ABORT, 'ratings are only added, never replaced'); END;
 """
-COLUMNS = ("id", "time", "rater", "key", "shown", "p_correct", "agree", "severity", "comment", "simulated",
-           "noise", "withdraws")
+COLUMNS = (
+    "id",
+    "time",
+    "rater",
+    "key",
+    "shown",
+    "p_correct",
+    "agree",
+    "severity",
+    "comment",
+    "simulated",
+    "noise",
+    "withdraws",
+)
 
 
 class Rating(BaseModel):
@@ -81,8 +93,10 @@ class Rating(BaseModel):
         if (self.verdict == "CORRECT") != (self.severity == "none"):
             raise ValueError(f"severity: {self.severity!r} does not go with {self.verdict}, the rater's verdict")
         if self.simulated != self.rater.startswith(PREFIX):
-            raise ValueError(f"rater: {self.rater!r}, but simulated is {self.simulated}; {PREFIX}... are "
-                             "the names of simulated raters, and of no others")
+            raise ValueError(
+                f"rater: {self.rater!r}, but simulated is {self.simulated}; {PREFIX}... are "
+                "the names of simulated raters, and of no others"
+            )
         if self.simulated != (self.noise is not None):
             raise ValueError(f"noise: {self.noise!r}, but simulated is {self.simulated}")
         return self
@@ -108,8 +122,10 @@ def pseudonym(text: str) -> str:
     with contextlib.suppress(ValidationError):
         Rating(rater=name, key="0" * 64, shown="CORRECT", p_correct=1, agree=True, severity="none")
         return name
-    raise DataError(f"{text!r} is no pseudonym. Take 2 to 20 letters, digits and hyphens, such "
-                    f"as reader-7, and no name of a person; {PREFIX}... is for simulated raters")
+    raise DataError(
+        f"{text!r} is no pseudonym. Take 2 to 20 letters, digits and hyphens, such "
+        f"as reader-7, and no name of a person; {PREFIX}... is for simulated raters"
+    )
 
 
 # --- the store --------------------------------------------------------------------------------------
@@ -121,16 +137,20 @@ def _connected(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
     if write:
         file.parent.mkdir(parents=True, exist_ok=True)
     elif not file.is_file():
-        raise DataError(f"{file}: no ratings there; collect some in 05_collect_feedback, or leave the parameter "
-                        "`ratings` away for simulated raters")
+        raise DataError(
+            f"{file}: no ratings there; collect some in 05_collect_feedback, or leave the parameter "
+            "`ratings` away for simulated raters"
+        )
     connection = None
     try:
         uri = f"{file.resolve().as_uri()}?mode={'rwc' if write else 'ro'}"
         connection = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
         there = [column for _, column, *_ in connection.execute("PRAGMA table_info(ratings)")]
         if absent := [column for column in COLUMNS if column not in there] if there or not write else []:
-            raise DataError(f"{file}: no column {', '.join(absent)} in a table 'ratings'; it is no store of "
-                            "05_collect_feedback")
+            raise DataError(
+                f"{file}: no column {', '.join(absent)} in a table 'ratings'; it is no store of "
+                "05_collect_feedback"
+            )
         if write:
             connection.executescript(SCHEMA)
             connection.execute("BEGIN IMMEDIATE")  # two raters may write at a time: the second one waits
@@ -162,8 +182,10 @@ def add(file: str | Path, ratings: list[dict]) -> None:
     names = ("time", *Rating.model_fields)
     marks = ", ".join("?" * len(names))
     with _connected(file, write=True) as connection:
-        connection.executemany(f"INSERT INTO ratings ({', '.join(names)}) VALUES ({marks})",
-                               [(now, *row.model_dump().values()) for row in rows])
+        connection.executemany(
+            f"INSERT INTO ratings ({', '.join(names)}) VALUES ({marks})",
+            [(now, *row.model_dump().values()) for row in rows],
+        )
 
 
 def _now() -> str:
@@ -177,8 +199,11 @@ def _checked(rating: dict, where: str) -> Rating:
         told = []
         for item in error.errors():
             field = ".".join(map(str, item["loc"]))
-            told.append(f"{where}, field '{field}': {item['msg']}" if field else
-                        f"{where}, {item['msg'].removeprefix('Value error, ')}")
+            told.append(
+                f"{where}, field '{field}': {item['msg']}"
+                if field
+                else f"{where}, {item['msg'].removeprefix('Value error, ')}"
+            )
         raise DataError("\n".join(told)) from None
 
 
@@ -193,11 +218,14 @@ def undo(file: str | Path, rater: str) -> str | None:
     with _connected(file, write=True) as connection:
         last = connection.execute(
             "SELECT id, key FROM ratings WHERE rater = ? AND withdraws IS NULL AND id NOT IN "
-            "(SELECT withdraws FROM ratings WHERE withdraws IS NOT NULL) ORDER BY id DESC", (rater,)).fetchone()
+            "(SELECT withdraws FROM ratings WHERE withdraws IS NOT NULL) ORDER BY id DESC",
+            (rater,),
+        ).fetchone()
         if last is None:
             return None
-        connection.execute("INSERT INTO ratings (time, rater, withdraws) VALUES (?, ?, ?)",
-                           (_now(), rater, last[0]))
+        connection.execute(
+            "INSERT INTO ratings (time, rater, withdraws) VALUES (?, ?, ?)", (_now(), rater, last[0])
+        )
     return last[1]
 
 
@@ -227,7 +255,8 @@ def current(file: str | Path) -> pd.DataFrame:
             rating = _checked({name: row[name] for name in Rating.model_fields}, where)
             standing[row["id"]] = {"id": row["id"], **rating.model_dump(), "verdict": rating.verdict}
         elif standing.pop(row["withdraws"], {"rater": None})["rater"] != row["rater"]:
-            raise DataError(f"{where}, field 'withdraws': {row['withdraws']!r} is no standing rating of "
-                            f"{row['rater']!r}")
+            raise DataError(
+                f"{where}, field 'withdraws': {row['withdraws']!r} is no standing rating of {row['rater']!r}"
+            )
     table = pd.DataFrame(standing.values(), columns=["id", *Rating.model_fields, "verdict"])
     return table.drop_duplicates(["rater", "key"], keep="last").reset_index(drop=True)

@@ -5,7 +5,7 @@ logistic function of the difference says how surely (Bradley and Terry 1952). Th
 head of one number and LoRA, and starts from the supervised adapter, as reward models commonly do.
 
 RewardTrainer's own collator takes text alone. Its loss asks for no more than a batch whose first half is
-chosen and second half rejected, so a collator that adds the pictures makes it a reward model that looks.
+chosen and second half rejected, so a collator that adds the images makes it a reward model that looks.
 """
 
 from __future__ import annotations
@@ -90,22 +90,34 @@ def train(config: RunConfig) -> Path:
     chosen = (preferences["chosen"] == VERDICTS[1]).to_numpy(int)  # which of a case's two rows
     checkpoints = _checkpoints(out, made_of)
     trainer = _trainer(model, processor, [rows[i] for i in learned], chosen[learned], config, checkpoints)
-    processes.say(f"reward model: {len(learned)} preferences, {len(aside)} set the temperature; "
-               f"{lora.describe(model)}")
+    processes.say(
+        f"reward model: {len(learned)} preferences, {len(aside)} set the temperature; {lora.describe(model)}"
+    )
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     seconds = time.time() - started
     margin = margins(model, processor, suite.rows(aside), config)
     right = preferences["chosen"].to_numpy()[aside] == VERDICTS[0]
     temperature = stats.fit_temperature(probability(margin), right)
-    _save(model, processor, config, out, {
-        "base_model": config.model, "fingerprint": made_of, "temperature": temperature,
-        "preferences": len(learned), "temperature_preferences": len(aside),
-        "simulated": bool(preferences["simulated"].any()),
-        "history": [entry for entry in trainer.state.log_history if "loss" in entry],
-        "wall_seconds": round(seconds, 1), "device": str(next(model.parameters()).device),
-        "peak_memory_mib": round(memory.peak_memory_mib()), "config": config.model_dump(),
-    })
+    _save(
+        model,
+        processor,
+        config,
+        out,
+        {
+            "base_model": config.model,
+            "fingerprint": made_of,
+            "temperature": temperature,
+            "preferences": len(learned),
+            "temperature_preferences": len(aside),
+            "simulated": bool(preferences["simulated"].any()),
+            "history": [entry for entry in trainer.state.log_history if "loss" in entry],
+            "wall_seconds": round(seconds, 1),
+            "device": str(next(model.parameters()).device),
+            "peak_memory_mib": round(memory.peak_memory_mib()),
+            "config": config.model_dump(),
+        },
+    )
     shutil.rmtree(checkpoints, ignore_errors=True)
     return out
 
@@ -133,10 +145,21 @@ def _start(config: RunConfig):
     torch.nn.init.normal_(base.score.weight, std=0.02)
     head = base.score.weight
     supervised = PeftConfig.from_pretrained(adapter_dir(config))
-    options = {name: getattr(supervised, name) for name in (
-        "r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "use_rslora", "use_dora")}
-    model = get_peft_model(base, LoraConfig(**options, bias="none", task_type=TaskType.SEQ_CLS,
-                                            modules_to_save=["score"]))
+    options = {
+        name: getattr(supervised, name)
+        for name in (
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "target_parameters",
+            "use_rslora",
+            "use_dora",
+        )
+    }
+    model = get_peft_model(
+        base, LoraConfig(**options, bias="none", task_type=TaskType.SEQ_CLS, modules_to_save=["score"])
+    )
     weights = load_file(adapter_dir(config) / "adapter_model.safetensors")
     set_peft_model_state_dict(model, weights | {"base_model.model.score.weight": head})
     return model, processor
@@ -160,7 +183,7 @@ def answer_rows(model, processor, suite: Suite, config: RunConfig) -> list[tuple
     if config.cache_image_features and not lora.why_no_features(config):
         model.eval()
         encoding.cache_image_features(model.get_base_model().model, rows, config.eval_batch_size)
-    return list(zip(rows[: len(suite)], rows[len(suite):]))
+    return list(zip(rows[: len(suite)], rows[len(suite) :]))
 
 
 def _collate(pad_token_id: int):
@@ -170,7 +193,7 @@ def _collate(pad_token_id: int):
 
 
 class _Trainer(RewardTrainer):
-    """TRL's trainer on rows that are encoded already, pictures and all."""
+    """TRL's trainer on rows that are encoded already, images and all."""
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
@@ -185,24 +208,43 @@ def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Pat
     steps = max(1, round(len(rows) * config.reward_epochs / batch))
     collate = _collate(processor.tokenizer.pad_token_id)
     arguments = RewardConfig(
-        output_dir=str(checkpoints), seed=config.seed, data_seed=config.seed, max_steps=steps,
-        per_device_train_batch_size=pairs, gradient_accumulation_steps=batch // pairs,
-        learning_rate=config.reward_lr, weight_decay=config.weight_decay,
-        lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), use_cpu=device == "cpu",
-        bf16=next(model.parameters()).dtype == torch.bfloat16, logging_steps=max(1, steps // 40),
-        save_strategy="steps", save_steps=max(1, steps // 4), save_total_limit=1, report_to="none",
-        remove_unused_columns=False, max_length=None,
-        gradient_checkpointing=recompute, dataloader_pin_memory=device == "cuda",
+        output_dir=str(checkpoints),
+        seed=config.seed,
+        data_seed=config.seed,
+        max_steps=steps,
+        per_device_train_batch_size=pairs,
+        gradient_accumulation_steps=batch // pairs,
+        learning_rate=config.reward_lr,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        use_cpu=device == "cpu",
+        bf16=next(model.parameters()).dtype == torch.bfloat16,
+        logging_steps=max(1, steps // 40),
+        save_strategy="steps",
+        save_steps=max(1, steps // 4),
+        save_total_limit=1,
+        report_to="none",
+        remove_unused_columns=False,
+        max_length=None,
+        gradient_checkpointing=recompute,
+        dataloader_pin_memory=device == "cuda",
         # rewards have no zero of their own, and a bound keeps the margin readable
-        center_rewards_coefficient=0.01, disable_tqdm=not sys.stderr.isatty(),
+        center_rewards_coefficient=0.01,
+        disable_tqdm=not sys.stderr.isatty(),
     )
 
     def both_halves(items):
         numbers = [item["row"] for item in items]
         return collate([rows[i][chosen[i]] for i in numbers] + [rows[i][1 - chosen[i]] for i in numbers])
 
-    trainer = _Trainer(model=model, args=arguments, processing_class=processor.tokenizer,
-                       train_dataset=Dataset.from_dict({"row": range(len(rows))}), data_collator=both_halves)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        processing_class=processor.tokenizer,
+        train_dataset=Dataset.from_dict({"row": range(len(rows))}),
+        data_collator=both_halves,
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -227,10 +269,12 @@ def margins(model, processor, suite: Suite, config: RunConfig) -> np.ndarray:
     for start in tqdm(range(0, len(rows), size), desc="reward", leave=False):
         part = rows[start : start + size]
         batch = collate([row[0] for row in part] + [row[1] for row in part])
-        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else _to(value, device)
-                 for name, value in batch.items()}
+        batch = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else _to(value, device)
+            for name, value in batch.items()
+        }
         rewards = model(**batch).logits.float().squeeze(-1)
-        found.append((rewards[: len(part)] - rewards[len(part):]).cpu().numpy())
+        found.append((rewards[: len(part)] - rewards[len(part) :]).cpu().numpy())
     return np.concatenate(found)
 
 

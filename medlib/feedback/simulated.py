@@ -49,8 +49,15 @@ def simulate(
         # an error that is none has no severity to be near to
         level = int(drawn[i]) if scenario.severity == "none" else SEVERITIES.index(scenario.severity)
         severity = SEVERITIES[_step(level, up[i]) if off[i] else level] if says_error else "none"
-        ratings.append({"rater": name, "agree": bool(says_error == (verdict == "ERROR")), "severity": severity,
-                        "simulated": True, "noise": noise})
+        ratings.append(
+            {
+                "rater": name,
+                "agree": bool(says_error == (verdict == "ERROR")),
+                "severity": severity,
+                "simulated": True,
+                "noise": noise,
+            }
+        )
     return ratings
 
 

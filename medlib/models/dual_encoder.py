@@ -1,4 +1,4 @@
-"""BiomedCLIP in the classes of transformers: pictures and sentences as vectors of one space.
+"""BiomedCLIP in the classes of transformers: images and sentences as vectors of one space.
 
 The published model (Zhang et al., 2023, arXiv:2303.00915) is an open_clip checkpoint: a timm ViT-B/16
 and PubMedBERT, each summed up by its first token and projected to 512 numbers. open_clip needs
@@ -103,10 +103,10 @@ class BiomedCLIP(VisionTextDualEncoderModel):
 
 
 @torch.inference_mode()
-def embed_pictures(processor, model, pictures: Iterable[Image.Image], batch_size: int = 64):
-    """Unit vectors of RGB pictures, float32 array (n, projection); a generator will do."""
-    vectors, pictures = [np.empty((0, model.projection_dim), np.float32)], iter(pictures)
-    while batch := list(islice(pictures, batch_size)):
+def embed_images(processor, model, images: Iterable[Image.Image], batch_size: int = 64):
+    """Unit vectors of RGB images, float32 array (n, projection); a generator will do."""
+    vectors, images = [np.empty((0, model.projection_dim), np.float32)], iter(images)
+    while batch := list(islice(images, batch_size)):
         pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
         vectors.append(_unit(model.get_image_features(pixels.to(model.device))))
     return np.concatenate(vectors)
@@ -119,8 +119,9 @@ def embed_texts(processor, model, texts: Sequence[str], batch_size: int = 128) -
     vectors = {}
     for start in range(0, len(distinct), batch_size):
         part = distinct[start : start + batch_size]
-        tokens = processor.tokenizer(part, padding=True, truncation=True, max_length=CONTEXT_LENGTH,
-                                     return_tensors="pt").to(model.device)
+        tokens = processor.tokenizer(
+            part, padding=True, truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
+        ).to(model.device)
         vectors |= zip(part, _unit(model.get_text_features(**tokens)))
     rows = [vectors[text] for text in texts]
     return np.array(rows, np.float32).reshape(len(rows), model.projection_dim)
@@ -202,8 +203,14 @@ def _load_open_clip(model: str, folder: Path, options: dict):
     if file is None:
         local = Path(locate(model)).is_dir()
         download = "" if local else f"  hf download {model} --local-dir biomedclip\n"
-        raise ModelError(CONVERT.format(model=model, weights=OPEN_CLIP_WEIGHTS[0], download=download,
-                                        folder=folder if local else "biomedclip"))
+        raise ModelError(
+            CONVERT.format(
+                model=model,
+                weights=OPEN_CLIP_WEIGHTS[0],
+                download=download,
+                folder=folder if local else "biomedclip",
+            )
+        )
     weights = load_file(file)
     try:
         encoder = BiomedCLIP(config_of(weights))
@@ -215,8 +222,10 @@ def _load_open_clip(model: str, folder: Path, options: dict):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{model}: no tokenizer in {folder} and {name} not found ({error}); "
-                         "put tokenizer.json or vocab.txt beside the weights") from error
+        raise ModelError(
+            f"{model}: no tokenizer in {folder} and {name} not found ({error}); "
+            "put tokenizer.json or vocab.txt beside the weights"
+        ) from error
     return VisionTextDualEncoderProcessor(_image_processor(settings, encoder), tokenizer), encoder
 
 
@@ -226,14 +235,18 @@ def check_open_clip(model: str, settings: dict) -> None:
     resize = settings.get("preprocess_cfg", {}).get("resize_mode", "shortest")
     facts = {
         "vision_cfg.timm_pool": (vision.get("timm_pool", "avg"), ("", "token")),
-        "text_cfg.hf_pooler_type": (text.get("hf_pooler_type", text.get("pooler_type")),
-                                    ("cls_last_hidden_state_pooler",)),
+        "text_cfg.hf_pooler_type": (
+            text.get("hf_pooler_type", text.get("pooler_type")),
+            ("cls_last_hidden_state_pooler",),
+        ),
         "preprocess_cfg.resize_mode": (resize, ("shortest",)),
     }
     for field, (value, known) in facts.items():
         if value not in known:
-            raise ModelError(f"{model}, {OPEN_CLIP_CONFIG}, field '{field}': {value!r} is not "
-                             f"supported; it must be {' or '.join(map(repr, known))}, as in BiomedCLIP")
+            raise ModelError(
+                f"{model}, {OPEN_CLIP_CONFIG}, field '{field}': {value!r} is not "
+                f"supported; it must be {' or '.join(map(repr, known))}, as in BiomedCLIP"
+            )
 
 
 def config_of(weights: dict[str, torch.Tensor]) -> VisionTextDualEncoderConfig:
@@ -243,12 +256,18 @@ def config_of(weights: dict[str, torch.Tensor]) -> VisionTextDualEncoderConfig:
     side = round((weights[f"{trunk}pos_embed"].shape[1] - 1) ** 0.5)  # one position is the class token's
     vocabulary, text_width = weights[f"{bert}embeddings.word_embeddings.weight"].shape
     vision = ViTConfig(
-        hidden_size=width, num_hidden_layers=_count(weights, rf"{trunk}blocks"),
-        num_attention_heads=width // HEAD_SIZE, patch_size=patch, image_size=side * patch,
-        intermediate_size=len(weights[f"{trunk}blocks.0.mlp.fc1.weight"]), layer_norm_eps=1e-6,  # timm's
+        hidden_size=width,
+        num_hidden_layers=_count(weights, rf"{trunk}blocks"),
+        num_attention_heads=width // HEAD_SIZE,
+        patch_size=patch,
+        image_size=side * patch,
+        intermediate_size=len(weights[f"{trunk}blocks.0.mlp.fc1.weight"]),
+        layer_norm_eps=1e-6,  # timm's
     )
     text = BertConfig(
-        vocab_size=vocabulary, hidden_size=text_width, num_attention_heads=text_width // HEAD_SIZE,
+        vocab_size=vocabulary,
+        hidden_size=text_width,
+        num_attention_heads=text_width // HEAD_SIZE,
         num_hidden_layers=_count(weights, rf"{bert}encoder.layer"),
         intermediate_size=len(weights[f"{bert}encoder.layer.0.intermediate.dense.weight"]),
         max_position_embeddings=len(weights[f"{bert}embeddings.position_embeddings.weight"]),
@@ -289,6 +308,8 @@ def _image_processor(settings: dict, encoder: BiomedCLIP) -> CLIPImageProcessorP
     # without them the processor's own default, CLIP's mean and deviation, is open_clip's as well
     statistics = {f"image_{name}": list(facts[name]) for name in ("mean", "std") if name in facts}
     return CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size},
-        resample=Image.Resampling[facts.get("interpolation", "bicubic").upper()], **statistics,
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        resample=Image.Resampling[facts.get("interpolation", "bicubic").upper()],
+        **statistics,
     )

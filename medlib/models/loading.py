@@ -84,7 +84,7 @@ def reachable(model: str, timeout_s: float = 5) -> bool:
 
 
 def load_processor(model: str, trust_remote_code: bool = False, **options):
-    """Tokenizer and picture processor alone, without the weights; ModelError as :func:`load`."""
+    """Tokenizer and image processor alone, without the weights; ModelError as :func:`load`."""
     name = locate(model)
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
@@ -94,8 +94,16 @@ def load_processor(model: str, trust_remote_code: bool = False, **options):
     return processor
 
 
-def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *, dtype: str = "auto",
-         quantization: str | None = None, attention: str = "sdpa", reward_head: bool = False):
+def load(
+    model: str,
+    use_8bit: bool = False,
+    trust_remote_code: bool = False,
+    *,
+    dtype: str = "auto",
+    quantization: str | None = None,
+    attention: str = "sdpa",
+    reward_head: bool = False,
+):
     """Load processor and base model, in evaluation mode on the best device.
 
     Parameters
@@ -104,7 +112,7 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
         `medlib.models.float16`
     quantization : None, "8bit", "4bit" (NF4) or "int8", of the decoder's linear layers; ``use_8bit``
         is the same as "8bit"
-    attention : sdpa or eager; Gemma 3 has no flash_attention_2, which drops the mask of picture tokens
+    attention : sdpa or eager; Gemma 3 has no flash_attention_2, which drops the mask of image tokens
     reward_head : a new head of one number in place of the one over words
 
     Returns
@@ -124,8 +132,9 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
     quantization = quantization or ("8bit" if use_8bit else None)
     dtype = pick_dtype(device, dtype)
     if dtype == torch.float16 and quantization in ("8bit", "int8"):
-        raise ModelError(f"dtype: float16 does not go with quantization: {quantization}; "
-                         "take 4bit, or dtype: float32")
+        raise ModelError(
+            f"dtype: float16 does not go with quantization: {quantization}; take 4bit, or dtype: float32"
+        )
     options = {"quantization_config": quantization_config(quantization, dtype)} if quantization else {}
     options |= {"num_labels": 1} if reward_head else {}
     processor = load_processor(model, trust_remote_code)
@@ -133,8 +142,12 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
         auto = AutoModelForSequenceClassification if reward_head else AutoModelForImageTextToText
         with suppress_seqcls_warning():  # that a new head is new needs no warning
             base = auto.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, attn_implementation=attention,
-                trust_remote_code=trust_remote_code, **options,
+                name,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                **options,
             )
         if dtype == torch.float16:
             float16.make_safe(base)
@@ -147,8 +160,15 @@ def load(model: str, use_8bit: bool = False, trust_remote_code: bool = False, *,
 
 def load_for(config: RunConfig, reward_head: bool = False):
     """(processor, base model) as a configuration says."""
-    return load(config.model, config.use_8bit, config.trust_remote_code, dtype=config.dtype,
-                quantization=config.quantization, attention=config.attention, reward_head=reward_head)
+    return load(
+        config.model,
+        config.use_8bit,
+        config.trust_remote_code,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        attention=config.attention,
+        reward_head=reward_head,
+    )
 
 
 #: Left in full precision: the tower sees the finding, and the output layer is tied to the embeddings.
@@ -178,8 +198,13 @@ def quantization_config(kind: str, dtype: torch.dtype):
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=FULL_PRECISION)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=FULL_PRECISION,
+    )
 
 
 def _keep_trainable(base) -> None:
@@ -201,7 +226,7 @@ def _explain(name: str, error: Exception) -> str:
             "or set HF_TOKEN. 3. Run again."
         )
     if "Flash Attention" in text:
-        return "attention: flash_attention_2 would drop Gemma 3's mask over picture tokens; set attention: sdpa"
+        return "attention: flash_attention_2 would drop Gemma 3's mask over image tokens; set attention: sdpa"
     if "Can't load" in text or "connect" in text.lower() or "offline" in text.lower():
         return (
             f"{name}: neither a local folder nor reachable on the hub ({error}). Without network, use "

@@ -1,6 +1,6 @@
 """Where did the model look? Occlusion maps of a verdict, and a check that they mean something.
 
-A part of the picture mattered if the model becomes less sure of its verdict when that part is
+A part of the image mattered if the model becomes less sure of its verdict when that part is
 hidden. This asks the model itself and nothing else, so it works for any architecture; attention
 weights, in contrast, need not be what a verdict hangs on (S. Jain and B. Wallace 2019,
 arXiv:1902.10186).
@@ -22,29 +22,29 @@ from medlib.models import scoring
 
 
 def occlusion_map(
-    model, processor, scenario: Scenario, picture: Image.Image, grid: int = 8, batch_size: int = 32
+    model, processor, scenario: Scenario, image: Image.Image, grid: int = 8, batch_size: int = 32
 ) -> tuple[np.ndarray, float]:
-    """How much each patch of a picture holds up the model's own verdict.
+    """How much each patch of an image holds up the model's own verdict.
 
     Parameters
     ----------
     model, processor
         As `medlib.models.loading.load` and `attach_adapter` give them; asked on the model's device.
     scenario : Scenario
-        Its words are asked with every picture; its gold verdict is not used.
-    picture : PIL.Image.Image
+        Its words are asked with every image; its gold verdict is not used.
+    image : PIL.Image.Image
     grid : int
-        Patches along each side; ``grid ** 2 + 1`` pictures are asked.
+        Patches along each side; ``grid ** 2 + 1`` images are asked.
     batch_size : int
-        Pictures a batch.
+        Images a batch.
 
     Returns
     -------
     drop : ndarray of float, shape (grid, grid)
-        Log-odds of the verdict that the model gives to the whole picture, less those when the patch
-        is painted in the picture's mean colour. Positive: the patch speaks for the verdict.
+        Log-odds of the verdict that the model gives to the whole image, less those when the patch
+        is painted in the image's mean colour. Positive: the patch speaks for the verdict.
     log_odds : float
-        ln(P(CORRECT) / P(ERROR)) with the whole picture; its sign is the verdict.
+        ln(P(CORRECT) / P(ERROR)) with the whole image; its sign is the verdict.
 
     References
     ----------
@@ -52,20 +52,27 @@ def occlusion_map(
     arXiv:1311.2901, section 4.2.
     """
     patches = [np.array([patch]) for patch in range(grid**2)]
-    drops, log_odds = _drops(model, processor, scenario, picture, patches, grid, batch_size)
+    drops, log_odds = _drops(model, processor, scenario, image, patches, grid, batch_size)
     return drops.reshape(grid, grid), log_odds
 
 
 def deletion_check(
-    model, processor, scenario: Scenario, picture: Image.Image, drop: np.ndarray, k: int = 8,
-    draws: int = 20, seed: int = 0, batch_size: int = 32,
+    model,
+    processor,
+    scenario: Scenario,
+    image: Image.Image,
+    drop: np.ndarray,
+    k: int = 8,
+    draws: int = 20,
+    seed: int = 0,
+    batch_size: int = 32,
 ) -> dict[str, float]:
     """Whether hiding the ``k`` patches on top of a map moves the verdict more than any ``k`` would.
 
     Parameters
     ----------
     drop : ndarray, shape (grid, grid)
-        Of `occlusion_map`, for the same scenario and picture.
+        Of `occlusion_map`, for the same scenario and image.
     k : int
         Patches hidden together.
     draws : int
@@ -76,7 +83,7 @@ def deletion_check(
     dict
         ``top``: drop in the verdict's log-odds without the top patches; ``random``: mean drop over
         the draws; ``share_below``: share of the draws with a smaller drop than ``top`` (0.5: the map
-        says nothing, 1: it says what matters); ``log_odds``: of the whole picture.
+        says nothing, 1: it says what matters); ``log_odds``: of the whole image.
 
     Raises
     ------
@@ -96,26 +103,32 @@ def deletion_check(
     rng = np.random.default_rng(seed)
     chosen = [np.argsort(-drop, axis=None, kind="stable")[:k]]
     chosen += [rng.choice(drop.size, size=k, replace=False) for _ in range(draws)]
-    drops, log_odds = _drops(model, processor, scenario, picture, chosen, len(drop), batch_size)
+    drops, log_odds = _drops(model, processor, scenario, image, chosen, len(drop), batch_size)
     top, others = drops[0], drops[1:]
-    return {"top": float(top), "random": float(others.mean()),
-            "share_below": float((others < top).mean()), "log_odds": log_odds}
+    return {
+        "top": float(top),
+        "random": float(others.mean()),
+        "share_below": float((others < top).mean()),
+        "log_odds": log_odds,
+    }
 
 
-def _drops(model, processor, scenario, picture, hidden, grid, batch_size) -> tuple[np.ndarray, float]:
+def _drops(model, processor, scenario, image, hidden, grid, batch_size) -> tuple[np.ndarray, float]:
     """Drop in the verdict's log-odds for each set of hidden patches, and log-odds of CORRECT."""
-    pixels = np.asarray(picture.convert("RGB"))
-    pictures = [pixels, *(_hide(pixels, patches, grid) for patches in hidden)]
-    scores = np.concatenate([
-        _log_odds(model, processor, scenario, [Image.fromarray(p) for p in pictures[i : i + batch_size]])
-        for i in range(0, len(pictures), batch_size)
-    ]).astype(float)
+    pixels = np.asarray(image.convert("RGB"))
+    images = [pixels, *(_hide(pixels, patches, grid) for patches in hidden)]
+    scores = np.concatenate(
+        [
+            _log_odds(model, processor, scenario, [Image.fromarray(p) for p in images[i : i + batch_size]])
+            for i in range(0, len(images), batch_size)
+        ]
+    ).astype(float)
     sign = 1.0 if scores[0] >= 0 else -1.0
     return sign * (scores[0] - scores[1:]), float(scores[0])
 
 
 def _hide(pixels: np.ndarray, patches: np.ndarray, grid: int) -> np.ndarray:
-    """A copy of an RGB array with patches (numbered row by row) in the picture's mean colour."""
+    """A copy of an RGB array with patches (numbered row by row) in the image's mean colour."""
     rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in pixels.shape[:2])
     covered = pixels.copy()
     for row, column in zip(*np.divmod(patches, grid)):
@@ -124,17 +137,17 @@ def _hide(pixels: np.ndarray, patches: np.ndarray, grid: int) -> np.ndarray:
     return covered
 
 
-def _log_odds(model, processor, scenario: Scenario, pictures: list[Image.Image]) -> np.ndarray:
-    """ln(P(CORRECT) / P(ERROR)) of one scenario with each of the pictures, float array (n,)."""
-    asked = [scenario] * len(pictures)
-    batch = scoring.prompt_batch(processor, asked, pictures, model.device)
+def _log_odds(model, processor, scenario: Scenario, images: list[Image.Image]) -> np.ndarray:
+    """ln(P(CORRECT) / P(ERROR)) of one scenario with each of the images, float array (n,)."""
+    asked = [scenario] * len(images)
+    batch = scoring.prompt_batch(processor, asked, images, model.device)
     scores = scoring.score_answers(model, processor, batch)
     answers = list(ANSWERS)
     return scores[:, answers.index("CORRECT")] - scores[:, answers.index("ERROR")]
 
 
 def lesion_patches(image: str | Path, grid: int = 8) -> np.ndarray | None:
-    """Patches of a drawn picture whose middle lies on its lesion.
+    """Patches of a drawn image whose middle lies on its lesion.
 
     Parameters
     ----------
@@ -144,7 +157,7 @@ def lesion_patches(image: str | Path, grid: int = 8) -> np.ndarray | None:
     Returns
     -------
     ndarray of bool, shape (grid, grid), or None
-        None for a real picture, and for a finding without one place, such as diffuse infiltrates.
+        None for a real image, and for a finding without one place, such as diffuse infiltrates.
     """
     with Image.open(image) as opened:
         content = json.loads(opened.info.get("content", "{}"))
@@ -157,21 +170,19 @@ def lesion_patches(image: str | Path, grid: int = 8) -> np.ndarray | None:
     return ((columns - x) / across) ** 2 + ((rows - y) / down) ** 2 <= 1
 
 
-def check_maps(
-    suite: Suite, model, processor, cases: int = 12, grid: int = 8, seed: int = 0
-) -> pd.DataFrame:
-    """`deletion_check` and pointing game on drawn pictures whose lesion has a known place.
+def check_maps(suite: Suite, model, processor, cases: int = 12, grid: int = 8, seed: int = 0) -> pd.DataFrame:
+    """`deletion_check` and pointing game on drawn images whose lesion has a known place.
 
     Parameters
     ----------
     cases : int
-        Scenarios drawn by ``seed`` from those with such a picture; fewer if there are fewer.
+        Scenarios drawn by ``seed`` from those with such an image; fewer if there are fewer.
 
     Returns
     -------
     DataFrame
         One row a scenario: id, ``on_lesion`` (whether the top patch of the map is on the lesion),
-        ``by_chance`` (share of the picture that is), and the results of `deletion_check`.
+        ``by_chance`` (share of the image that is), and the results of `deletion_check`.
 
     References
     ----------
@@ -186,11 +197,16 @@ def check_maps(
         lesion = lesion_patches(suite.images_dir / scenario.image, grid)
         if lesion is None:
             continue
-        picture = suite.picture(scenario)
-        drop, _ = occlusion_map(model, processor, scenario, picture, grid)
+        image = suite.image(scenario)
+        drop, _ = occlusion_map(model, processor, scenario, image, grid)
         k = max(1, grid**2 // 8)
-        rows.append({"id": scenario.id, "on_lesion": bool(lesion.flat[drop.argmax()]),
-                     "by_chance": float(lesion.mean()),
-                     **deletion_check(model, processor, scenario, picture, drop, k, seed=seed)})
+        rows.append(
+            {
+                "id": scenario.id,
+                "on_lesion": bool(lesion.flat[drop.argmax()]),
+                "by_chance": float(lesion.mean()),
+                **deletion_check(model, processor, scenario, image, drop, k, seed=seed),
+            }
+        )
     columns = ["id", "on_lesion", "by_chance", "top", "random", "share_below", "log_odds"]
     return pd.DataFrame(rows, columns=columns)

@@ -43,45 +43,52 @@ def _batches(model, processor, suite: Suite, batch_size: int) -> Iterator[tuple[
     for start in range(0, len(suite), batch_size):
         rows = order[start : start + batch_size]
         scenarios = [suite.scenarios[row] for row in rows]
-        batch = prompt_batch(processor, scenarios, [suite.picture(s) for s in scenarios], model.device)
+        batch = prompt_batch(processor, scenarios, [suite.image(s) for s in scenarios], model.device)
         files = [suite.images_dir / s.image for s in scenarios]
-        yield rows, _known_pictures(model, batch, [(f, f.stat().st_mtime_ns, suite.view) for f in files])
+        yield rows, _known_images(model, batch, [(f, f.stat().st_mtime_ns, suite.view) for f in files])
 
 
-#: What a tower made of pictures, for as long as the tower lives: words change more often than pictures.
+#: What a tower made of images, for as long as the tower lives: words change more often than images.
 _FEATURES: weakref.WeakKeyDictionary[torch.nn.Module, dict] = weakref.WeakKeyDictionary()
-#: Bytes of main memory after which no further picture is kept (MedGemma: 1.3 MB a picture in bfloat16).
+#: Bytes of main memory after which no further image is kept (MedGemma: 1.3 MB an image in bfloat16).
 FEATURE_BYTES = 2 << 30
 
 
 @torch.no_grad()
-def _known_pictures(model, batch: dict, pictures: list[tuple]) -> dict:
-    """The batch with the tower's features in place of pixels; the tower sees only new pictures.
+def _known_images(model, batch: dict, images: list[tuple]) -> dict:
+    """The batch with the tower's features in place of pixels; the tower sees only new images.
 
-    Pixels stay where an adapter changes tower or projector, and where a picture has several crops.
+    Pixels stay where an adapter changes tower or projector, and where an image has several crops.
     """
-    parts = {name.rpartition(".")[2]: module for name, module in model.named_modules()
-             if name.endswith(("vision_tower", "multi_modal_projector"))}
+    parts = {
+        name.rpartition(".")[2]: module
+        for name, module in model.named_modules()
+        if name.endswith(("vision_tower", "multi_modal_projector"))
+    }
     adapted = any("lora_" in name for part in parts.values() for name, _ in part.named_parameters())
-    if adapted or len(parts) < 2 or len(batch["pixel_values"]) != len(pictures):
+    if adapted or len(parts) < 2 or len(batch["pixel_values"]) != len(images):
         return batch
     kept = _FEATURES.setdefault(parts["vision_tower"], {})
     pixels = batch["pixel_values"]
-    new = {picture: row for row, picture in enumerate(pictures) if picture not in kept}
+    new = {image: row for row, image in enumerate(images) if image not in kept}
     made = model.get_image_features(pixels[list(new.values())]).pooler_output if new else ()
     features = dict(zip(new, made))
-    shown = torch.stack([features.get(p, kept.get(p)).to(pixels.device) for p in pictures])
+    shown = torch.stack([features.get(p, kept.get(p)).to(pixels.device) for p in images])
     room = FEATURE_BYTES // (shown[0].numel() * shown.element_size()) - len(kept)
-    kept.update(list((p, f.cpu()) for p, f in features.items())[:max(0, room)])
+    kept.update(list((p, f.cpu()) for p, f in features.items())[: max(0, room)])
     shown = {"image": BaseModelOutputWithPooling(pooler_output=shown)}
     return {n: t for n, t in batch.items() if n != "pixel_values"} | {"mm_encoder_outputs": shown}
 
 
-def prompt_batch(processor, scenarios, pictures, device) -> dict[str, torch.Tensor]:
-    """Tensors of the audit question for a list of scenarios and their pictures, padded at the left."""
-    turns = [prompts.messages(s, p) for s, p in zip(scenarios, pictures)]
+def prompt_batch(processor, scenarios, images, device) -> dict[str, torch.Tensor]:
+    """Tensors of the audit question for a list of scenarios and their images, padded at the left."""
+    turns = [prompts.messages(s, p) for s, p in zip(scenarios, images)]
     batch = processor.apply_chat_template(
-        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        turns,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": "left"},
     )
     return {name: tensor.to(device) for name, tensor in batch.items() if name != "num_crops"}
@@ -95,8 +102,10 @@ def score_answers(model, processor, batch: dict[str, torch.Tensor]) -> np.ndarra
     """
     prompt = model(**batch, use_cache=True, logits_to_keep=1)
     first = prompt.logits[:, -1].float().log_softmax(-1)
-    tokens = [torch.tensor(processor.tokenizer(f"{answer}<end_of_turn>", add_special_tokens=False).input_ids)
-              for answer in ANSWERS.values()]
+    tokens = [
+        torch.tensor(processor.tokenizer(f"{answer}<end_of_turn>", add_special_tokens=False).input_ids)
+        for answer in ANSWERS.values()
+    ]
     ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=-1).to(first.device)
     ids = ids.repeat(len(first), 1)  # answers of the first scenario, answers of the second, ...
     cache = prompt.cache

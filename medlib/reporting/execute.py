@@ -132,8 +132,7 @@ def _execute(source: Path, target: Path, parameters: dict, timeout: float | None
         return
     at_line = f", line `{line}`" if line else ""
     raise RuntimeError(
-        f"notebook {source.name} failed in {where}{at_line}: {what}\n"
-        f"executed up to there: {relative(target)}"
+        f"notebook {source.name} failed in {where}{at_line}: {what}\nexecuted up to there: {relative(target)}"
     )
 
 

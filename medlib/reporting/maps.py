@@ -25,17 +25,19 @@ SIDE = 384  # pixels, of an overlay
 def checks_sentence(checks: pd.DataFrame) -> str:
     """Whether the maps of `check_maps` are better than chance."""
     if checks.empty:
-        return "No picture here has a lesion of known place, so the maps could not be checked."
+        return "No image here has a lesion of known place, so the maps could not be checked."
     rate = stats.proportion(int(checks["on_lesion"].sum()), len(checks))
     chance = checks["by_chance"].mean()
     reading = "**not shown to be more than chance**"
     if rate["low"] > chance:
         reading = "more often than chance would"
-    return (f"The strongest patch lies on the drawn lesion in {checks['on_lesion'].sum()} of "
-            f"{len(checks)} pictures (95 % interval {100 * rate['low']:.0f} to "
-            f"{100 * rate['high']:.0f} %; chance {100 * chance:.0f} %): {reading}. Hiding the top "
-            f"eighth of the patches lowers the verdict's log-odds by {checks['top'].mean():.1f}, hiding "
-            f"as many random ones by {checks['random'].mean().round(1) + 0.0:.1f}.")  # never "-0.0"
+    return (
+        f"The strongest patch lies on the drawn lesion in {checks['on_lesion'].sum()} of "
+        f"{len(checks)} images (95% interval {100 * rate['low']:.0f} to "
+        f"{100 * rate['high']:.0f}%; chance {100 * chance:.0f}%): {reading}. Hiding the top "
+        f"eighth of the patches lowers the verdict's log-odds by {checks['top'].mean():.1f}, hiding "
+        f"as many random ones by {checks['random'].mean().round(1) + 0.0:.1f}."
+    )  # never "-0.0"
 
 
 def surest_misses(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -44,15 +46,13 @@ def surest_misses(predictions: pd.DataFrame) -> pd.DataFrame:
     return wrong.iloc[(wrong["p_correct"] - 0.5).abs().argsort(kind="stable")[::-1]]
 
 
-def overlay(
-    axes, picture: Image.Image, drop: np.ndarray, limit: float, title: str = ""
-) -> ScalarMappable:
-    """Draw a map over a grey picture.
+def overlay(axes, image: Image.Image, drop: np.ndarray, limit: float, title: str = "") -> ScalarMappable:
+    """Draw a map over a grey image.
 
     Parameters
     ----------
     axes : matplotlib Axes
-    picture : PIL.Image.Image
+    image : PIL.Image.Image
     drop : ndarray, shape (grid, grid)
         Of `occlusion_map`.
     limit : float
@@ -64,12 +64,12 @@ def overlay(
         For ``figure.colorbar``.
     """
     colours = ScalarMappable(Normalize(-limit, limit), COLOURS)
-    # patches that do not matter are clear, so that the picture shows through
+    # patches that do not matter are clear, so that the image shows through
     strength = np.clip(np.abs(drop) / limit, 0, 1)
     extent = (0, SIDE, SIDE, 0)
-    axes.imshow(picture.convert("L").resize((SIDE, SIDE)), cmap="gray", vmin=0, vmax=255, extent=extent)
+    axes.imshow(image.convert("L").resize((SIDE, SIDE)), cmap="gray", vmin=0, vmax=255, extent=extent)
     axes.imshow(colours.to_rgba(drop, alpha=0.75 * strength), interpolation="nearest", extent=extent)
-    axes.set(xticks=[], yticks=[], aspect=picture.height / picture.width)
+    axes.set(xticks=[], yticks=[], aspect=image.height / image.width)
     axes.spines[:].set_visible(False)
     axes.set_title(title)
     return colours
@@ -77,10 +77,15 @@ def overlay(
 
 @plots.styled
 def looked_at(
-    rows: pd.DataFrame | Sequence[Mapping], suite: Suite, model, processor, limit: int = 4,
-    grid: int = 8, batch_size: int = 32,
+    rows: pd.DataFrame | Sequence[Mapping],
+    suite: Suite,
+    model,
+    processor,
+    limit: int = 4,
+    grid: int = 8,
+    batch_size: int = 32,
 ) -> Figure:
-    """Cases with the picture, where the model looked, and what was asked and answered.
+    """Cases with the image, where the model looked, and what was asked and answered.
 
     Parameters
     ----------
@@ -106,9 +111,9 @@ def looked_at(
     cases = []
     for row in rows[:limit]:
         scenario = known[row["id"]]
-        picture = suite.picture(scenario)
-        drop, log_odds = occlusion.occlusion_map(model, processor, scenario, picture, grid, batch_size)
-        cases.append((scenario, picture, drop, log_odds))
+        image = suite.image(scenario)
+        drop, log_odds = occlusion.occlusion_map(model, processor, scenario, image, grid, batch_size)
+        cases.append((scenario, image, drop, log_odds))
     return _draw_cases(cases, len(rows))
 
 
@@ -117,24 +122,29 @@ def _draw_cases(cases: list[tuple], of: int) -> Figure:
     words_wide = WIDTH - 2 * (side + gap) - 0.2
     # a single patch of a close call can outdo all others; the arrows of the bar say that there are more
     limit = max(float(np.quantile(np.abs([drop for _, _, drop, _ in cases]), 0.98)), 1e-6)
-    texts = ["\n".join(plots._wrap(part, words_wide) for part in _case_text(scenario, log_odds))
-             for scenario, _, _, log_odds in cases]
+    texts = [
+        "\n".join(plots._wrap(part, words_wide) for part in _case_text(scenario, log_odds))
+        for scenario, _, _, log_odds in cases
+    ]
     heights = [max(side, (text.count("\n") + 1) * LINE * 1.05) + gap for text in texts]
     title = f"Where the model looked: {len(cases):,} of {of:,} cases"
     figure = plots._new_figure(sum(heights) + 0.75, title)
-    grid = figure.subplots(len(cases), 3, squeeze=False, height_ratios=heights,
-                           width_ratios=[side, side, words_wide])
-    for (shown, mapped, words), (scenario, picture, drop, _), text in zip(grid, cases, texts):
-        shown.imshow(picture, extent=(0, SIDE, SIDE, 0))
-        shown.set(xticks=[], yticks=[], aspect=picture.height / picture.width)
+    grid = figure.subplots(
+        len(cases), 3, squeeze=False, height_ratios=heights, width_ratios=[side, side, words_wide]
+    )
+    for (shown, mapped, words), (scenario, image, drop, _), text in zip(grid, cases, texts):
+        shown.imshow(image, extent=(0, SIDE, SIDE, 0))
+        shown.set(xticks=[], yticks=[], aspect=image.height / image.width)
         shown.spines[:].set_visible(False)
-        colours = overlay(mapped, picture, drop, limit)
+        colours = overlay(mapped, image, drop, limit)
         shown.set_anchor("N"), mapped.set_anchor("N")
         words.axis("off")
         words.text(0, 1, text, va="top", linespacing=1.25)
     bar = figure.colorbar(colours, ax=grid, location="bottom", shrink=0.6, aspect=30, extend="both")
-    bar.set_label("Drop in the verdict's log-odds when the patch is hidden\n"
-                  "(orange: speaks for the verdict, purple: against it)")
+    bar.set_label(
+        "Drop in the verdict's log-odds when the patch is hidden\n"
+        "(orange: speaks for the verdict, purple: against it)"
+    )
     return plots._finish(figure)
 
 
@@ -144,7 +154,9 @@ def _case_text(scenario: Scenario, log_odds: float) -> list[str]:
     right = "right" if predicted == scenario.verdict else f"wrong, gold: {scenario.verdict}"
     shown = scenario.factors.get("image_finding")
     return [
-        f"{predicted} ({right})", f"p(CORRECT) = {probability:.2f}", f"Note: {scenario.finding}",
-        *([f"Picture shows: {str(shown).replace('_', ' ')}"] if shown else []),
+        f"{predicted} ({right})",
+        f"p(CORRECT) = {probability:.2f}",
+        f"Note: {scenario.finding}",
+        *([f"Image shows: {str(shown).replace('_', ' ')}"] if shown else []),
         f"Treatment: {scenario.treatment}",
     ]

@@ -138,7 +138,7 @@ INDEX_PAGE = (
 {% endfor %}
 <h2>Notebooks</h2>
 <ol class="notebooks">
-{% for page in pages[1:] %}<li><a href="{{ page.file | urlencode }}">{{ page.title }}</a>
+{% for page in pages[1:]%}<li><a href="{{ page.file | urlencode }}">{{ page.title }}</a>
 {% if page.failed %}<span class="failed">(did not finish)</span>{% endif %}
 {% if page.summary %}<p>{{ page.summary }}</p>{% endif %}</li>
 {% endfor %}</ol>
@@ -152,10 +152,10 @@ INDEX_PAGE = (
 """
 )
 
-# Scores of `medlib.stats.scores.score` in the headline table; rates come with their 95 % interval.
+# Scores of `medlib.stats.scores.score` in the headline table; rates come with their 95% interval.
 SCORES = {
     "n": "Cases",
-    "accuracy": "Accuracy (95 % CI)",
+    "accuracy": "Accuracy (95% CI)",
     "sensitivity": "Valid treatments recognised",
     "specificity": "Errors caught",
     "critical_misses": "Critical errors missed",
@@ -286,9 +286,7 @@ def _is_noise(output) -> bool:
         return output.name == "stderr"
     data = output.get("data", {})
     html = "".join(data.get("text/html", ""))
-    return "application/vnd.jupyter.widget-view+json" in data or (
-        "<progress" in html and "<table" not in html
-    )
+    return "application/vnd.jupyter.widget-view+json" in data or ("<progress" in html and "<table" not in html)
 
 
 def _without_network(html: str) -> str:
@@ -400,8 +398,7 @@ def _table_html(rows) -> str:
         header, *rows = [row if isinstance(row, list) else [row] for row in rows]
     head = "".join(f'<th scope="col">{escape(str(name).replace("_", " "))}</th>' for name in header)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_number(value))}</td>" for value in row) + "</tr>\n"
-        for row in rows
+        "<tr>" + "".join(f"<td>{escape(_number(value))}</td>" for value in row) + "</tr>\n" for row in rows
     )
     return f'<table class="scores"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 

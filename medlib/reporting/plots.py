@@ -34,11 +34,7 @@ PALETTE = sns.color_palette("colorblind")
 BLUE, ORANGE, _, RED, *_ = PALETTE
 MARKERS = "osD^vPX<>*"  # colour is never the only difference between lines
 GREY = "0.35"
-RATE_NAMES = {
-    "accuracy": "Accuracy",
-    "sensitivity": "Valid treatments recognised",
-    "specificity": "Errors caught",
-}
+RATE_NAMES = {"accuracy": "Accuracy", "sensitivity": "Valid treatments recognised", "specificity": "Errors caught"}
 STYLE = {
     "font.size": LETTERS,
     "axes.labelsize": LETTERS,
@@ -81,8 +77,9 @@ def _new_figure(height: float, title: str) -> Figure:
     """A figure with a wrapped title and ``height`` inches for what stands below it."""
     size = LETTERS + 2
     heading = _wrap(title, 0.9 * WIDTH, 1.1 * size)  # bold letters are wider
-    figure = Figure(figsize=(WIDTH, height + (heading.count("\n") + 1) * size * 1.25 / 72 + 0.1),
-                    layout="constrained")
+    figure = Figure(
+        figsize=(WIDTH, height + (heading.count("\n") + 1) * size * 1.25 / 72 + 0.1), layout="constrained"
+    )
     figure.suptitle(heading)
     return figure
 
@@ -117,7 +114,7 @@ def _range_text(numbers) -> str:
 
 @styled
 def forest(scores: Mapping[str, dict], title: str, bar: float | None = None) -> Figure:
-    """Accuracy of every system with its 95 % interval and n, first system on top.
+    """Accuracy of every system with its 95% interval and n, first system on top.
 
     Parameters
     ----------
@@ -138,15 +135,13 @@ def forest(scores: Mapping[str, dict], title: str, bar: float | None = None) -> 
     lows += [bar] if bar is not None else []
     axes.set_xlim(max(0.0, min(lows, default=0.0) - 0.05), 1.01)
     if bar is not None:
-        _mark(axes, bar, f"target {100 * bar:.0f} %")
+        _mark(axes, bar, f"target {100 * bar:.0f}%")
     return _finish(figure)
 
 
 @styled
-def ablation_bars(
-    scores: Mapping[str, dict], chance: float = 0.5, title: str = "What each part brings"
-) -> Figure:
-    """Accuracy bars from 0 to 100 % with 95 % intervals and the chance level.
+def ablation_bars(scores: Mapping[str, dict], chance: float = 0.5, title: str = "What each part brings") -> Figure:
+    """Accuracy bars from 0 to 100% with 95% intervals and the chance level.
 
     Parameters
     ----------
@@ -163,7 +158,7 @@ def ablation_bars(
             axes.barh(row, rate["value"], height=0.6, color=BLUE, alpha=0.75)
             axes.plot([rate["low"], rate["high"]], [row, row], color="black", linewidth=1.5)
     axes.set_xlim(0, 1.01)
-    _mark(axes, chance, f"chance {100 * chance:.0f} %")
+    _mark(axes, chance, f"chance {100 * chance:.0f}%")
     return _finish(figure)
 
 
@@ -175,14 +170,19 @@ def _rate_rows(scores: Mapping[str, dict], title: str):
     axes = figure.subplots()
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel("Accuracy with 95 % interval")
+    axes.set_xlabel("Accuracy with 95% interval")
     _per_cent(axes.xaxis)
     axes.grid(axis="x")
     for row, result in enumerate(scores.values()):
         rate = result["accuracy"]
-        value = f"{100 * rate['value']:.1f} %" if rate["n"] else "no data"
-        axes.annotate(f"{value}\nn = {rate['n']:,}", (1.03, row), va="center",
-                      xycoords=("axes fraction", "data"), annotation_clip=False)
+        value = f"{100 * rate['value']:.1f}%" if rate["n"] else "no data"
+        axes.annotate(
+            f"{value}\nn = {rate['n']:,}",
+            (1.03, row),
+            va="center",
+            xycoords=("axes fraction", "data"),
+            annotation_clip=False,
+        )
     return figure, axes
 
 
@@ -204,18 +204,22 @@ def modality_heatmap(scores: Mapping[str, dict], rate: str = "sensitivity") -> F
     _needed("modality_heatmap", scores)
     if rate not in RATE_NAMES:
         raise ValueError(f"rate: {rate!r} is none of {', '.join(RATE_NAMES)}")
-    cells = pd.DataFrame({
-        name: pd.Series({m: rates[rate]["value"] for m, rates in result["per_modality"].items()})
-        for name, result in scores.items()
-    }).T.astype(float)
+    cells = pd.DataFrame(
+        {
+            name: pd.Series({m: rates[rate]["value"] for m, rates in result["per_modality"].items()})
+            for name, result in scores.items()
+        }
+    ).T.astype(float)
     counts = {
-        modality: {result["per_modality"][modality][rate]["n"] for result in scores.values()
-                   if modality in result["per_modality"]}
+        modality: {
+            result["per_modality"][modality][rate]["n"]
+            for result in scores.values()
+            if modality in result["per_modality"]
+        }
         for modality in cells.columns
     }
     sizes = ", ".join(
-        f"{modality} {min(n):,}" + (f" to {max(n):,}" if len(n) > 1 else "")
-        for modality, n in counts.items()
+        f"{modality} {min(n):,}" + (f" to {max(n):,}" if len(n) > 1 else "") for modality, n in counts.items()
     )
     columns = cells.shape[1]
     cells.index = [_wrap(name, 1.9) for name in cells.index]
@@ -226,8 +230,16 @@ def modality_heatmap(scores: Mapping[str, dict], rate: str = "sensitivity") -> F
     axes.set_title(_wrap(f"per cent of n: {sizes}", 4.8), color=GREY, fontsize=LETTERS)
     axes.set_facecolor("0.9")
     sns.heatmap(
-        100 * cells, ax=axes, cmap="cividis", vmin=0, vmax=100, annot=True, fmt=".0f",
-        linewidths=1, annot_kws={"size": LETTERS + 1}, cbar=False,
+        100 * cells,
+        ax=axes,
+        cmap="cividis",
+        vmin=0,
+        vmax=100,
+        annot=True,
+        fmt=".0f",
+        linewidths=1,
+        annot_kws={"size": LETTERS + 1},
+        cbar=False,
     )
     _contrast(axes.texts, 100 * cells.to_numpy()[cells.notna().to_numpy()])
     for row, column in np.argwhere(cells.isna().to_numpy()):
@@ -242,16 +254,15 @@ def _contrast(texts, per_cent) -> None:
         text.set_color("white" if value < 45 else "black")
 
 
-TESTS = {
-    "p_holm": "exact McNemar test by scenario",
-    "p_cluster_holm": "exact sign test by cluster",
-}
+TESTS = {"p_holm": "exact McNemar test by scenario", "p_cluster_holm": "exact sign test by cluster"}
 STARS = {"***": 0.001, "**": 0.01, "*": 0.05}
 
 
 @styled
 def significance_matrix(
-    comparisons: pd.DataFrame, order: Sequence[str] | None = None, p: str = "p_holm",
+    comparisons: pd.DataFrame,
+    order: Sequence[str] | None = None,
+    p: str = "p_holm",
     title: str = "Which differences are more than chance",
 ) -> Figure:
     """Accuracy of the row's system minus that of the column's, with stars for its p-value.
@@ -288,8 +299,15 @@ def significance_matrix(
     axes.set_title(_range_text(shown["n"]), color=GREY)
     axes.set_facecolor("0.93")
     sns.heatmap(
-        points.where(p_values < 0.05).to_numpy(), ax=axes, cmap="PuOr_r", center=0,
-        vmin=-100, vmax=100, linewidths=1, cbar=False, yticklabels=names,
+        points.where(p_values < 0.05).to_numpy(),
+        ax=axes,
+        cmap="PuOr_r",
+        center=0,
+        vmin=-100,
+        vmax=100,
+        linewidths=1,
+        cbar=False,
+        yticklabels=names,
         xticklabels=[str(i) for i in range(1, len(names) + 1)],
     )
     decimals = 1 if len(names) < 10 else 0  # what fits into a cell
@@ -298,15 +316,25 @@ def significance_matrix(
         stars = next((mark for mark, limit in STARS.items() if p_value < limit), "")
         text = "–" if np.isnan(value) else f"{value:+.{decimals}f}\n{stars}".strip()
         dark = stars and abs(value) > 65
-        axes.text(column + 0.5, row + 0.5, text.replace("-", "\N{MINUS SIGN}"), ha="center",
-                  va="center", color="white" if dark else "black" if stars else GREY)
+        axes.text(
+            column + 0.5,
+            row + 0.5,
+            text.replace("-", "\N{MINUS SIGN}"),
+            ha="center",
+            va="center",
+            color="white" if dark else "black" if stars else GREY,
+        )
     axes.tick_params(length=0, rotation=0)
-    axes.set_xlabel(_wrap(
-        "Accuracy of the row minus that of the column, points. "
-        + ", ".join(f"{mark}~p~<~{limit:g}" for mark, limit in reversed(STARS.items())).replace(
-            "~", "\N{NO-BREAK SPACE}")
-        + f" ({TESTS[p]}, Holm-corrected over {len(comparisons)} pairs); grey: not significant.", 4.8,
-    ))
+    axes.set_xlabel(
+        _wrap(
+            "Accuracy of the row minus that of the column, points. "
+            + ", ".join(f"{mark}~p~<~{limit:g}" for mark, limit in reversed(STARS.items())).replace(
+                "~", "\N{NO-BREAK SPACE}"
+            )
+            + f" ({TESTS[p]}, Holm-corrected over {len(comparisons)} pairs); grey: not significant.",
+            4.8,
+        )
+    )
     return _finish(figure)
 
 
@@ -341,12 +369,23 @@ def cost_latency(table: pd.DataFrame, title: str = "What accuracy costs in time 
     axes = panels[0]
     axes.set_title(_wrap("; ".join(notes), 6), color=GREY, fontsize=LETTERS)
     seconds, accuracy = timed["seconds"].clip(lower=1e-6).to_numpy(), timed["accuracy"].to_numpy()
-    axes.errorbar(seconds, accuracy, [accuracy - timed["low"], timed["high"] - accuracy], fmt="o",
-                  color=BLUE, markersize=8, linewidth=2)
+    axes.errorbar(
+        seconds,
+        accuracy,
+        [accuracy - timed["low"], timed["high"] - accuracy],
+        fmt="o",
+        color=BLUE,
+        markersize=8,
+        linewidth=2,
+    )
     room = max(6, 2 * (seconds.max() / seconds.min()) ** 0.15)
-    axes.set(xscale="log", xlim=(seconds.min() / room, seconds.max() * room),
-             ylim=(max(0.0, timed["low"].min() - 0.1), 1.06),
-             xlabel="Time a case (log scale)", ylabel="Accuracy with 95 % interval")
+    axes.set(
+        xscale="log",
+        xlim=(seconds.min() / room, seconds.max() * room),
+        ylim=(max(0.0, timed["low"].min() - 0.1), 1.06),
+        xlabel="Time a case (log scale)",
+        ylabel="Accuracy with 95% interval",
+    )
     axes.xaxis.set_major_locator(LogLocator(numticks=7))
     axes.xaxis.set_major_formatter(EngFormatter("s"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -365,8 +404,11 @@ def _price_rows(axes, prices: Mapping[str, float]) -> None:
     bars = axes.barh(range(len(prices)), prices.values(), height=0.6, color=BLUE, alpha=0.75)
     axes.bar_label(bars, [f"${price:,.2f}" for price in prices.values()], padding=4)
     axes.set_yticks(range(len(prices)), prices)
-    axes.set(ylim=(len(prices) - 0.5, -0.5), xlim=(0, 1.25 * max(prices.values()) or 1),
-             xlabel="US dollars per 1,000 cases")
+    axes.set(
+        ylim=(len(prices) - 0.5, -0.5),
+        xlim=(0, 1.25 * max(prices.values()) or 1),
+        xlabel="US dollars per 1,000 cases",
+    )
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x")
 
@@ -374,21 +416,30 @@ def _price_rows(axes, prices: Mapping[str, float]) -> None:
 def _label_points(axes, names, x, low, middle, high) -> None:
     """Put every name at the nearest place that is free of names, markers and interval bars."""
     inch, frame = axes.figure.dpi, axes.get_window_extent()  # in pixels, as all lengths here
-    points, lows, highs = (axes.transData.transform(np.column_stack([x, y]))
-                           for y in (middle, low, high))
+    points, lows, highs = (axes.transData.transform(np.column_stack([x, y])) for y in (middle, low, high))
     marker = 0.09 * inch  # half its width
-    taken = [Bbox.from_extents(px - marker, min(py - marker, bottom), px + marker, max(py + marker, top))
-             for (px, py), bottom, top in zip(points, lows[:, 1], highs[:, 1])]
+    taken = [
+        Bbox.from_extents(px - marker, min(py - marker, bottom), px + marker, max(py + marker, top))
+        for (px, py), bottom, top in zip(points, lows[:, 1], highs[:, 1])
+    ]
     centres = [Bbox.from_bounds(*(point - 3), 6, 6) for point in points]
     labels: list[Bbox] = []
     for i in np.lexsort((points[:, 1], points[:, 0])):
         name = _wrap(names[i], 2.2)
-        size = np.array([max(_text_inches(part, LETTERS) for part in name.split("\n")),
-                         (name.count("\n") + 1) * LINE]) * inch
+        size = (
+            np.array(
+                [max(_text_inches(part, LETTERS) for part in name.split("\n")), (name.count("\n") + 1) * LINE]
+            )
+            * inch
+        )
         beside = size[0] / 2 + np.arange(0.13, WIDTH, 0.4) * inch
-        places = np.array([(dx, lines * LINE * inch)
-                           for lines in sorted(np.arange(-30, 30.5, 0.5), key=abs)
-                           for dx in (*np.column_stack([beside, -beside]).ravel(), 0)])
+        places = np.array(
+            [
+                (dx, lines * LINE * inch)
+                for lines in sorted(np.arange(-30, 30.5, 0.5), key=abs)
+                for dx in (*np.column_stack([beside, -beside]).ravel(), 0)
+            ]
+        )
         gaps = np.hypot(*np.maximum(np.abs(places) - size / 2, 0).T)  # from the point to the name
         places = places[np.argsort(gaps.round(), kind="stable")]
         free = []
@@ -404,11 +455,24 @@ def _label_points(axes, names, x, low, middle, high) -> None:
                     break
         _, place, box = min(free, key=lambda found: found[0], default=(True, places[0], taken[i]))
         labels.append(box)
-        leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 5,
-                  "relpos": (0.5 - np.sign(place[0]) / 2, 0.5)}
+        leader = {
+            "arrowstyle": "-",
+            "color": GREY,
+            "linewidth": 0.8,
+            "shrinkA": 0,
+            "shrinkB": 5,
+            "relpos": (0.5 - np.sign(place[0]) / 2, 0.5),
+        }
         is_far = abs(place[1]) > LINE * inch or abs(place[0]) > beside[0]
-        axes.annotate(name, (x[i], middle[i]), place * 72 / inch, ha="center", va="center",
-                      textcoords="offset points", arrowprops=leader if is_far else None)
+        axes.annotate(
+            name,
+            (x[i], middle[i]),
+            place * 72 / inch,
+            ha="center",
+            va="center",
+            textcoords="offset points",
+            arrowprops=leader if is_far else None,
+        )
 
 
 @styled
@@ -431,14 +495,18 @@ def coverage_curve(
     for i, (name, table) in enumerate(zip(names, tables.values())):
         _needed_columns(f"coverage_curve, {name}", table, "coverage", "n", "accuracy", "low", "high")
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-        axes.fill_between(table["coverage"], table["low"], table["high"], color=colour, alpha=0.12,
-                          linewidth=0)
-        axes.plot(table["coverage"], table["accuracy"], color=colour, marker=marker, markersize=5,
-                  label=name)
-    axes.set_title(_range_text([table["n"].max() for table in tables.values()])
-                   + " at full coverage, band: 95 % interval", color=GREY, fontsize=LETTERS)
-    axes.set(xlim=(0, 1.02), xlabel="Share of scenarios answered, most certain first",
-             ylabel="Accuracy on those answered")
+        axes.fill_between(table["coverage"], table["low"], table["high"], color=colour, alpha=0.12, linewidth=0)
+        axes.plot(table["coverage"], table["accuracy"], color=colour, marker=marker, markersize=5, label=name)
+    axes.set_title(
+        _range_text([table["n"].max() for table in tables.values()]) + " at full coverage, band: 95% interval",
+        color=GREY,
+        fontsize=LETTERS,
+    )
+    axes.set(
+        xlim=(0, 1.02),
+        xlabel="Share of scenarios answered, most certain first",
+        ylabel="Accuracy on those answered",
+    )
     axes.set_ylim(top=1.02)
     _per_cent(axes.xaxis)
     _per_cent(axes.yaxis)
@@ -449,7 +517,7 @@ def coverage_curve(
 
 @styled
 def corruption_lines(
-    table: pd.DataFrame, clean: Mapping | float, title: str = "Accuracy when the picture gets worse"
+    table: pd.DataFrame, clean: Mapping | float, title: str = "Accuracy when the image gets worse"
 ) -> Figure:
     """Accuracy against severity, one panel for each kind of corruption.
 
@@ -458,12 +526,12 @@ def corruption_lines(
     table : DataFrame
         kind, severity, accuracy, low, high (fractions), and optionally n.
     clean : mapping or float
-        Accuracy on the untouched pictures, as in `medlib.stats.proportions.proportion` or bare.
+        Accuracy on the untouched images, as in `medlib.stats.proportions.proportion` or bare.
     title : str
     """
     _needed_columns("corruption_lines", table, "kind", "severity", "accuracy", "low", "high")
     bare = clean["value"] if isinstance(clean, Mapping) else clean
-    untouched = f"untouched pictures: {100 * bare:.1f} %"
+    untouched = f"untouched images: {100 * bare:.1f}%"
     untouched += f" (n = {clean['n']:,})" if isinstance(clean, Mapping) else ""
     kinds = list(dict.fromkeys(table["kind"]))
     columns = min(2, len(kinds))
@@ -474,20 +542,30 @@ def corruption_lines(
         part = table[table["kind"] == kind].sort_values("severity")
         accuracy = part["accuracy"]
         axes.axhline(bare, color=ORANGE, linestyle="--", linewidth=2, label=untouched)
-        axes.errorbar(part["severity"], accuracy, [accuracy - part["low"], part["high"] - accuracy],
-                      fmt="o-", color=BLUE, linewidth=1.5, label="with 95 % interval")
+        axes.errorbar(
+            part["severity"],
+            accuracy,
+            [accuracy - part["low"], part["high"] - accuracy],
+            fmt="o-",
+            color=BLUE,
+            linewidth=1.5,
+            label="with 95% interval",
+        )
         for severity, value, low in zip(part["severity"], accuracy, part["low"]):
-            axes.annotate(f"{100 * value:.0f}", (severity, low), (0, -3), ha="center", va="top",
-                          textcoords="offset points")
-        axes.set_title(kind + (f", {_range_text(part['n'])}" if "n" in part else ""),
-                       fontsize=LETTERS, color=GREY)
+            axes.annotate(
+                f"{100 * value:.0f}", (severity, low), (0, -3), ha="center", va="top", textcoords="offset points"
+            )
+        axes.set_title(kind + (f", {_range_text(part['n'])}" if "n" in part else ""), fontsize=LETTERS, color=GREY)
         axes.grid()
     severities = sorted(table["severity"].unique())
     lowest = min(table["low"].min(), bare)
-    grid[0, 0].set(xlim=(severities[0] - 0.4, severities[-1] + 0.4), xticks=severities,
-                   ylim=(lowest - 0.18 * (1.02 - lowest), 1.02))  # room for the numbers
+    grid[0, 0].set(
+        xlim=(severities[0] - 0.4, severities[-1] + 0.4),
+        xticks=severities,
+        ylim=(lowest - 0.18 * (1.02 - lowest), 1.02),
+    )  # room for the numbers
     _per_cent(grid[0, 0].yaxis)
-    for axes in grid.flat[len(kinds):]:
+    for axes in grid.flat[len(kinds) :]:
         axes.remove()
     for axes in grid.flat[max(0, len(kinds) - columns) : len(kinds)]:  # the lowest of each column
         axes.tick_params(labelbottom=True)
@@ -499,8 +577,10 @@ def corruption_lines(
 
 @styled
 def certainty_histogram(
-    groups: Mapping[str, Sequence[float]], threshold: float,
-    title: str = "How certain the answers are", bins: int = 25,
+    groups: Mapping[str, Sequence[float]],
+    threshold: float,
+    title: str = "How certain the answers are",
+    bins: int = 25,
 ) -> Figure:
     """Certainty of the answers in each group, and the threshold below which to abstain.
 
@@ -520,19 +600,31 @@ def certainty_histogram(
     for i, (axes, (name, p_correct)) in enumerate(zip(panels, groups.items())):
         _needed(f"certainty_histogram, {name}", p_correct)
         values = stats.certainty(p_correct)
-        axes.hist(values, bins, range=(0, 0.5), weights=np.full(len(values), 1 / len(values)),
-                  color=PALETTE[i % len(PALETTE)], edgecolor="white", hatch="" if i == 0 else "///")
+        axes.hist(
+            values,
+            bins,
+            range=(0, 0.5),
+            weights=np.full(len(values), 1 / len(values)),
+            color=PALETTE[i % len(PALETTE)],
+            edgecolor="white",
+            hatch="" if i == 0 else "///",
+        )
         axes.axvline(min(threshold, 0.5), color="black", linestyle="--", linewidth=2)
         rate = stats.proportion(int((values < threshold).sum()), len(values))
-        axes.set_title(_wrap(
-            f"{name}: abstains on {100 * rate['value']:.1f} % [{100 * rate['low']:.1f}, "
-            f"{100 * rate['high']:.1f}], n = {rate['n']:,}", 5.8), color=GREY, fontsize=LETTERS)
+        axes.set_title(
+            _wrap(
+                f"{name}: abstains on {100 * rate['value']:.1f}% [{100 * rate['low']:.1f}, "
+                f"{100 * rate['high']:.1f}], n = {rate['n']:,}",
+                5.8,
+            ),
+            color=GREY,
+            fontsize=LETTERS,
+        )
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.grid(axis="y")
     limit = "always abstain" if threshold > 0.5 else f"abstain left of {threshold:.3g} (dashed)"
-    panels[-1].set(xlim=(0, 0.505),
-                   xlabel=f"Certainty, |probability of CORRECT − 0.5|; {limit}")
+    panels[-1].set(xlim=(0, 0.505), xlabel=f"Certainty, |probability of CORRECT − 0.5|; {limit}")
     figure.supylabel("Share of answers", fontsize=LETTERS)
     return _finish(figure)
 
@@ -551,14 +643,24 @@ def confusion(predictions: pd.DataFrame, title: str) -> Figure:
     counts = confusion_matrix(predictions["verdict"], predictions["predicted"], labels=VERDICTS)
     with np.errstate(invalid="ignore"):
         share = 100 * counts / counts.sum(axis=1, keepdims=True)
-    words = [[f"{count:,}\n" + ("n/a" if np.isnan(part) else f"{part:.1f} %")
-              for count, part in zip(*row)] for row in zip(counts, share)]
+    words = [
+        [f"{count:,}\n" + ("n/a" if np.isnan(part) else f"{part:.1f}%") for count, part in zip(*row)]
+        for row in zip(counts, share)
+    ]
     figure = _new_figure(4.4, title)
     axes = figure.subplots()
     axes.set_title(f"n = {len(predictions):,}", color=GREY)
     sns.heatmap(
-        np.nan_to_num(share), ax=axes, annot=words, fmt="", cmap="cividis", vmin=0, vmax=100,
-        annot_kws={"size": LETTERS + 5}, linewidths=1, cbar_kws={"label": "% of the gold verdict"},
+        np.nan_to_num(share),
+        ax=axes,
+        annot=words,
+        fmt="",
+        cmap="cividis",
+        vmin=0,
+        vmax=100,
+        annot_kws={"size": LETTERS + 5},
+        linewidths=1,
+        cbar_kws={"label": "% of the gold verdict"},
         xticklabels=list(VERDICTS),
         yticklabels=[f"{verdict}\nn = {n:,}" for verdict, n in zip(VERDICTS, counts.sum(axis=1))],
     )
@@ -599,9 +701,7 @@ def _reliability_panels(upper, lower, predictions: pd.DataFrame, bins: int) -> f
     upper.plot([0, 1], [0, 1], "--", color=GREY, label="calibrated")
     upper.plot(mean_p, observed, "o-", color=BLUE, markersize=7, label="observed")
     upper.set(ylim=(-0.04, 1.04), ylabel="Share of valid\ntreatments in the bin")
-    bars = lower.bar(
-        edges[:-1], counts, width=1 / bins, align="edge", color=BLUE, edgecolor="white"
-    )
+    bars = lower.bar(edges[:-1], counts, width=1 / bins, align="edge", color=BLUE, edgecolor="white")
     lower.bar_label(bars, [f"{n:,}" if n else "" for n in counts], rotation=90, padding=3)
     lower.set(xlim=(-0.02, 1.02), ylim=(0, 1.7 * counts.max()), ylabel="Scenarios")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -612,8 +712,7 @@ def _reliability_panels(upper, lower, predictions: pd.DataFrame, bins: int) -> f
 
 @styled
 def calibration_pair(
-    before: pd.DataFrame, after: pd.DataFrame, title: str = "Before and after the temperature",
-    bins: int = 15,
+    before: pd.DataFrame, after: pd.DataFrame, title: str = "Before and after the temperature", bins: int = 15
 ) -> Figure:
     """Reliability diagrams of one system before and after calibration, side by side.
 
@@ -664,13 +763,25 @@ def learning_curve(history: Sequence[Mapping], title: str = "Learning curve") ->
     figure = _new_figure(3.6, title)
     axes = figure.subplots()
     if curves["loss"]:
-        axes.plot(*zip(*curves["loss"]), color=BLUE, label="training",
-                  marker="o" if len(curves["loss"]) < 30 else None, markersize=4)
+        axes.plot(
+            *zip(*curves["loss"]),
+            color=BLUE,
+            label="training",
+            marker="o" if len(curves["loss"]) < 30 else None,
+            markersize=4,
+        )
     if curves["eval_loss"]:
         axes.plot(*zip(*curves["eval_loss"]), "s-", color=ORANGE, label="validation", linewidth=2)
         step, best = min(curves["eval_loss"], key=lambda point: point[1])
-        axes.plot(step, best, "*", color=RED, markersize=16, zorder=3,
-                  label=f"best validation: {best:.3f} at step {step:,}")
+        axes.plot(
+            step,
+            best,
+            "*",
+            color=RED,
+            markersize=16,
+            zorder=3,
+            label=f"best validation: {best:.3f} at step {step:,}",
+        )
     axes.set(xlabel="Optimiser step", ylabel="Loss")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid()
@@ -680,20 +791,19 @@ def learning_curve(history: Sequence[Mapping], title: str = "Learning curve") ->
 
 @styled
 def contact_sheet(
-    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4,
-    banner: str = "synthetic",
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, banner: str = "synthetic"
 ) -> Figure:
-    """Pictures in a grid, each with its whole caption below, under a banner.
+    """Images in a grid, each with its whole caption below, under a banner.
 
     Parameters
     ----------
     images : sequence of PIL images
         Of any size and mode; shown whole, not stretched.
     captions : sequence of str
-        One for each picture.
+        One for each image.
     columns : int
     banner : str
-        What all pictures are; empty for none.
+        What all images are; empty for none.
     """
     _needed("contact_sheet", images)
     if len(images) != len(captions):
@@ -711,15 +821,21 @@ def contact_sheet(
     height = header + sum(rows)
     figure = Figure(figsize=(WIDTH, height))
     if banner:
-        figure.text(0.5, 1 - header / 2 / height, banner, size=LETTERS + 3, weight="bold",
-                    ha="center", va="center", color="white",
-                    bbox={"facecolor": RED, "edgecolor": "none", "boxstyle": "square,pad=0.3"})
+        figure.text(
+            0.5,
+            1 - header / 2 / height,
+            banner,
+            size=LETTERS + 3,
+            weight="bold",
+            ha="center",
+            va="center",
+            color="white",
+            bbox={"facecolor": RED, "edgecolor": "none", "boxstyle": "square,pad=0.3"},
+        )
     for index, (image, caption) in enumerate(zip(images, wrapped)):
         row, column = divmod(index, columns)
         left, bottom = gap + column * (side + gap), height - header - sum(rows[:row]) - side
-        axes = figure.add_axes(
-            [left / WIDTH, bottom / height, side / WIDTH, side / height], xlabel=caption
-        )
+        axes = figure.add_axes([left / WIDTH, bottom / height, side / WIDTH, side / height], xlabel=caption)
         _show(axes, image)
     return _finish(figure)
 
@@ -732,16 +848,14 @@ def _show(axes, image: Image.Image) -> None:
 
 
 @styled
-def misses(
-    predictions_rows: Sequence[Mapping], images: Sequence[Image.Image], limit: int = 8
-) -> Figure:
-    """Gallery of wrong verdicts: the picture, and beside it what was asked and answered.
+def misses(predictions_rows: Sequence[Mapping], images: Sequence[Image.Image], limit: int = 8) -> Figure:
+    """Gallery of wrong verdicts: the image, and beside it what was asked and answered.
 
     Parameters
     ----------
     predictions_rows : sequence of mappings
         Each with ``verdict``, ``predicted``, ``p_correct``, ``finding`` and ``treatment``; ``id``,
-        ``modality`` and ``shown`` (what the picture was drawn to show) are shown if they are
+        ``modality`` and ``shown`` (what the image was drawn to show) are shown if they are
         there. Right verdicts are passed over.
     images : sequence of PIL images
         One for each row.
@@ -750,8 +864,7 @@ def misses(
     """
     if len(predictions_rows) != len(images):
         raise ValueError(f"misses: {len(predictions_rows)} rows but {len(images)} images")
-    wrong = [(row, image) for row, image in zip(predictions_rows, images)
-             if row["verdict"] != row["predicted"]]
+    wrong = [(row, image) for row, image in zip(predictions_rows, images) if row["verdict"] != row["predicted"]]
     if not wrong:
         figure = _new_figure(1.0, f"No misses among {len(images):,} scenarios")
         return _finish(figure)
@@ -759,11 +872,10 @@ def misses(
     texts = [_miss_text(row, WIDTH - side - 0.5) for row, _ in shown]
     heights = [max(side, (text.count("\n") + 1) * LINE * 1.05) + 0.15 for text in texts]
     figure = _new_figure(sum(heights), f"Misses: {len(shown):,} of {len(wrong):,} shown")
-    grid = figure.subplots(len(shown), 2, squeeze=False, height_ratios=heights,
-                           width_ratios=[side, WIDTH - side])
-    for (picture, words), (_, image), text in zip(grid, shown, texts):
-        _show(picture, image)
-        picture.set_anchor("N")
+    grid = figure.subplots(len(shown), 2, squeeze=False, height_ratios=heights, width_ratios=[side, WIDTH - side])
+    for (image, words), (_, image), text in zip(grid, shown, texts):
+        _show(image, image)
+        image.set_anchor("N")
         words.axis("off")
         words.text(0, 1, text, va="top", linespacing=1.25)
     return _finish(figure)
@@ -774,7 +886,7 @@ def _miss_text(row: Mapping, inches: float) -> str:
     parts = [
         head,
         f"Note: {row['finding']}",
-        f"Picture shows: {row['shown']}" if "shown" in row else "",
+        f"Image shows: {row['shown']}" if "shown" in row else "",
         f"Treatment: {row['treatment']}",
         f"Gold: {row['verdict']}",
         f"Predicted: {row['predicted']}, p(CORRECT) = {row['p_correct']:.2f}",

@@ -23,8 +23,10 @@ from medlib.training import adapters
 
 HAI_DEF = "https://developers.google.com/health-ai-developer-foundations/terms"
 #: The sentence that the terms ask to pass on (section 3.1).
-NOTICE = ("HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of Use "
-          f"found at {HAI_DEF}\n")
+NOTICE = (
+    "HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of Use "
+    f"found at {HAI_DEF}\n"
+)
 
 #: All that a published folder may hold; the processor's files are those that transformers saves.
 ALLOWED = re.compile(
@@ -34,16 +36,31 @@ ALLOWED = re.compile(
     r"|tokenizer\.(json|model)|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
 )  # fmt: skip
 VOCABULARY = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # may hold any text
-ABSOLUTE = re.compile(r"""(?<![\w:/.<])/(?:[\w.+-]+/)+[\w.+-]*|(?<=")/\w[\w.+-]*(?=")"""
-                      r"""|(?<![A-Za-z])[A-Za-z]:\\+\w|(?<!\w)~/\w|file://""")
+ABSOLUTE = re.compile(
+    r"""(?<![\w:/.<])/(?:[\w.+-]+/)+[\w.+-]*|(?<=")/\w[\w.+-]*(?=")"""
+    r"""|(?<![A-Za-z])[A-Za-z]:\\+\w|(?<!\w)~/\w|file://"""
+)
 SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
 
-SUITES = {"heldout": "Held-out suite, generated from a seed, synthetic pictures",
-          "core24_val": "Core set, 8 validation cases",
-          "core24_folds": "Core set, all 24, leave one image group out"}
-FACTS = ("base_model", "trainable_parameters", "total_parameters", "epochs_run", "steps", "train_loss",
-         "best_eval_loss", "loss_per_epoch", "samples_per_second", "wall_seconds", "peak_memory_mib",
-         "device")
+SUITES = {
+    "heldout": "Held-out suite, generated from a seed, synthetic images",
+    "core24_val": "Core set, 8 validation cases",
+    "core24_folds": "Core set, all 24, leave one image group out",
+}
+FACTS = (
+    "base_model",
+    "trainable_parameters",
+    "total_parameters",
+    "epochs_run",
+    "steps",
+    "train_loss",
+    "best_eval_loss",
+    "loss_per_epoch",
+    "samples_per_second",
+    "wall_seconds",
+    "peak_memory_mib",
+    "device",
+)
 
 
 class PublishError(ConfigError):
@@ -74,8 +91,13 @@ def merge(config: RunConfig, out: str | Path) -> Path:
     return Path(out)
 
 
-def export(config: RunConfig, out: str | Path | None = None, merged: bool = False,
-           terms: str | Path | None = None, repo_id: str | None = None) -> Path:
+def export(
+    config: RunConfig,
+    out: str | Path | None = None,
+    merged: bool = False,
+    terms: str | Path | None = None,
+    repo_id: str | None = None,
+) -> Path:
     """Write the folder to publish: weights, processor, card, and the records of the run.
 
     Parameters
@@ -148,12 +170,16 @@ def check(folder: str | Path) -> pd.DataFrame:
                 problems.append(f"{name}, line {line}: absolute path {found.group()}")
     if problems:
         raise PublishError(f"{folder.name} is not published:\n" + "\n".join(problems))
-    return pd.DataFrame({"file": [file.relative_to(folder).as_posix() for file in files],
-                         "bytes": [file.stat().st_size for file in files]})
+    return pd.DataFrame(
+        {
+            "file": [file.relative_to(folder).as_posix() for file in files],
+            "bytes": [file.stat().st_size for file in files],
+        }
+    )
 
 
 def of_run(config: RunConfig) -> RunConfig:
-    """The configuration with the base model and pictures that the run was made of, whatever else is asked.
+    """The configuration with the base model and images that the run was made of, whatever else is asked.
 
     Raises
     ------
@@ -185,10 +211,12 @@ def licence(config: RunConfig) -> dict[str, str]:
     if loading.is_standin(config.model):
         return {"license": "apache-2.0"}
     if is_medgemma(config):
-        return {"license": "other", "license_name": "health-ai-developer-foundations",
-                "license_link": HAI_DEF}
-    return {"license": "other", "license_name": "terms-of-the-base-model",
-            "license_link": f"https://huggingface.co/{config.model}"}
+        return {"license": "other", "license_name": "health-ai-developer-foundations", "license_link": HAI_DEF}
+    return {
+        "license": "other",
+        "license_name": "terms-of-the-base-model",
+        "license_link": f"https://huggingface.co/{config.model}",
+    }
 
 
 def card(config: RunConfig, repo_id: str | None = None, merged: bool = False) -> str:
@@ -220,24 +248,35 @@ def _results(config: RunConfig) -> tuple[dict, dict]:
 def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
     from huggingface_hub import EvalResult, ModelCardData
 
-    names = {"accuracy": ("accuracy", "Accuracy"), "specificity": ("recall", "Errors caught"),
-             "sensitivity": ("recall", "Valid treatments recognised")}
+    names = {
+        "accuracy": ("accuracy", "Accuracy"),
+        "specificity": ("recall", "Errors caught"),
+        "sensitivity": ("recall", "Valid treatments recognised"),
+    }
     score = found["systems"][ADAPTER]
     results = [
         EvalResult(
-            task_type="image-text-to-text", task_name="Clinical decision audit",
-            dataset_type="synthetic", dataset_name=SUITES["heldout"], dataset_split="test",
-            metric_type=kind, metric_value=round(score[key]["value"], 4),
-            metric_name=f"{shown}, 95 % interval {score[key]['low']:.3f} to {score[key]['high']:.3f} "
-                        f"(n = {score[key]['n']})",
+            task_type="image-text-to-text",
+            task_name="Clinical decision audit",
+            dataset_type="synthetic",
+            dataset_name=SUITES["heldout"],
+            dataset_split="test",
+            metric_type=kind,
+            metric_value=round(score[key]["value"], 4),
+            metric_name=f"{shown}, 95% interval {score[key]['low']:.3f} to {score[key]['high']:.3f} "
+            f"(n = {score[key]['n']})",
         )
         for key, (kind, shown) in names.items()
     ]
     tags = ["lora", "clinical-audit", "not-a-medical-device", "synthetic-data"]
     standin = loading.is_standin(config.model)
     return ModelCardData(
-        model_name=name, language="en", pipeline_tag="image-text-to-text", eval_results=results,
-        library_name="transformers" if merged else "peft", tags=tags + ["stand-in"] * standin,
+        model_name=name,
+        language="en",
+        pipeline_tag="image-text-to-text",
+        eval_results=results,
+        library_name="transformers" if merged else "peft",
+        tags=tags + ["stand-in"] * standin,
         # a stand-in has no page on the Hub, so it is named in the text only
         base_model=None if standin else config.model,
         **licence(config),
@@ -247,23 +286,32 @@ def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
 def _body(config: RunConfig, name: str, merged: bool, found: dict, record: dict) -> str:
     tables = []
     for suite, title in SUITES.items():
-        scores = {found.get("names", {}).get(system, system): found["scores"][f"{system}/{suite}"]
-                  for system in (BASE, ADAPTER) if f"{system}/{suite}" in found["scores"]}
+        scores = {
+            found.get("names", {}).get(system, system): found["scores"][f"{system}/{suite}"]
+            for system in (BASE, ADAPTER)
+            if f"{system}/{suite}" in found["scores"]
+        }
         if scores:
             tables.append(f"**{title}**\n\n{to_markdown(results_table(scores))}")
     versions = ", ".join(f"{p} {v}" for p, v in record["packages"].items() if v)
     data = "\n".join(f"| {suite} | `{digest[:16]}` |" for suite, digest in record["data_hashes"].items())
     return BODY.format(
-        name=name, model=loading.model_label(config), tables="\n".join(tables),
+        name=name,
+        model=loading.model_label(config),
+        tables="\n".join(tables),
         warning=STANDIN_NOTICE if loading.is_standin(config.model) else "",
         kind="The adapter merged into its base" if merged else "A LoRA adapter",
-        pictures="the user's own pictures of the core set" if config.images_dir else "drawn pictures",
+        images="the user's own images of the core set" if config.images_dir else "drawn images",
         licence=_licence_text(config),
         load=LOAD_MERGED if merged else LOAD_ADAPTER.format(model=config.model),
         revision=record["git"].get("revision") or "unknown",
         dirty=" (with uncommitted changes)" if record["git"].get("dirty") else "",
-        time=record["timestamp"], seed=record["seed"], device=record["device"]["name"],
-        python=record["python"], versions=versions, data=data,
+        time=record["timestamp"],
+        seed=record["seed"],
+        device=record["device"]["name"],
+        python=record["python"],
+        versions=versions,
+        data=data,
     )
 
 
@@ -304,24 +352,24 @@ processor = AutoProcessor.from_pretrained("this repository")
 
 BODY = """# {name}
 
-**Not a medical device.** {kind} that says whether a prescribed treatment matches a picture and its
+**Not a medical device.** {kind} that says whether a prescribed treatment matches an image and its
 note. Base: {model}.
 {warning}
 ## Intended use
 
 Research on auditing clinical decisions: how well a vision-language model can be taught to answer
 `CORRECT - Treatment matches imaging findings` or `ERROR - Treatment does not match imaging`, and
-whether it looks at the picture. It is **not** for diagnosis, treatment, triage, or any decision about
+whether it looks at the image. It is **not** for diagnosis, treatment, triage, or any decision about
 a patient; it was not validated on patients, and no health authority has seen it.
 
 ## Data
 
-Trained on a generated suite of counterfactual pairs and on 16 cases of the core set. All pictures of
-the generated suites are **synthetic**: drawn, of no patient. The core set was shown with {pictures}.
+Trained on a generated suite of counterfactual pairs and on 16 cases of the core set. All images of
+the generated suites are **synthetic**: drawn, of no patient. The core set was shown with {images}.
 
 ## Results
 
-Rates with 95 % intervals and the number of scenarios; written by the run, see `metrics.json`.
+Rates with 95% intervals and the number of scenarios; written by the run, see `metrics.json`.
 
 {tables}
 A held-out suite from the same generator as the training suite says how well the method learned the
@@ -351,9 +399,15 @@ versions are in `run.json`, the course of the training in `training.json`.
 # --- the Hub ----------------------------------------------------------------------------------------
 
 
-def publish(config: RunConfig, repo_id: str, dry_run: bool = True, merged: bool = False,
-            private: bool = True, terms: str | Path | None = None,
-            endpoint: str | None = None) -> pd.DataFrame:
+def publish(
+    config: RunConfig,
+    repo_id: str,
+    dry_run: bool = True,
+    merged: bool = False,
+    private: bool = True,
+    terms: str | Path | None = None,
+    endpoint: str | None = None,
+) -> pd.DataFrame:
     """Write the folder and, unless it is a dry run, upload it.
 
     The token is that of ``hf auth login`` or ``HF_TOKEN``; it is never a parameter, printed or logged.
@@ -383,8 +437,10 @@ def publish(config: RunConfig, repo_id: str, dry_run: bool = True, merged: bool 
         raise PublishError(f"{repo_id!r}: expected owner/name")
     config = of_run(config)
     if is_medgemma(config) and not dry_run and not private and not terms:
-        raise PublishError("what is made of MedGemma is shared with a copy of its terms: save "
-                           f"{HAI_DEF} to a file and name it as terms, or keep the repository private")
+        raise PublishError(
+            "what is made of MedGemma is shared with a copy of its terms: save "
+            f"{HAI_DEF} to a file and name it as terms, or keep the repository private"
+        )
     folder = export(config, merged=merged, terms=terms, repo_id=repo_id)
     files = check(folder)
     if not dry_run:
@@ -400,8 +456,7 @@ def _upload(folder: Path, repo_id: str, private: bool, endpoint: str | None) -> 
     host = urlsplit(hub.endpoint).hostname
     try:
         hub.create_repo(repo_id, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=repo_id, folder_path=folder,
-                          commit_message="Weights, card and records of a run")
+        hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Weights, card and records of a run")
     except HfHubHTTPError as error:  # `from None`: a server's words may repeat what was sent
         status = error.response.status_code
         hint = "; run `hf auth login` with a token that may write there" if 400 < status < 405 else ""

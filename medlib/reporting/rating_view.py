@@ -1,4 +1,4 @@
-"""The view in which a clinician rates verdicts: widgets for Jupyter and Voilà over `medlib.feedback.rating_store`."""
+"""The view in which a clinician rates verdicts: widgets for Jupyter and Voilà over the rating store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medlib.feedback.preferences import rating_file
 from medlib.reporting import maps
 from medlib.systems import Session
 
-SIDE = 400  # pixels, of a picture
+SIDE = 400  # pixels, of an image
 STYLE = f"""<style>
 .rating .widget-html-content, .rating textarea, .rating input[type] {{font-size: 16px !important}}
 .rating .widget-html-content {{line-height: 1.5}}
@@ -34,8 +34,9 @@ STYLE = f"""<style>
 .rating .rating-error {{color: #a40e26}}
 </style>"""
 MODALITIES = {"xray": "X-ray", "histopathology": "Histopathology", "mri": "MRI", "ultrasound": "Ultrasound"}
-PRIVATE = ("Comments are kept in the store and nowhere else. Write no name, date or number of a patient all "
-           "the same.")
+PRIVATE = (
+    "Comments are kept in the store and nowhere else. Write no name, date or number of a patient all the same."
+)
 
 
 def show(config: RunConfig) -> widgets.Widget:
@@ -65,9 +66,10 @@ class RatingView:
     page : widget to display
     """
 
-    def __init__(self, suite: Suite, answers: pd.DataFrame, file: Path, seed: int = 0,
-                 setting: Session | None = None) -> None:
-        self.suite, self.answers, self.file, self.seed, self.setting = suite, answers, file, seed, setting
+    def __init__(
+        self, suite: Suite, answers: pd.DataFrame, file: Path, seed: int = 0, session: Session | None = None
+    ) -> None:
+        self.suite, self.answers, self.file, self.seed, self.session = suite, answers, file, seed, session
         self.keys, self.rater, self.case, self.row = suite.keys(), None, None, None
         self._make_widgets()
         self.page = widgets.VBox(layout={"max_width": "1120px", "padding": "8px"})
@@ -80,17 +82,23 @@ class RatingView:
         self.message = widgets.HTML()
         self.name = widgets.Text(placeholder="such as reader-7", layout={"width": "260px", "height": "40px"})
         self.start = _button("Start", "Show the first case that you have not rated", primary=True)
-        self.sign_in = widgets.VBox([
-            widgets.HTML("<h3>Rate the model's verdicts</h3><p>You see cases one by one, in an order of your own, "
-                         "each with the verdict of the model. Say whether you agree, and how grave an error is. "
-                         "You can stop at any time and go on later under the same pseudonym.</p>"),
-            widgets.HTML("<p><b>Your pseudonym</b>: 2 to 20 letters, digits and hyphens, not your name</p>"),
-            widgets.HBox([self.name, self.start]), self.message])
+        self.sign_in = widgets.VBox(
+            [
+                widgets.HTML(
+                    "<h3>Rate the model's verdicts</h3><p>You see cases one by one, in an order of your own, "
+                    "each with the verdict of the model. Say whether you agree, and how severe an error is. "
+                    "You can stop at any time and go on later under the same pseudonym.</p>"
+                ),
+                widgets.HTML("<p><b>Your pseudonym</b>: 2 to 20 letters, digits and hyphens, not your name</p>"),
+                widgets.HBox([self.name, self.start]),
+                self.message,
+            ]
+        )
         self.start.on_click(self._guarded(self._sign_in))
 
         self.progress = widgets.IntProgress(layout={"width": "auto", "height": "12px"}, bar_style="info")
         self.counted = widgets.HTML()
-        self.picture = widgets.Image(format="png", width=SIDE, height=SIDE)
+        self.image = widgets.Image(format="png", width=SIDE, height=SIDE)
         self.note, self.verdict = widgets.HTML(), widgets.HTML()
         self.explain = _button("What does the verdict rest on?", "Ask the model again without parts of the case")
         self.explain.layout.width = f"{SIDE}px"
@@ -105,17 +113,30 @@ class RatingView:
         self.leave = _button("Stop here", "Leave; your ratings are kept")
         self.agree.observe(self._follow, "value")
         self.severity.observe(self._follow, "value")
-        for button, action in ((self.save, self._save), (self.undo, self._undo), (self.explain, self._explain),
-                               (self.leave, self._leave)):
+        for button, action in (
+            (self.save, self._save),
+            (self.undo, self._undo),
+            (self.explain, self._explain),
+            (self.leave, self._leave),
+        ):
             button.on_click(self._guarded(action))
 
-        self.seen = widgets.VBox([self.picture], layout={"width": f"{SIDE + 16}px", "flex": "0 0 auto"})
-        self.asked = widgets.VBox([
-            self.note, self.verdict, _heading("Do you agree with the model?"), self.agree, self.severity_title,
-            self.severity, _heading("Comment"), self.comment,
-            widgets.HTML(f"<p class='private'>{PRIVATE}</p>"),
-            widgets.HBox([self.save, self.undo, self.leave], layout={"flex_flow": "row wrap"}),
-        ], layout={"flex": "1 1 420px", "min_width": "0"})
+        self.seen = widgets.VBox([self.image], layout={"width": f"{SIDE + 16}px", "flex": "0 0 auto"})
+        self.asked = widgets.VBox(
+            [
+                self.note,
+                self.verdict,
+                _heading("Do you agree with the model?"),
+                self.agree,
+                self.severity_title,
+                self.severity,
+                _heading("Comment"),
+                self.comment,
+                widgets.HTML(f"<p class='private'>{PRIVATE}</p>"),
+                widgets.HBox([self.save, self.undo, self.leave], layout={"flex_flow": "row wrap"}),
+            ],
+            layout={"flex": "1 1 420px", "min_width": "0"},
+        )
         self.columns = widgets.HBox([self.seen, self.asked], layout={"flex_flow": "row wrap"})
         self.rating = widgets.VBox([self.counted, self.progress, self.message, self.columns])
 
@@ -123,12 +144,14 @@ class RatingView:
 
     def _guarded(self, action):
         """Run a button's action; what goes wrong is told on the page."""
+
         def run(_):
             self.message.value = ""
             try:
                 action()
             except (DataError, ModelError, NotRun) as error:
                 self.message.value = f"<p class='rating-error' role='alert'>{html.escape(str(error))}</p>"
+
         return run
 
     def _sign_in(self) -> None:
@@ -144,10 +167,20 @@ class RatingView:
     def _save(self) -> None:
         if self.save.disabled:
             return
-        rating_store.add(self.file, [{
-            "rater": self.rater, "key": self.case["key"], "shown": self.case["shown"],
-            "p_correct": self.case["p_correct"], "agree": self.agree.value,
-            "severity": self.severity.value or "none", "comment": self.comment.value.strip()}])
+        rating_store.add(
+            self.file,
+            [
+                {
+                    "rater": self.rater,
+                    "key": self.case["key"],
+                    "shown": self.case["shown"],
+                    "p_correct": self.case["p_correct"],
+                    "agree": self.agree.value,
+                    "severity": self.severity.value or "none",
+                    "comment": self.comment.value.strip(),
+                }
+            ],
+        )
         self._next(self.rater)
 
     def _undo(self) -> None:
@@ -158,12 +191,12 @@ class RatingView:
     def _explain(self) -> None:
         self.explain.disabled, self.explain.description = True, "Asking the model…"
         try:
-            found = queue.rationale(self.setting, self.suite, self.row)
+            found = queue.rationale(self.session, self.suite, self.row)
         finally:
             self.explain.description = "What does the verdict rest on?"
-        self.map.value = _png_of_map(self.case["picture"], found["drop"])
+        self.map.value = _png_of_map(self.case["image"], found["drop"])
         self.reason.value = reason_text(self.case, found)
-        self.seen.children = [self.picture, self.map, self.reason]
+        self.seen.children = [self.image, self.map, self.reason]
 
     def _next(self, rater: str, first: int | None = None) -> None:
         """Show ``first``, else the next case that this rater has not rated."""
@@ -181,18 +214,20 @@ class RatingView:
 
     def _show_case(self) -> None:
         self.case = queue.case(self.suite, self.answers, self.row)
-        self.picture.value = _png(self.case["picture"])
+        self.image.value = _png(self.case["image"])
         lines = (line.partition(": ") for line in self.case["text"].split("\n"))
-        self.note.value = (f"<h4>{MODALITIES[self.case['modality']]}</h4>" + "".join(
-            f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>"
-            for name, _, text in lines))
+        self.note.value = f"<h4>{MODALITIES[self.case['modality']]}</h4>" + "".join(
+            f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>" for name, _, text in lines
+        )
         sure = queue.certainty(self.case["shown"], self.case["p_correct"])
-        self.verdict.value = (f"<p class='rating-verdict'>The model says <b>{self.case['answer']}</b>"
-                              f"<br>and gives this a probability of {sure}.</p>")
+        self.verdict.value = (
+            f"<p class='rating-verdict'>The model says <b>{self.case['answer']}</b>"
+            f"<br>and gives this a probability of {sure}.</p>"
+        )
         self.agree.value = self.severity.value = None
         self.comment.value = ""
         self.explain.disabled = False
-        self.seen.children = [self.picture, *([self.explain] if self.setting else [])]
+        self.seen.children = [self.image, *([self.explain] if self.session else [])]
         self.columns.children = [self.seen, self.asked]
         self._follow()
 
@@ -205,9 +240,10 @@ class RatingView:
             self.severity.value = None
         self.severity.disabled = not is_error
         self.severity_title.value = {
-            None: "<h4>How grave is the error? <small>(if you hold that it is one)</small></h4>",
-            "ERROR": "<h4>You hold: ERROR. How grave is it?</h4>",
-            "CORRECT": "<h4>You hold: CORRECT. <small>So there is no error to grade.</small></h4>"}[verdict]
+            None: "<h4>How severe is the error? <small>(if you hold that it is one)</small></h4>",
+            "ERROR": "<h4>You hold: ERROR. How severe is it?</h4>",
+            "CORRECT": "<h4>You hold: CORRECT. <small>So there is no error to grade.</small></h4>",
+        }[verdict]
         self.save.disabled = verdict is None or (is_error and self.severity.value is None)
 
 
@@ -219,37 +255,42 @@ def reason_text(case: dict, found: dict) -> str:
         turns = VERDICTS[0 if p_correct >= 0.5 else 1] != shown
         says = "<b>changes</b>" if turns else f"stays, at {queue.certainty(shown, p_correct)}"
         parts.append(f"<li>Without the {part} the verdict {says}.</li>")
-    return ("<p>The model gives no reasons. So it was asked again without parts of the case:</p>"
-            f"<ul>{''.join(parts)}</ul><p>Orange spots of the picture speak for {shown}, purple ones against it. "
-            "This is what the verdict rests on, not whether that is right.</p>")
+    return (
+        "<p>The model gives no reasons. So it was asked again without parts of the case:</p>"
+        f"<ul>{''.join(parts)}</ul><p>Orange spots of the image speak for {shown}, purple ones against it. "
+        "This is what the verdict rests on, not whether that is right.</p>"
+    )
 
 
-def _png(picture: Image.Image) -> bytes:
-    """Pixels alone, on a square: a drawn picture's file says in its metadata what it shows."""
+def _png(image: Image.Image) -> bytes:
+    """Pixels alone, on a square: a drawn image's file says in its metadata what it shows."""
     buffer = io.BytesIO()
-    pixels = Image.fromarray(np.asarray(picture.convert("RGB")))
+    pixels = Image.fromarray(np.asarray(image.convert("RGB")))
     ImageOps.pad(pixels, (2 * SIDE, 2 * SIDE), color="black").save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _png_of_map(picture: Image.Image, drop: np.ndarray) -> bytes:
+def _png_of_map(image: Image.Image, drop: np.ndarray) -> bytes:
     figure = Figure(figsize=(4, 4), dpi=SIDE / 2, facecolor="black")
     axes = figure.add_axes((0, 0, 1, 1))
-    maps.overlay(axes, picture, drop, max(float(np.quantile(np.abs(drop), 0.98)), 1e-6))
+    maps.overlay(axes, image, drop, max(float(np.quantile(np.abs(drop), 0.98)), 1e-6))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi)
     return buffer.getvalue()
 
 
 def _button(description: str, tooltip: str, primary: bool = False) -> widgets.Button:
-    return widgets.Button(description=description, tooltip=tooltip, button_style="primary" if primary else "",
-                          layout={"width": "auto", "min_width": "130px", "height": "40px"})
+    return widgets.Button(
+        description=description,
+        tooltip=tooltip,
+        button_style="primary" if primary else "",
+        layout={"width": "auto", "min_width": "130px", "height": "40px"},
+    )
 
 
 def _choice(options: dict) -> widgets.ToggleButtons:
     """Buttons of which one can be chosen, none at first; each is reached by the Tab key."""
-    return widgets.ToggleButtons(options=list(options.items()), value=None,
-                                 style={"button_width": "130px"})
+    return widgets.ToggleButtons(options=list(options.items()), value=None, style={"button_width": "130px"})
 
 
 def _heading(text: str) -> widgets.HTML:

@@ -45,7 +45,8 @@ def _row_name(name: str, names: dict[str, str]) -> str:
 
 
 SUITE_TITLES = {
-    "heldout": "Held-out suite, generated", "core24_val": "Core set, 8 validation cases",
+    "heldout": "Held-out suite, generated",
+    "core24_val": "Core set, 8 validation cases",
     "core24_folds": "Core set, all 24, leave one image group out (adapter of the other core cases only)",
 }
 

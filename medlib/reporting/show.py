@@ -23,20 +23,20 @@ from medlib.stats.text import SPACE
 
 BAR = BARS["accuracy"]
 ALPHA = 0.05  # below this a p-value is called evidence
-UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2 % [0.1, 2.3]"
+UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2% [0.1, 2.3]"
 
 
 def disclaimer(config: RunConfig) -> str:
     """What the numbers of this run may be used for."""
     if loading.is_standin(config.model):
         return (
-            "> **Stand-in model, synthetic pictures.** This run used a small stand-in that knows "
+            "> **Stand-in model, synthetic images.** This run used a small stand-in that knows "
             "no medicine. Its numbers show that the method works from data to report; they say "
             "nothing about MedGemma or about patients. Not a medical device."
         )
     return (
         f"> **Research only.** This run used {loading.model_label(config)}. The held-out suite "
-        "has synthetic pictures, so its numbers say nothing about patients. Not a medical device."
+        "has synthetic images, so its numbers say nothing about patients. Not a medical device."
     )
 
 
@@ -52,18 +52,23 @@ def table(frame: pd.DataFrame, name: str = "table") -> HTML:
     columns = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
     numbers = [f".col{i}" for i, column in enumerate(frame.columns) if column in columns]
     styles = [
-        {"selector": "th, td", "props": "text-align: left; vertical-align: top; "
-                                        "white-space: normal; max-width: 34em"},
+        {
+            "selector": "th, td",
+            "props": "text-align: left; vertical-align: top; white-space: normal; max-width: 34em",
+        },
         *({"selector": f"td{n}, th{n}", "props": "text-align: right"} for n in numbers),
     ]
     frame = frame.map(lambda cell: UNBROKEN.sub(SPACE, cell) if isinstance(cell, str) else cell)
-    styler = frame.style.hide(axis="index").set_table_styles(styles).format(
-        na_rep="n/a", thousands=",", precision=3, escape="html")
+    styler = (
+        frame.style.hide(axis="index")
+        .set_table_styles(styles)
+        .format(na_rep="n/a", thousands=",", precision=3, escape="html")
+    )
     styler.cell_ids = False
     return HTML(styler.to_html(table_uuid=name))
 
 
-# ---- scenarios and pictures ----------------------------------------------------------------------
+# ---- scenarios and images ----------------------------------------------------------------------
 
 
 def one_per_modality(scenarios: list[Scenario]) -> list[Scenario]:
@@ -77,18 +82,19 @@ def one_per_modality(scenarios: list[Scenario]) -> list[Scenario]:
 
 
 def banner(config: RunConfig, is_core: bool) -> str:
-    """What the pictures of a suite are; only core24 can have real ones."""
+    """What the images of a suite are; only core24 can have real ones."""
     if is_core and config.images_dir:
-        return f"pictures from {Path(config.images_dir).name}"
+        return f"images from {Path(config.images_dir).name}"
     return "synthetic"
 
 
 def scenario_sheet(suite: Suite, scenarios: list[Scenario], label: str = "synthetic") -> Figure:
-    """Pictures of scenarios, each with note, treatment and gold verdict below."""
-    pictures = [load_image(suite.images_dir / s.image) for s in scenarios]
-    captions = [f"{s.modality}. Note: {s.finding}. Treatment: {s.treatment}. Gold verdict: "
-                f"{s.verdict}" for s in scenarios]
-    return plots.contact_sheet(pictures, captions, columns=2, banner=label)
+    """Images of scenarios, each with note, treatment and gold verdict below."""
+    images = [load_image(suite.images_dir / s.image) for s in scenarios]
+    captions = [
+        f"{s.modality}. Note: {s.finding}. Treatment: {s.treatment}. Gold verdict: {s.verdict}" for s in scenarios
+    ]
+    return plots.contact_sheet(images, captions, columns=2, banner=label)
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -97,8 +103,7 @@ def scenario_sheet(suite: Suite, scenarios: list[Scenario], label: str = "synthe
 def facts(values: Mapping, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A mapping as a table of two columns; ``names`` chooses, orders and words the rows."""
     names = names or {name: name.replace("_", " ") for name in values}
-    return pd.DataFrame({"Fact": list(names.values()),
-                         "Value": [_fact(values.get(name)) for name in names]})
+    return pd.DataFrame({"Fact": list(names.values()), "Value": [_fact(values.get(name)) for name in names]})
 
 
 def _fact(value) -> str:
@@ -106,8 +111,9 @@ def _fact(value) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,.4g}" if isinstance(value, float) else (
-        f"{value:,}" if isinstance(value, int) else str(value))
+    return (
+        f"{value:,.4g}" if isinstance(value, float) else (f"{value:,}" if isinstance(value, int) else str(value))
+    )
 
 
 # ---- benchmark -----------------------------------------------------------------------------------
@@ -119,16 +125,21 @@ def ladder(frames: Mapping[str, pd.DataFrame], config: RunConfig, suite: str = "
     return {names.get(name, name): s for name, s in summary.scores_on(frames, suite).items()}
 
 
-GROUPS = {"source": "Source of the verdict", "pair_kind": "Kind of pair", "modality": "Modality",
-          "image_finding": "What the picture shows"}
+GROUPS = {
+    "source": "Source of the verdict",
+    "pair_kind": "Kind of pair",
+    "modality": "Modality",
+    "image_finding": "What the image shows",
+}
 
 
 def group_figure(frame: pd.DataFrame, column: str) -> Figure:
     """Accuracy bars of every group of a column, worst first."""
     groups = stats.by_group(frame, column).sort_values("accuracy")
     scores = {
-        str(row[column]).replace("_", " "): {"accuracy": {
-            "value": row["accuracy"], "n": row["n"], "low": row["low"], "high": row["high"]}}
+        str(row[column]).replace("_", " "): {
+            "accuracy": {"value": row["accuracy"], "n": row["n"], "low": row["low"], "high": row["high"]}
+        }
         for _, row in groups.iterrows()
     }
     return plots.ablation_bars(scores, title=GROUPS.get(column, column))
@@ -143,6 +154,7 @@ def with_adapter(config: RunConfig) -> RunConfig:
         If it is not.
     """
     if ADAPTER not in config.systems:
-        raise ConfigError(f"systems: this notebook is about {ADAPTER}; add it, or run "
-                          "`python -m medlib benchmark`")
+        raise ConfigError(
+            f"systems: this notebook is about {ADAPTER}; add it, or run `python -m medlib benchmark`"
+        )
     return config

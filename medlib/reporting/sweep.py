@@ -35,8 +35,13 @@ Objective = Callable[[RunConfig, str | None], float]
 
 
 def sweep(
-    config: RunConfig, trials: int, space: str | Path = "lora", storage: str | None = None,
-    name: str = "lora", profile: str | None = None, objective: Objective | None = None,
+    config: RunConfig,
+    trials: int,
+    space: str | Path = "lora",
+    storage: str | None = None,
+    name: str = "lora",
+    profile: str | None = None,
+    objective: Objective | None = None,
     heartbeat_s: float = HEARTBEAT_S,
 ) -> optuna.Study:
     """Try ``trials`` recipes and keep what each scored; a second call goes on where the first stopped.
@@ -107,10 +112,15 @@ def table(study: optuna.Study) -> pd.DataFrame:
     """A row a trial, best first: trial, parameters, validation_loss, minutes, state."""
     names = sorted({name for trial in study.trials for name in trial.params})
     rows = [
-        {"trial": t.number, **{name: t.params.get(name) for name in names}, "validation_loss": t.value,
-         "minutes": t.duration.total_seconds() / 60 if t.duration else None,
-         "state": t.state.name.lower()}
-        for t in study.trials if not t.user_attrs.get("surplus")
+        {
+            "trial": t.number,
+            **{name: t.params.get(name) for name in names},
+            "validation_loss": t.value,
+            "minutes": t.duration.total_seconds() / 60 if t.duration else None,
+            "state": t.state.name.lower(),
+        }
+        for t in study.trials
+        if not t.user_attrs.get("surplus")
     ]
     columns = ["trial", *names, "validation_loss", "minutes", "state"]
     return pd.DataFrame(rows, columns=columns).sort_values("validation_loss", ignore_index=True)
@@ -123,8 +133,10 @@ def write_best(study: optuna.Study, file: str | Path) -> Path:
         raise ConfigError(f"study {study.study_name}: no trial has finished")
     best, file = study.best_trial, path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    head = (f"# Trial {best.number} of study {study.study_name}, the best of {len(done)}: "
-            f"validation loss {best.value:.4g}.\n")
+    head = (
+        f"# Trial {best.number} of study {study.study_name}, the best of {len(done)}: "
+        f"validation loss {best.value:.4g}.\n"
+    )
     file.write_text(head + yaml.safe_dump(best.params, sort_keys=False))
     return file
 
@@ -178,8 +190,9 @@ def open_study(config: RunConfig, space: dict, storage: str | None, name: str) -
         file = path(storage.removeprefix("journal:"))
         file.parent.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(file)))
-    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True,
-                                sampler=_sampler(config.seed))
+    study = optuna.create_study(
+        storage=storage, study_name=name, load_if_exists=True, sampler=_sampler(config.seed)
+    )
     fixed = set(TRAINING_FIELDS) | {"train_pairs", "val_pairs"}
     mine = {"space": space} | {field: getattr(config, field) for field in sorted(fixed - set(space))}
     theirs = study.user_attrs.get("settings")
@@ -188,8 +201,10 @@ def open_study(config: RunConfig, space: dict, storage: str | None, name: str) -
     else:
         other = [field for field in mine if field in theirs and theirs[field] != mine[field]]
         if other:
-            raise ConfigError(f"study {name!r} was made with other settings ({', '.join(other)}); "
-                              "give the same settings, or another name")
+            raise ConfigError(
+                f"study {name!r} was made with other settings ({', '.join(other)}); "
+                "give the same settings, or another name"
+            )
     return study
 
 
@@ -200,8 +215,11 @@ def _used(study: optuna.Study) -> int:
 
 def _counted(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
     replaced = {t.user_attrs.get("retries") for t in trials}
-    return [t for t in trials if t.state != TrialState.WAITING and t.number not in replaced
-            and not t.user_attrs.get("surplus")]
+    return [
+        t
+        for t in trials
+        if t.state != TrialState.WAITING and t.number not in replaced and not t.user_attrs.get("surplus")
+    ]
 
 
 def _is_surplus(study: optuna.Study, trial: optuna.Trial, wanted: int) -> bool:
@@ -235,6 +253,7 @@ def _heartbeat(trial: optuna.Trial, seconds: float):
 
 def _retry_killed(study: optuna.Study, heartbeat_s: float) -> None:
     """Mark running trials that show no sign of life as failed, and queue their recipes again."""
+
     def running():
         found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return {t.number: (t.user_attrs.get("alive"), t) for t in found}
@@ -257,13 +276,16 @@ def _try_again(study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTri
     tries = trial.user_attrs.get("tries", 1)
     if tries < TRIES:
         folder = trial.user_attrs.get("folder", f"{trial.number:03d}")
-        study.enqueue_trial(trial.params, user_attrs={
-            "folder": folder, "retries": trial.number, "tries": tries + 1})
+        study.enqueue_trial(
+            trial.params, user_attrs={"folder": folder, "retries": trial.number, "tries": tries + 1}
+        )
 
 
 def _tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     if not trial.user_attrs.get("surplus"):
-        recipe = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                           for name, value in trial.params.items())
+        recipe = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in trial.params.items()
+        )
         said = trial.state.name.lower() if trial.value is None else f"validation loss {trial.value:.4g}"
         print(f"trial {trial.number}: {recipe}: {said}", flush=True)

@@ -27,4 +27,37 @@ from medlib.stats.predictions import (
 from medlib.stats.proportions import NAN, RESAMPLES, bootstrap_interval, cluster_numbers, proportion
 from medlib.stats.scores import by_group, score
 
-__all__ = ['NAN', 'RESAMPLES', 'SMALLEST', 'TEMPERATURES', 'abstention', 'abstention_threshold', 'apply_temperature', 'area_under_risk_coverage', 'bootstrap_interval', 'by_group', 'calibrated', 'cases_needed', 'certainty', 'checked', 'checked_probabilities', 'cluster_numbers', 'compare', 'compare_all', 'consistency', 'expected_calibration_error', 'fit_temperature', 'holm', 'pair_accuracy', 'power_table', 'prediction_row', 'predictions_table', 'proportion', 'read_predictions', 'score', 'selective', 'without_missing', 'write_predictions']
+__all__ = [
+    "NAN",
+    "RESAMPLES",
+    "SMALLEST",
+    "TEMPERATURES",
+    "abstention",
+    "abstention_threshold",
+    "apply_temperature",
+    "area_under_risk_coverage",
+    "bootstrap_interval",
+    "by_group",
+    "calibrated",
+    "cases_needed",
+    "certainty",
+    "checked",
+    "checked_probabilities",
+    "cluster_numbers",
+    "compare",
+    "compare_all",
+    "consistency",
+    "expected_calibration_error",
+    "fit_temperature",
+    "holm",
+    "pair_accuracy",
+    "power_table",
+    "prediction_row",
+    "predictions_table",
+    "proportion",
+    "read_predictions",
+    "score",
+    "selective",
+    "without_missing",
+    "write_predictions",
+]

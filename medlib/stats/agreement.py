@@ -66,7 +66,7 @@ def cohen(first: Sequence[float], second: Sequence[float], levels: int, ordered:
     Returns
     -------
     dict
-        ``value``, ``low``, ``high`` (95 %, by the normal approximation of statsmodels) and ``n``. NaN where
+        ``value``, ``low``, ``high`` (95%, by the normal approximation of statsmodels) and ``n``. NaN where
         undefined: all ratings the same; and for the limits if there is no disagreement to estimate from.
 
     References
@@ -171,8 +171,11 @@ def summary(ratings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             name = "Cohen's kappa, linear weights" if ordered else "Cohen's kappa"
             found.append((what, name, f"{a}, {b}", cohen(wide[a], wide[b], len(levels), ordered)))
         found.append((what, "Fleiss' kappa", everyone, fleiss(wide, len(levels), seed)))
-        found.append((what, f"Krippendorff's alpha, {measurement}", everyone,
-                      alpha(wide, len(levels), measurement, seed)))
+        found.append(
+            (what, f"Krippendorff's alpha, {measurement}", everyone, alpha(wide, len(levels), measurement, seed))
+        )
     columns = ["what", "measure", "raters", "value", "low", "high", "n"]
-    return pd.DataFrame([{"what": what, "measure": measure, "raters": names, **result}
-                         for what, measure, names, result in found], columns=columns)
+    return pd.DataFrame(
+        [{"what": what, "measure": measure, "raters": names, **result} for what, measure, names, result in found],
+        columns=columns,
+    )

@@ -57,6 +57,7 @@ def checked_probabilities(p, y) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("y holds values other than 0 and 1")
     return p, y
 
+
 TEMPERATURES = 0.05, 20.0  # coolest and warmest that are tried
 SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1, so that their logits are finite
 
@@ -103,8 +104,7 @@ def fit_temperature(p_correct, is_correct) -> float:
         return (target * np.logaddexp(0, -scaled) + (1 - target) * np.logaddexp(0, scaled)).mean()
 
     # the loss is convex in 1 / T, so it has one valley in log T as well
-    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded",
-                            options={"xatol": 1e-6})
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
 
 
@@ -162,7 +162,7 @@ def selective(frame: pd.DataFrame, coverages=None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        coverage (share kept), n (scenarios kept, rounded up), accuracy, low, high (95 % Wilson,
+        coverage (share kept), n (scenarios kept, rounded up), accuracy, low, high (95% Wilson,
         scenarios taken as independent).
 
     References
@@ -176,8 +176,15 @@ def selective(frame: pd.DataFrame, coverages=None) -> pd.DataFrame:
     kept = _kept(coverages, len(right))
     right = right[kept - 1]
     low, high = proportion_confint(right, kept, method="wilson")
-    return pd.DataFrame({"coverage": coverages, "n": kept, "accuracy": right / kept,
-                         "low": np.clip(low, 0, right / kept), "high": np.clip(high, right / kept, 1)})
+    return pd.DataFrame(
+        {
+            "coverage": coverages,
+            "n": kept,
+            "accuracy": right / kept,
+            "low": np.clip(low, 0, right / kept),
+            "high": np.clip(high, right / kept, 1),
+        }
+    )
 
 
 def area_under_risk_coverage(frame: pd.DataFrame) -> float:
@@ -203,8 +210,7 @@ def _right_among_most_certain(certainties: np.ndarray, right: np.ndarray) -> np.
     levels, level = np.unique(-certainties, return_inverse=True)
     sizes, hits = np.bincount(level), np.bincount(level, right)
     # in a group of ties the expected number grows evenly
-    return np.interp(np.arange(1, len(right) + 1), np.append(0, sizes.cumsum()),
-                     np.append(0, hits.cumsum()))
+    return np.interp(np.arange(1, len(right) + 1), np.append(0, sizes.cumsum()), np.append(0, hits.cumsum()))
 
 
 def _kept(coverage, n: int):
@@ -242,8 +248,9 @@ def abstention_threshold(
     p, y = checked_probabilities(p_correct, is_correct)
     goals = [goal for goal in (coverage, target_accuracy) if goal is not None]
     if len(goals) != 1 or not 0 < goals[0] <= 1:
-        raise ValueError("give one of coverage and target_accuracy, above 0 and at most 1, "
-                         f"got {coverage=}, {target_accuracy=}")
+        raise ValueError(
+            f"give one of coverage and target_accuracy, above 0 and at most 1, got {coverage=}, {target_accuracy=}"
+        )
     certainties = certainty(p)
     if coverage is not None:
         return float(np.sort(certainties)[::-1][_kept(coverage, len(p)) - 1])

@@ -84,8 +84,12 @@ def compare(
     if cluster:
         more_a, more_b = int((gains > 0).sum()), int((gains < 0).sum())
         p_cluster = binomtest(more_a, more_a + more_b).pvalue if more_a + more_b else 1.0
-        result |= {"clusters": len(sizes), "clusters_a": more_a, "clusters_b": more_b,
-                   "p_cluster": float(p_cluster)}
+        result |= {
+            "clusters": len(sizes),
+            "clusters_a": more_a,
+            "clusters_b": more_b,
+            "p_cluster": float(p_cluster),
+        }
     return result
 
 
@@ -109,8 +113,7 @@ def _listed(ids, limit: int = 10) -> str:
 
 
 def compare_all(
-    frames: Mapping[str, pd.DataFrame], level: float = 0.95, seed: int = 0,
-    cluster: str | None = None,
+    frames: Mapping[str, pd.DataFrame], level: float = 0.95, seed: int = 0, cluster: str | None = None
 ) -> pd.DataFrame:
     """Every pair of systems on the same scenarios, with p-values adjusted over all pairs.
 
@@ -136,8 +139,14 @@ def compare_all(
     """
     if len(frames) < 2:
         raise ValueError(f"compare_all: two or more systems are needed, got {len(frames)}")
-    names = {"accuracy_a": "accuracy_first", "accuracy_b": "accuracy_second", "b": "only_first",
-             "c": "only_second", "clusters_a": "clusters_first", "clusters_b": "clusters_second"}
+    names = {
+        "accuracy_a": "accuracy_first",
+        "accuracy_b": "accuracy_second",
+        "b": "only_first",
+        "c": "only_second",
+        "clusters_a": "clusters_first",
+        "clusters_b": "clusters_second",
+    }
     rows = []
     for first, second in combinations(frames, 2):
         try:
@@ -179,8 +188,7 @@ def consistency(a: pd.DataFrame, b: pd.DataFrame) -> dict:
     a, b = _by_id("a", a, columns), _by_id("b", b, columns)
     shared = a.index.intersection(b.index)
     if shared.empty:
-        raise ValueError(f"field 'id': none is in a ({_listed(a.index, 2)}) and in "
-                         f"b ({_listed(b.index, 2)}) too")
+        raise ValueError(f"field 'id': none is in a ({_listed(a.index, 2)}) and in b ({_listed(b.index, 2)}) too")
     unmatched = len(a.index.union(b.index)) - len(shared)
     a, b = a.loc[shared], b.loc[shared]
     _same_values(a, b, "verdict")
@@ -218,9 +226,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(p_values, map(float, adjusted)))
 
 
-def cases_needed(
-    true_accuracy: float, bar: float = 0.90, power: float = 0.8, level: float = 0.95
-) -> int:
+def cases_needed(true_accuracy: float, bar: float = 0.90, power: float = 0.8, level: float = 0.95) -> int:
     """Cases needed to show that the accuracy is above a bar.
 
     The test is the one-sided exact binomial test of "accuracy <= bar" at ``1 - level``. Its power
@@ -245,8 +251,7 @@ def cases_needed(
     if not 0 < bar < true_accuracy <= 1:
         raise ValueError(f"need 0 < bar < true_accuracy <= 1, got {bar=}, {true_accuracy=}")
     approximate = NormalIndPower().solve_power(  # ratio=0: one sample
-        proportion_effectsize(true_accuracy, bar), alpha=1 - level, power=power, ratio=0,
-        alternative="larger",
+        proportion_effectsize(true_accuracy, bar), alpha=1 - level, power=power, ratio=0, alternative="larger"
     )
     if approximate > 100_000:
         return int(np.ceil(approximate))
@@ -257,8 +262,10 @@ def cases_needed(
 
 
 def power_table(
-    bar: float = 0.90, accuracies: Sequence[float] = (0.92, 0.93, 0.95, 0.97, 0.99),
-    power: float = 0.8, level: float = 0.95,
+    bar: float = 0.90,
+    accuracies: Sequence[float] = (0.92, 0.93, 0.95, 0.97, 0.99),
+    power: float = 0.8,
+    level: float = 0.95,
 ) -> pd.DataFrame:
     """Cases needed to show an accuracy above a bar, for several true accuracies.
 

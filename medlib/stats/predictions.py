@@ -15,10 +15,16 @@ from medlib.data.cases import Scenario
 def prediction_row(scenario: Scenario, p_correct: float) -> dict:
     """One row of a predictions table, whichever system gave the probability of CORRECT."""
     return {
-        "id": scenario.id, "modality": scenario.modality, "verdict": scenario.verdict,
-        "error_type": scenario.error_type, "severity": scenario.severity, "cost_impact": scenario.cost_impact,
-        "source": scenario.factors.get("source"), "pair": scenario.factors.get("pair"),
-        "pair_kind": scenario.factors.get("pair_kind"), "p_correct": p_correct,
+        "id": scenario.id,
+        "modality": scenario.modality,
+        "verdict": scenario.verdict,
+        "error_type": scenario.error_type,
+        "severity": scenario.severity,
+        "cost_impact": scenario.cost_impact,
+        "source": scenario.factors.get("source"),
+        "pair": scenario.factors.get("pair"),
+        "pair_kind": scenario.factors.get("pair_kind"),
+        "p_correct": p_correct,
         "predicted": "CORRECT" if p_correct >= 0.5 else "ERROR",
     }
 
@@ -44,8 +50,10 @@ def write_predictions(path: str | Path, frames: dict[str, pd.DataFrame]) -> Path
     """All systems and suites in one JSONL file; keys of ``frames`` are ``system/suite``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tagged = [frame.assign(system=system, suite=suite)
-              for (system, suite), frame in ((key.rsplit("/", 1), frame) for key, frame in frames.items())]
+    tagged = [
+        frame.assign(system=system, suite=suite)
+        for (system, suite), frame in ((key.rsplit("/", 1), frame) for key, frame in frames.items())
+    ]
     records = pd.concat(tagged, ignore_index=True).to_dict(orient="records")
     path.write_text("".join(json.dumps(without_missing(r)) + "\n" for r in records), encoding="utf-8")
     return path
@@ -60,8 +68,10 @@ def read_predictions(path: str | Path) -> dict[str, pd.DataFrame]:
     """The inverse of :func:`write_predictions`."""
     # not pd.read_json: it rounds floats and turns the text "12" into a number
     frame = pd.DataFrame([json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()])
-    return {f"{system}/{suite}": part.reset_index(drop=True)
-            for (system, suite), part in frame.groupby(["system", "suite"], sort=False)}
+    return {
+        f"{system}/{suite}": part.reset_index(drop=True)
+        for (system, suite), part in frame.groupby(["system", "suite"], sort=False)
+    }
 
 
 def checked(predictions: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ most ``level``, the one with the fewest false alarms. What that promises, and no
     With probability ``confidence`` over the draw of the calibration cases, at most a share ``level`` of the
     critical errors among new cases *of the same distribution* is missed.
 
-Nothing is promised about other hospitals, other words or other pictures, about one modality or one severity
+Nothing is promised about other hospitals, other words or other images, about one modality or one severity
 by itself, about false alarms or about a single case: these are measured, see `report`. Where the same cases
 also serve to pick one of several systems, the promise must hold for all of them at once: pass their number as
 ``systems``, and the probability of a broken promise is shared out among them (Bonferroni).
@@ -170,12 +170,13 @@ def choose(
             f"missed the limit at {confidence:.0%} is {lowest:.3g}; raise risk_level to that, lower "
             "risk_confidence, or calibrate on more cases (calibration_pairs)"
         )
-    rule = "no critical miss on calibration" if level is None else f"at most {100 * level:.3g} % missed"
+    rule = "no critical miss on calibration" if level is None else f"at most {100 * level:.3g}% missed"
     level, alone = lowest if level is None else float(level), _shared(confidence, systems)
     allowed = np.flatnonzero(binom.cdf(np.arange(critical + 1), critical, level) <= 1 - alone).max()
     threshold = _learn_then_test(p, is_valid, level, alone)
-    return _choice(rule, p, is_valid, threshold, level=level, confidence=confidence, allowed=int(allowed),
-                   systems=systems)
+    return _choice(
+        rule, p, is_valid, threshold, level=level, confidence=confidence, allowed=int(allowed), systems=systems
+    )
 
 
 def _learn_then_test(p: np.ndarray, is_valid: np.ndarray, level: float, confidence: float) -> float:
@@ -225,8 +226,10 @@ def rules(
 
     The last is left out where the calibration cases are too few for the level; `choose` tells why.
     """
-    chosen = [_choice("one half", *_valid_and_critical(calibration), EVEN),
-              choose(calibration, None, confidence, systems)]
+    chosen = [
+        _choice("one half", *_valid_and_critical(calibration), EVEN),
+        choose(calibration, None, confidence, systems),
+    ]
     if level >= chosen[1].level:
         chosen.append(choose(calibration, level, confidence, systems))
     return chosen
@@ -250,18 +253,25 @@ def measure(frame: pd.DataFrame) -> dict:
     Returns
     -------
     dict
-        ``critical_misses`` (``count``, ``n``, ``upper``: one-sided 95 % Clopper-Pearson limit), ``false_alarms``
-        and ``accuracy`` (`stats.proportion`, two-sided 95 %), ``spread`` (points, over modalities).
+        ``critical_misses`` (``count``, ``n``, ``upper``: one-sided 95% Clopper-Pearson limit), ``false_alarms``
+        and ``accuracy`` (`stats.proportion`, two-sided 95%), ``spread`` (points, over modalities).
     """
     scores = score(frame)
     valid = frame["verdict"] == "CORRECT"
     alarms = proportion(int((frame.loc[valid, "predicted"] == "ERROR").sum()), int(valid.sum()))
-    return {"critical_misses": scores["critical_misses"], "false_alarms": alarms, "accuracy": scores["accuracy"],
-            "spread": round(scores["spread"], 9)}  # or 2.0 points would count as 2.0000000000000018
+    return {
+        "critical_misses": scores["critical_misses"],
+        "false_alarms": alarms,
+        "accuracy": scores["accuracy"],
+        "spread": round(scores["spread"], 9),
+    }  # or 2.0 points would count as 2.0000000000000018
 
 
 def report(
-    calibration: pd.DataFrame, heldout: pd.DataFrame, level: float = 0.02, confidence: float = 0.9,
+    calibration: pd.DataFrame,
+    heldout: pd.DataFrame,
+    level: float = 0.02,
+    confidence: float = 0.9,
     systems: int = 1,
 ) -> pd.DataFrame:
     """What each rule chose on calibration cases, and what its threshold then does on both suites.
@@ -271,12 +281,18 @@ def report(
     DataFrame
         A row a rule of `rules` and suite ("calibration", "heldout"): rule, suite, threshold, and `measure`.
     """
-    return pd.DataFrame([
-        {"rule": choice.rule, "suite": suite, "threshold": choice.threshold,
-         **measure(apply(frame, choice.threshold))}
-        for choice in rules(calibration, level, confidence, systems)
-        for suite, frame in {"calibration": calibration, "heldout": heldout}.items()
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "rule": choice.rule,
+                "suite": suite,
+                "threshold": choice.threshold,
+                **measure(apply(frame, choice.threshold)),
+            }
+            for choice in rules(calibration, level, confidence, systems)
+            for suite, frame in {"calibration": calibration, "heldout": heldout}.items()
+        ]
+    )
 
 
 def curve(frame: pd.DataFrame) -> pd.DataFrame:
@@ -316,14 +332,26 @@ def bars(frame: pd.DataFrame) -> pd.DataFrame:
     accuracy, alarms = figures["accuracy"], figures["false_alarms"]
     rows = [
         ("Accuracy", f"≥ {BARS['accuracy']:.0%}", _rate(accuracy), accuracy["value"] >= BARS["accuracy"]),
-        ("Critical errors missed", "none", f"{missed['count']:,} of {missed['n']:,} (one-sided 95 % limit "
-         f"{missed['upper']:.2%})", missed["n"] > 0 and missed["count"] <= BARS["critical_misses"]),
+        (
+            "Critical errors missed",
+            "none",
+            f"{missed['count']:,} of {missed['n']:,} (one-sided 95% limit {missed['upper']:.2%})",
+            missed["n"] > 0 and missed["count"] <= BARS["critical_misses"],
+        ),
         ("False alarms", f"< {BARS['false_alarms']:.0%}", _rate(alarms), alarms["value"] < BARS["false_alarms"]),
-        ("Spread across modalities", f"< {BARS['spread']:.0f} points", f"{spread:.1f} points",
-         spread < BARS["spread"]),
+        (
+            "Spread across modalities",
+            f"< {BARS['spread']:.0f} points",
+            f"{spread:.1f} points",
+            spread < BARS["spread"],
+        ),
     ]
-    return pd.DataFrame([{"Figure": name, "Target": target, "Measured": shown, "Met": "yes" if met else "no"}
-                         for name, target, shown, met in rows])
+    return pd.DataFrame(
+        [
+            {"Figure": name, "Target": target, "Measured": shown, "Met": "yes" if met else "no"}
+            for name, target, shown, met in rows
+        ]
+    )
 
 
 def _rate(rate: dict) -> str:

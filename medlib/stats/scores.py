@@ -4,7 +4,7 @@ The input is a table of predictions, one row per scenario, with the columns
 
 ==============  ==================================================================
 id              scenario id
-modality        kind of picture
+modality        kind of image
 verdict         gold verdict, ``CORRECT`` or ``ERROR``
 p_correct       probability that the model gives to ``CORRECT``
 predicted       the more likely verdict, ``CORRECT`` or ``ERROR``
@@ -54,12 +54,12 @@ def score(predictions: pd.DataFrame) -> dict:
         - ``spread``: best minus worst accuracy over modalities, in percentage points, nan if
           there is one modality only;
         - ``critical_misses``: ``count`` of critical errors called CORRECT among ``n``, and
-          ``upper``, the one-sided 95 % Clopper-Pearson limit of their rate;
+          ``upper``, the one-sided 95% Clopper-Pearson limit of their rate;
         - ``expected_cost``: US dollars lost through missed errors, ``total`` and ``per_1000``
           scenarios;
         - ``accuracy_clustered`` (if there is a column ``pair`` with a value in it): the accuracy
-          with a 95 % bootstrap interval that resamples whole pairs, because twins share words or
-          picture; ``clusters`` is their number, a scenario without a pair being its own;
+          with a 95% bootstrap interval that resamples whole pairs, because twins share words or
+          image; ``clusters`` is their number, a scenario without a pair being its own;
         - ``generation`` (if there is a free answer): ``parse_rate``, and ``accuracy`` with
           unparsed answers counted as wrong. Rows whose ``generated`` is missing were not
           generated and do not count; an empty answer is ``""`` and does.
@@ -69,9 +69,7 @@ def score(predictions: pd.DataFrame) -> dict:
     ValueError
         For no rows, a missing column or a bad value; names row and field.
     """
-    frame = checked(
-        predictions, ("modality", "verdict", "p_correct", "predicted", "severity", "cost_impact")
-    )
+    frame = checked(predictions, ("modality", "verdict", "p_correct", "predicted", "severity", "cost_impact"))
     is_valid = (frame["verdict"] == "CORRECT").to_numpy()
     called_valid = (frame["predicted"] == "CORRECT").to_numpy()
     p_correct = frame["p_correct"].to_numpy(dtype=float)
@@ -123,7 +121,7 @@ def _rates(frame: pd.DataFrame) -> dict:
 def _critical_misses(frame: pd.DataFrame, missed: pd.DataFrame) -> dict:
     n = int(((frame["verdict"] == "ERROR") & (frame["severity"] == "critical")).sum())
     count = int((missed["severity"] == "critical").sum())
-    # the upper end of a two-sided 90 % interval is the one-sided 95 % limit
+    # the upper end of a two-sided 90% interval is the one-sided 95% limit
     upper = proportion_confint(count, n, alpha=0.10, method="beta")[1] if n else NAN
     return {"count": count, "n": n, "upper": float(upper)}
 
@@ -134,8 +132,7 @@ def _clustered_accuracy(frame: pd.DataFrame) -> dict:
     hits, sizes = np.bincount(cluster, right), np.bincount(cluster)
     order = np.lexsort((hits, sizes))  # the draws must not depend on the order of the rows
     low, high = bootstrap_interval(hits[order], sizes[order], floor=0.0)
-    return {"value": float(right.mean()), "n": len(frame), "clusters": len(sizes),
-            "low": low, "high": high}
+    return {"value": float(right.mean()), "n": len(frame), "clusters": len(sizes), "low": low, "high": high}
 
 
 def by_group(predictions: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -150,7 +147,7 @@ def by_group(predictions: pd.DataFrame, column: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``column``, n, accuracy, low, high (95 % Wilson); a missing group is "missing".
+        Columns ``column``, n, accuracy, low, high (95% Wilson); a missing group is "missing".
     """
     frame = checked(predictions, ("verdict", "predicted", column))
     groups = frame[column].astype(object).where(frame[column].notna(), "missing").rename(column)
@@ -158,6 +155,7 @@ def by_group(predictions: pd.DataFrame, column: str) -> pd.DataFrame:
     rows = []
     for name, values in right:
         rate = proportion(int(values.sum()), len(values))
-        rows.append({column: name, "n": rate["n"], "accuracy": rate["value"],
-                     "low": rate["low"], "high": rate["high"]})
+        rows.append(
+            {column: name, "n": rate["n"], "accuracy": rate["value"], "low": rate["low"], "high": rate["high"]}
+        )
     return pd.DataFrame(rows)

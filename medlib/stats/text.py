@@ -17,26 +17,26 @@ def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFram
         Results of `score` by name of the system.
     full : bool
         Also balanced accuracy, MCC, AUROC, Brier score, calibration error, critical misses (with
-        the one-sided 95 % limit of their rate) and US dollars lost in 1,000 cases.
+        the one-sided 95% limit of their rate) and US dollars lost in 1,000 cases.
 
     Returns
     -------
     DataFrame
-        Strings only, rates as ``91.2 % [89.3, 92.8] (n=1,024)``.
+        Strings only, rates as ``91.2% [89.3, 92.8] (n=1,024)``.
     """
     rows = []
     for system, result in scores.items():
         row = {
             "System": system,
             "n": f"{result['n']:,}",
-            "Accuracy (95 % CI)": _rate_text(result["accuracy"]),
+            "Accuracy (95% CI)": _rate_text(result["accuracy"]),
             "Valid treatments recognised": _rate_text(result["sensitivity"]),
             "Errors caught": _rate_text(result["specificity"]),
             "Spread (points)": _number_text(result["spread"], ".1f"),
         }
         if full:
             missed = result["critical_misses"]
-            limit = f" (≤ {100 * missed['upper']:.1f} %)" if missed["n"] else ""
+            limit = f" (≤ {100 * missed['upper']:.1f}%)" if missed["n"] else ""
             row |= {
                 "Balanced": _number_text(result["balanced_accuracy"], ".1%").replace("%", " %"),
                 "MCC": _number_text(result["mcc"], ".3f"),
@@ -59,11 +59,12 @@ def _rate_text(rate: dict) -> str:
     if not rate["n"]:
         return "n/a (n=0)"
     value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}] (n={rate['n']:,})"
+    return f"{value:.1f}% [{low:.1f}, {high:.1f}] (n={rate['n']:,})"
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """A table as GitHub Markdown; the first column left, the others right aligned."""
+
     def line(cells) -> str:
         texts = (str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells)
         return "| " + " | ".join(texts) + " |"
@@ -71,6 +72,8 @@ def to_markdown(table: pd.DataFrame) -> str:
     ruler = "|" + "|".join([":---"] + ["---:"] * (table.shape[1] - 1)) + "|"
     rows = table.itertuples(index=False, name=None)
     return "\n".join([line(table.columns), ruler, *(line(row) for row in rows)]) + "\n"
+
+
 SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -78,8 +81,8 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def percent(value: float) -> str:
-    """``91.2 %`` of a fraction; ``n/a`` if it is undefined."""
-    return "n/a" if pd.isna(value) else f"{100 * value:.1f}{SPACE}%"
+    """``91.2%`` of a fraction; ``n/a`` if it is undefined."""
+    return "n/a" if pd.isna(value) else f"{100 * value:.1f}%"
 
 
 def rate_text(rate: Mapping) -> str:

@@ -11,4 +11,4 @@ A name with a colon, such as ``openai:gpt-4o``, is looked up by what stands befo
 from medlib.systems.registry import MODULES, REGISTRY, System, is_system, names, register
 from medlib.systems.session import Session
 
-__all__ = ['MODULES', 'REGISTRY', 'Session', 'System', 'is_system', 'names', 'register']
+__all__ = ["MODULES", "REGISTRY", "Session", "System", "is_system", "names", "register"]

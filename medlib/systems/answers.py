@@ -34,6 +34,7 @@ def read_answers(file: Path) -> dict[str, dict]:
             row = json.loads(line)
             known[row.pop("key")] = row
         except (json.JSONDecodeError, KeyError) as error:
-            raise DataError(f"{file.name}, row {number}: not an answer ({error}); delete the row and "
-                            "run again") from None
+            raise DataError(
+                f"{file.name}, row {number}: not an answer ({error}); delete the row and run again"
+            ) from None
     return known

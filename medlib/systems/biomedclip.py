@@ -1,10 +1,10 @@
-"""A dual encoder as auditor: vectors of picture, finding and treatment, with and without training.
+"""A dual encoder as auditor: vectors of image, finding and treatment, with and without training.
 
 ``biomedclip`` asks two questions, each answered by a softmax over similarities to generic prompts:
 
-1. Do picture and note agree? Both are compared with the same captions, one for each finding of the
+1. Do image and note agree? Both are compared with the same captions, one for each finding of the
    modality; agreement is the chance that the two name the same one.
-2. Does the care agree with the picture? The captions tell whether the picture needs treatment, the
+2. Does the care agree with the image? The captions tell whether the image needs treatment, the
    prompts `WATCH` and `TREAT` whether the prescription is one.
 
 P(CORRECT) is the product. It uses the case itself and prompts that name no guideline (which drug for
@@ -43,36 +43,40 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression, from 
 
 
 @register("biomedclip")
-def biomedclip(setting: Session) -> System:
+def biomedclip(session: Session) -> System:
     """Zero-shot: nothing is trained on the audit."""
     captions = {modality: captions_of(modality) for modality in MODALITY_NAMES}
-    return System("biomedclip", _revision(setting, captions, WATCH, TREAT),
-                  lambda suite: zero_shot(setting, suite))
+    return System(
+        "biomedclip", _revision(session, captions, WATCH, TREAT), lambda suite: zero_shot(session, suite)
+    )
 
 
 @register("biomedclip-probe")
-def biomedclip_probe(setting: Session) -> System:
+def biomedclip_probe(session: Session) -> System:
     """Logistic regression on products of the vectors, fitted when first asked."""
-    training = [key for suite in _training(setting) for key in suite.keys()]
-    fitted = functools.cache(lambda: fit_probe(setting))
-    return System("biomedclip-probe", _revision(setting, training, STRENGTHS, setting.config.seed),
-                  lambda suite: fitted().predict_proba(products(*embed(setting, suite)))[:, 1])
+    training = [key for suite in _training(session) for key in suite.keys()]
+    fitted = functools.cache(lambda: fit_probe(session))
+    return System(
+        "biomedclip-probe",
+        _revision(session, training, STRENGTHS, session.config.seed),
+        lambda suite: fitted().predict_proba(products(*embed(session, suite)))[:, 1],
+    )
 
 
 # --- zero-shot ------------------------------------------------------------------------------------
 
 
 def captions_of(modality: str) -> list[str]:
-    """The generic captions: one for each finding that a picture of this modality may show."""
+    """The generic captions: one for each finding that an image of this modality may show."""
     return [caption(finding) for finding in findings_of(modality)]
 
 
-def zero_shot(setting: Session, suite: Suite) -> np.ndarray:
+def zero_shot(session: Session, suite: Suite) -> np.ndarray:
     """P(CORRECT), float array (n,), as the module's head describes it."""
-    processor, model, _ = encoder(setting)
+    processor, model, _ = encoder(session)
     scale = model.logit_scale.exp().item()
     texts = functools.partial(dual_encoder.embed_texts, processor, model)
-    pictures, findings, treatments = embed(setting, suite)
+    images, findings, treatments = embed(session, suite)
 
     care = np.stack([texts(WATCH).mean(axis=0), texts(TREAT).mean(axis=0)])
     care /= np.linalg.norm(care, axis=1, keepdims=True)
@@ -82,7 +86,7 @@ def zero_shot(setting: Session, suite: Suite) -> np.ndarray:
     modality = np.array([s.modality for s in suite.scenarios])
     for name in set(modality):
         rows, prompts = modality == name, texts(captions_of(name)).T
-        shown = softmax(scale * pictures[rows] @ prompts, axis=1)
+        shown = softmax(scale * images[rows] @ prompts, axis=1)
         noted = softmax(scale * findings[rows] @ prompts, axis=1)
         ill = shown @ np.array([not finding.benign for finding in findings_of(name)])
         care_fits = ill * treated[rows] + (1 - ill) * (1 - treated[rows])
@@ -93,61 +97,63 @@ def zero_shot(setting: Session, suite: Suite) -> np.ndarray:
 # --- probe ----------------------------------------------------------------------------------------
 
 
-def fit_probe(setting: Session) -> GridSearchCV:
+def fit_probe(session: Session) -> GridSearchCV:
     """A fitted scikit-learn classifier over `products`; its class 1 is CORRECT.
 
     The strength of the penalty is chosen by log-loss on treatment wordings that the fit did not see,
     since test wordings are not seen either; folds that share wordings would choose too weak a one.
     """
-    suites = _training(setting)
+    suites = _training(session)
     scenarios = [s for suite in suites for s in suite.scenarios]
-    features = np.concatenate([products(*embed(setting, suite)) for suite in suites])
-    probe = make_pipeline(StandardScaler(),
-                          LogisticRegression(max_iter=3000, random_state=setting.config.seed))
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=setting.config.seed)
+    features = np.concatenate([products(*embed(session, suite)) for suite in suites])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000, random_state=session.config.seed))
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=session.config.seed)
     search = GridSearchCV(probe, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss", cv=folds)
-    return search.fit(features, [s.verdict == "CORRECT" for s in scenarios],
-                      groups=[s.treatment for s in scenarios])
+    return search.fit(
+        features, [s.verdict == "CORRECT" for s in scenarios], groups=[s.treatment for s in scenarios]
+    )
 
 
-def products(pictures: np.ndarray, findings: np.ndarray, treatments: np.ndarray) -> np.ndarray:
+def products(images: np.ndarray, findings: np.ndarray, treatments: np.ndarray) -> np.ndarray:
     """Elementwise products of each two of the vectors: float arrays (n, d) -> (n, 3 d)."""
-    return np.hstack([pictures * findings, pictures * treatments, findings * treatments])
+    return np.hstack([images * findings, images * treatments, findings * treatments])
 
 
-def _training(setting: Session) -> list[Suite]:
-    return [setting.suites["train"], setting.suites["core_train"]]
+def _training(session: Session) -> list[Suite]:
+    return [session.suites["train"], session.suites["core_train"]]
 
 
 # --- vectors --------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
-def encoder(setting: Session) -> tuple:
-    """(processor, model, vectors of the pictures seen so far), loaded once a setting."""
-    config = setting.config
+def encoder(session: Session) -> tuple:
+    """(processor, model, vectors of the images seen so far), loaded once a setting."""
+    config = session.config
     return *dual_encoder.load(config.biomedclip, config.trust_remote_code), {}
 
 
-def embed(setting: Session, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors of pictures, findings and treatments, float32 (n, d) each; a picture only once."""
-    processor, model, seen = encoder(setting)
-    pictures = [(suite.images_dir, s.image, suite.view) for s in suite.scenarios]
-    new = {key: s for key, s in zip(pictures, suite.scenarios) if key not in seen}
-    vectors = dual_encoder.embed_pictures(processor, model, (suite.picture(s) for s in new.values()))
+def embed(session: Session, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors of images, findings and treatments, float32 (n, d) each; an image only once."""
+    processor, model, seen = encoder(session)
+    images = [(suite.images_dir, s.image, suite.view) for s in suite.scenarios]
+    new = {key: s for key, s in zip(images, suite.scenarios) if key not in seen}
+    vectors = dual_encoder.embed_images(processor, model, (suite.image(s) for s in new.values()))
     seen.update(zip(new, vectors))
     findings = [f"{MODALITY_NAMES[s.modality]}: {s.finding}" for s in suite.scenarios]
     treatments = [s.treatment for s in suite.scenarios]
-    return (np.stack([seen[key] for key in pictures]),
-            dual_encoder.embed_texts(processor, model, findings),
-            dual_encoder.embed_texts(processor, model, treatments))
+    return (
+        np.stack([seen[key] for key in images]),
+        dual_encoder.embed_texts(processor, model, findings),
+        dual_encoder.embed_texts(processor, model, treatments),
+    )
 
 
-def _revision(setting: Session, *made_of) -> str:
+def _revision(session: Session, *made_of) -> str:
     """SHA-256 over the encoder's files and whatever else decides; NotRun if there is no encoder."""
     try:
-        encoder(setting)
-        files = dual_encoder.fingerprint(setting.config.biomedclip)
+        encoder(session)
+        files = dual_encoder.fingerprint(session.config.biomedclip)
     except ModelError as error:
         raise NotRun(str(error)) from error
     return provenance.digest([files, *made_of])

@@ -16,25 +16,25 @@ PARTS = ("medgemma-lora", "biomedclip-probe")
 
 
 @register("medgemma-lora+biomedclip")
-def fused(setting: Session) -> System:
+def fused(session: Session) -> System:
     """Logistic regression on both log-odds, fitted on the validation suite that neither trained on."""
-    val = setting.suites["val"]
-    weights = LogisticRegression(random_state=setting.config.seed)
-    weights.fit(log_odds(setting, val), [s.verdict == "CORRECT" for s in val.scenarios])
-    made_of = [setting.system(part).revision for part in PARTS] + [val.sha256, str(setting.config.seed)]
+    val = session.suites["val"]
+    weights = LogisticRegression(random_state=session.config.seed)
+    weights.fit(log_odds(session, val), [s.verdict == "CORRECT" for s in val.scenarios])
+    made_of = [session.system(part).revision for part in PARTS] + [val.sha256, str(session.config.seed)]
 
     def predict(suite) -> pd.DataFrame:
         started = time.perf_counter()
-        seconds = sum(setting.ask(part, suite)["seconds"].to_numpy() for part in PARTS)
+        seconds = sum(session.ask(part, suite)["seconds"].to_numpy() for part in PARTS)
         seconds -= (time.perf_counter() - started) / len(suite)  # or the parts would be counted twice
-        p_correct = weights.predict_proba(log_odds(setting, suite))[:, 1]
+        p_correct = weights.predict_proba(log_odds(session, suite))[:, 1]
         return pd.DataFrame({"p_correct": p_correct, "seconds": seconds})
 
     return System("medgemma-lora+biomedclip", hashlib.sha256("".join(made_of).encode()).hexdigest(), predict)
 
 
-def log_odds(setting: Session, suite) -> np.ndarray:
+def log_odds(session: Session, suite) -> np.ndarray:
     """Log-odds of CORRECT by either part, float array (n, 2), clipped where a part is certain."""
-    p = np.stack([setting.ask(part, suite)["p_correct"].to_numpy(float) for part in PARTS], axis=1)
+    p = np.stack([session.ask(part, suite)["p_correct"].to_numpy(float) for part in PARTS], axis=1)
     p = p.clip(1e-6, 1 - 1e-6)
     return np.log(p / (1 - p))

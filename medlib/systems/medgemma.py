@@ -14,15 +14,15 @@ from medlib.training import adapters
 
 
 @register("medgemma")
-def medgemma(setting: Session) -> System:
+def medgemma(session: Session) -> System:
     """The untouched base model."""
-    return _system(setting, "medgemma", folder=None)
+    return _system(session, "medgemma", folder=None)
 
 
 @register("medgemma-lora")
-def medgemma_lora(setting: Session) -> System:
+def medgemma_lora(session: Session) -> System:
     """The base model with this run's adapter (or the one named)."""
-    return _system(setting, "medgemma-lora", adapter_dir(setting.config))
+    return _system(session, "medgemma-lora", adapter_dir(session.config))
 
 
 def after_feedback(method: str) -> None:
@@ -30,20 +30,20 @@ def after_feedback(method: str) -> None:
     name = f"medgemma-{method}"
 
     @register(name)
-    def build(setting: Session) -> System:
-        seed = int(setting.variant) if setting.variant else setting.config.seed
+    def build(session: Session) -> System:
+        seed = int(session.variant) if session.variant else session.config.seed
         try:
-            folder = adapters.rl_adapter(setting.config, method, seed)
+            folder = adapters.rl_adapter(session.config, method, seed)
         except ModelError as error:
             raise NotRun(str(error)) from error
-        return _system(setting, f"{name}:{setting.variant}".rstrip(":"), folder)
+        return _system(session, f"{name}:{session.variant}".rstrip(":"), folder)
 
 
 for _method in METHODS:
     after_feedback(_method)
 
 
-def _system(setting: Session, name: str, folder: Path | None) -> System:
+def _system(session: Session, name: str, folder: Path | None) -> System:
     try:
         adapter = loading.file_hash(folder / "adapter_model.safetensors") if folder else ""
     except ModelError as error:
@@ -51,36 +51,41 @@ def _system(setting: Session, name: str, folder: Path | None) -> System:
 
     def asked(question):
         def ask(suite):
-            with _model(setting, folder) as model:
-                return question(model, setting.base[0], suite, setting.config.eval_batch_size)
+            with _model(session, folder) as model:
+                return question(model, session.base[0], suite, session.config.eval_batch_size)
 
         return ask
 
-    return System(name, revision(setting, adapter), asked(scoring.p_correct),
-                  speak=asked(scoring.free_answers))
+    return System(name, revision(session, adapter), asked(scoring.p_correct), speak=asked(scoring.free_answers))
 
 
-def revision(setting: Session, adapter: str = "") -> str:
+def revision(session: Session, adapter: str = "") -> str:
     """SHA-256 over weights, adapter, precision, prompt and answers."""
-    config = setting.config
+    config = session.config
     dtype = loading.pick_dtype(loading.pick_device(), config.dtype)
-    made_of = [loading.weights_hash(config.model), adapter, str(dtype),
-               config.quantization or config.use_8bit, INSTRUCTION, ANSWERS]
+    made_of = [
+        loading.weights_hash(config.model),
+        adapter,
+        str(dtype),
+        config.quantization or config.use_8bit,
+        INSTRUCTION,
+        ANSWERS,
+    ]
     return provenance.digest(made_of)
 
 
 @contextlib.contextmanager
-def _model(setting: Session, folder: Path | None):
+def _model(session: Session, folder: Path | None):
     """The base with one adapter switched on, or none; the base alone while nobody asked for an adapter."""
-    if folder == adapter_dir(setting.config):
-        yield setting.adapted
+    if folder == adapter_dir(session.config):
+        yield session.adapted
     elif folder:
-        yield from _another_adapter(setting.adapted, folder)
-    elif setting.has_adapter:
-        with setting.adapted.disable_adapter():
-            yield setting.adapted
+        yield from _another_adapter(session.adapted, folder)
+    elif session.has_adapter:
+        with session.adapted.disable_adapter():
+            yield session.adapted
     else:
-        yield setting.base[1]
+        yield session.base[1]
 
 
 def _another_adapter(model, folder: Path):

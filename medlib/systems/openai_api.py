@@ -1,7 +1,7 @@
 """A hosted model behind any OpenAI-compatible endpoint, as one more row of the benchmark.
 
-**Pictures and notes leave this machine**: every scenario's picture, age, sex, complaint, finding and
-treatment go to the endpoint. Synthetic scenarios may go anywhere; a folder of real pictures is refused
+**Images and notes leave this machine**: every scenario's image, age, sex, complaint, finding and
+treatment go to the endpoint. Synthetic scenarios may go anywhere; a folder of real images is refused
 until ``api_allow_real_images`` says that its owner agreed. Log lines and errors name the endpoint's host
 and the kind of failure, never what was sent or answered, nor the key.
 """
@@ -35,7 +35,7 @@ OPTIONAL = ("logprobs", "top_logprobs", "seed")  # an endpoint may refuse these 
 
 
 @register("openai")
-def openai_api(setting: Session) -> System:
+def openai_api(session: Session) -> System:
     """``openai:<model>`` through the official client, which retries 429, 5xx and timeouts with back-off.
 
     The key is read from ``OPENAI_API_KEY``; the endpoint is ``api_base_url``, else ``OPENAI_BASE_URL``,
@@ -49,10 +49,10 @@ def openai_api(setting: Session) -> System:
     Raises
     ------
     NotRun
-        No model named, no key, no package, real pictures without leave; and by ``predict`` if the
+        No model named, no key, no package, real images without leave; and by ``predict`` if the
         endpoint refuses, or stays out of reach after all retries.
     """
-    config, model = setting.config, setting.variant
+    config, model = session.config, session.variant
     key = os.environ.get("OPENAI_API_KEY")
     address = config.api_base_url or os.environ.get("OPENAI_BASE_URL")
     if not model:
@@ -60,51 +60,56 @@ def openai_api(setting: Session) -> System:
     if not key and not address:
         raise NotRun("OPENAI_API_KEY is not set")
     if config.images_dir and not config.api_allow_real_images:
-        raise NotRun("images_dir may hold patients' pictures, which would leave this machine; "
-                     "set api_allow_real_images if they may")
+        raise NotRun(
+            "images_dir may hold patients' images, which would leave this machine; "
+            "set api_allow_real_images if they may"
+        )
     try:
         import openai
     except ImportError:
         raise NotRun("the openai package is missing: pip install '.[api]'") from None
     client = openai.OpenAI(
-        api_key=key or "none", base_url=address,  # a server of one's own asks for no key
-        timeout=config.api_timeout_s, max_retries=config.api_retries,
+        api_key=key or "none",
+        base_url=address,  # a server of one's own asks for no key
+        timeout=config.api_timeout_s,
+        max_retries=config.api_retries,
     )
     host, price = client.base_url.host, load_price(client.base_url.host, model)
     options = {"model": model, "seed": config.seed, **DECODING}
 
-    def ask(scenario: Scenario, picture: Image.Image) -> dict:
+    def ask(scenario: Scenario, image: Image.Image) -> dict:
         try:
-            return row(complete(client, options, chat(scenario, picture)), price)
+            return row(complete(client, options, chat(scenario, image)), price)
         except (openai.OpenAIError, ValueError) as error:  # ValueError: an answer that is not JSON
             # `from None`: an endpoint's own words may repeat the note or part of the key
             raise NotRun(f"{host}: {reason(error)}") from None
 
     def predict(suite: Suite) -> pd.DataFrame:
         with ThreadPoolExecutor(config.api_workers) as pool:
-            return pd.DataFrame(pool.map(lambda s: ask(s, suite.picture(s)), suite.scenarios))
+            return pd.DataFrame(pool.map(lambda s: ask(s, suite.image(s)), suite.scenarios))
 
     asked = [str(client.base_url.copy_with(userinfo=b"", query=None)), prompts.INSTRUCTION, options]
     revision = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     return System(f"openai:{model}", revision, predict, chunk=16)
 
 
-def chat(scenario: Scenario, picture: Image.Image) -> list[dict]:
-    """The turns of :func:`medlib.models.prompts.messages`, with the picture as a data URL."""
-    turns = prompts.messages(scenario, picture)
+def chat(scenario: Scenario, image: Image.Image) -> list[dict]:
+    """The turns of :func:`medlib.models.prompts.messages`, with the image as a data URL."""
+    turns = prompts.messages(scenario, image)
     for turn in turns:
         turn["content"] = [
             {"type": "image_url", "image_url": {"url": data_url(part["image"])}}
-            if part["type"] == "image" else part
+            if part["type"] == "image"
+            else part
             for part in turn["content"]
         ]
     return turns
 
 
-def data_url(picture: Image.Image) -> str:
-    """A picture as a PNG in a data URL: its pixels and nothing else of the file that it came from."""
+def data_url(image: Image.Image) -> str:
+    """An image as a PNG in a data URL: its pixels and nothing else of the file that it came from."""
     file = io.BytesIO()
-    Image.fromarray(np.asarray(picture.convert("RGB"))).save(file, format="PNG")
+    Image.fromarray(np.asarray(image.convert("RGB"))).save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -125,8 +130,9 @@ def complete(client, options: dict, messages: list[dict]):
         reply = client.chat.completions.create(messages=messages, **sent)
     except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
         complaint = f"{error.param} {error.message}"
-        refused = [name for name in (*OPTIONAL, "max_tokens")
-                   if name in sent and re.search(rf"\b{name}\b", complaint)]
+        refused = [
+            name for name in (*OPTIONAL, "max_tokens") if name in sent and re.search(rf"\b{name}\b", complaint)
+        ]
         if not refused:
             raise
         for name in refused:
@@ -149,8 +155,14 @@ def row(reply, price: dict | None) -> dict:
     usd = (tokens[0] * price["input"] + tokens[1] * price["output"]) / 1e6 if price else math.nan
     listed = (choice.logprobs.content if choice.logprobs else None) or []
     parsed = prompts.parse_verdict(text)
-    return {"p_correct": probability(parsed, listed), "generated": text, "parsed": parsed,
-            "prompt_tokens": tokens[0], "completion_tokens": tokens[1], "usd": usd}
+    return {
+        "p_correct": probability(parsed, listed),
+        "generated": text,
+        "parsed": parsed,
+        "prompt_tokens": tokens[0],
+        "completion_tokens": tokens[1],
+        "usd": usd,
+    }
 
 
 def probability(parsed: str | None, tokens: list) -> float:

@@ -13,25 +13,40 @@ from medlib.data.cases import Scenario, scenario_hash
 from medlib.systems.registry import System, register
 from medlib.systems.session import Session
 
-NORMAL_WORDS = ("normal", "clear", "benign", "no ", "unremarkable", "cyst", "without", "bi-rads 1",
-                "bi-rads 2")
-INVASIVE_WORDS = ("surg", "resect", "ectomy", "chemo", "radio", "radiation", "biopsy", "antibiotic",
-                  "steroid", "antiviral", "craniotomy", "angiography", "dissection", "ceftriaxone",
-                  "oxygen", "remdesivir")
+NORMAL_WORDS = ("normal", "clear", "benign", "no ", "unremarkable", "cyst", "without", "bi-rads 1", "bi-rads 2")
+INVASIVE_WORDS = (
+    "surg",
+    "resect",
+    "ectomy",
+    "chemo",
+    "radio",
+    "radiation",
+    "biopsy",
+    "antibiotic",
+    "steroid",
+    "antiviral",
+    "craniotomy",
+    "angiography",
+    "dissection",
+    "ceftriaxone",
+    "oxygen",
+    "remdesivir",
+)
 
 
 @register("constant")
-def constant(setting: Session) -> System:
+def constant(session: Session) -> System:
     """Always CORRECT: what an auditor who reads nothing achieves."""
     return System("constant", "1", lambda suite: np.ones(len(suite)))
 
 
 @register("heuristics")
-def heuristics(setting: Session) -> System:
+def heuristics(session: Session) -> System:
     """An error is an invasive treatment of a normal finding, or no treatment of an abnormal one."""
     words = repr((NORMAL_WORDS, INVASIVE_WORDS)).encode()
-    return System("heuristics", hashlib.sha256(words).hexdigest(),
-                  lambda suite: np.array([rule(s) for s in suite.scenarios]))
+    return System(
+        "heuristics", hashlib.sha256(words).hexdigest(), lambda suite: np.array([rule(s) for s in suite.scenarios])
+    )
 
 
 def rule(scenario: Scenario) -> float:
@@ -44,12 +59,15 @@ def rule(scenario: Scenario) -> float:
 
 
 @register("keyword-probe")
-def keyword_probe(setting: Session) -> System:
+def keyword_probe(session: Session) -> System:
     """TF-IDF and logistic regression on the words of the training split: what text alone leaks."""
-    train = setting.training_scenarios()
-    probe = fit_keywords(train, setting.config.seed)
-    return System("keyword-probe", f"{scenario_hash(train)}-{setting.config.seed}",
-                  lambda suite: probe.predict_proba(words(suite.scenarios))[:, 1])
+    train = session.training_scenarios()
+    probe = fit_keywords(train, session.config.seed)
+    return System(
+        "keyword-probe",
+        f"{scenario_hash(train)}-{session.config.seed}",
+        lambda suite: probe.predict_proba(words(suite.scenarios))[:, 1],
+    )
 
 
 def fit_keywords(train: list[Scenario], seed: int = 0):

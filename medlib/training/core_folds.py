@@ -19,7 +19,7 @@ from medlib.training.supervised import TRAINING_FIELDS
 def core_folds(config: RunConfig, processor, base, everything: Suite) -> pd.DataFrame:
     """Leave one image group out: an adapter trained on the other core cases alone, for each group.
 
-    Pictures of one field share a group, so no case is judged by a model that saw its picture. Every
+    Images of one field share a group, so no case is judged by a model that saw its image. Every
     fold's answers are kept under its settings, so that a second call trains nothing.
 
     Returns
@@ -41,15 +41,23 @@ def core_folds(config: RunConfig, processor, base, everything: Suite) -> pd.Data
 
 
 def image_group(scenario: Scenario) -> str:
-    """Cases whose pictures come from one field share this name."""
+    """Cases whose images come from one field share this name."""
     return scenario.factors.get("image_group", scenario.image)
 
 
 def _fold(config: RunConfig, processor, base, rows: list[dict], held: Suite) -> pd.DataFrame:
     size = min(4, config.batch_size)  # four cases a step on every hardware
     small = {"epochs": config.core_fold_epochs, "batch_size": size, "gradient_accumulation": 4 // size}
-    folder = trainer.train_adapter(base, processor, rows, [], config.model_copy(update=small),
-                                    run_dir(config) / "fold", resume=False, quiet=True)
+    folder = trainer.train_adapter(
+        base,
+        processor,
+        rows,
+        [],
+        config.model_copy(update=small),
+        run_dir(config) / "fold",
+        resume=False,
+        quiet=True,
+    )
     model = loading.attach_adapter(base, folder)
     answered = pd.DataFrame({"p_correct": scoring.p_correct(model, processor, held)})
     if config.generate:

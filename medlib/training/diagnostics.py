@@ -28,9 +28,13 @@ NOTHING = "nothing to mend"
 def table(config: RunConfig) -> pd.DataFrame:
     """Diagnoses of this run's training as a table: Diagnosis, Evidence, Change."""
     found = diagnose(adapters.training_metadata(config), guessing_loss(config))
-    return pd.DataFrame({"Diagnosis": [d["diagnosis"] for d in found],
-                         "Evidence": [d["evidence"] for d in found],
-                         "Change": ["; ".join(d["changes"]) or "none" for d in found]})
+    return pd.DataFrame(
+        {
+            "Diagnosis": [d["diagnosis"] for d in found],
+            "Evidence": [d["evidence"] for d in found],
+            "Change": ["; ".join(d["changes"]) or "none" for d in found],
+        }
+    )
 
 
 def diagnose(metadata: Mapping, guess: float | None = None) -> list[dict]:
@@ -57,11 +61,20 @@ def diagnose(metadata: Mapping, guess: float | None = None) -> list[dict]:
     if broken:
         return [broken]
     if len(val) < 2:
-        return [_finding(f"too few measurements ({len(val)} of validation loss)",
-                         "a curve needs at least two", config,
-                         evaluations_per_epoch=max(4, 2 * config["evaluations_per_epoch"]))]
-    rules = (_steps_too_long(train, config), _overfitting(train, val, config),
-             _underfitting(val, config, guess), _not_converged(val, config))
+        return [
+            _finding(
+                f"too few measurements ({len(val)} of validation loss)",
+                "a curve needs at least two",
+                config,
+                evaluations_per_epoch=max(4, 2 * config["evaluations_per_epoch"]),
+            )
+        ]
+    rules = (
+        _steps_too_long(train, config),
+        _overfitting(train, val, config),
+        _underfitting(val, config, guess),
+        _not_converged(val, config),
+    )
     found = [finding for finding in rules if finding]
     (_, _, first), (step, _, best) = val[0], min(val, key=lambda entry: entry[2])
     fine = f"validation loss fell from {first:.4g} to {best:.4g} (step {step:,}) and stayed there"
@@ -78,8 +91,7 @@ def guessing_loss(config: RunConfig) -> float:
     from medlib.config import ANSWERS
 
     tokenizer = AutoTokenizer.from_pretrained(adapter_dir(config))
-    lengths = [len(tokenizer(f"{ANSWERS[v]}<end_of_turn>", add_special_tokens=False).input_ids)
-               for v in VERDICTS]
+    lengths = [len(tokenizer(f"{ANSWERS[v]}<end_of_turn>", add_special_tokens=False).input_ids) for v in VERDICTS]
     return math.log(len(VERDICTS)) / float(np.mean(lengths))
 
 
@@ -90,8 +102,13 @@ def _diverged(train, val, config) -> dict | None:
     bad = [step for step, loss in train if not math.isfinite(loss)]
     bad += [step for step, _, loss in val if not math.isfinite(loss)]
     if bad:
-        return _finding("diverged", f"loss is not a number from step {min(bad):,} on", config,
-                        lr=config["lr"] / 10, warmup_ratio=max(0.1, config["warmup_ratio"]))
+        return _finding(
+            "diverged",
+            f"loss is not a number from step {min(bad):,} on",
+            config,
+            lr=config["lr"] / 10,
+            warmup_ratio=max(0.1, config["warmup_ratio"]),
+        )
     return None
 
 
@@ -107,10 +124,18 @@ def _steps_too_long(train, config) -> dict | None:
     if not never_fell and (regained < SMALL or regained < REBOUND * lost):
         return None
     step, peak = train[low + 1][0], smooth[low:].max()
-    evidence = (f"training loss rose from {smooth[0]:.4g} to {smooth[-1]:.4g}" if never_fell else
-                f"training loss fell to {smooth[low]:.4g} (step {step:,}) and rose to {peak:.4g} again")
-    return _finding("learning rate too high", evidence, config, lr=config["lr"] / 3,
-                    warmup_ratio=max(0.1, config["warmup_ratio"]))
+    evidence = (
+        f"training loss rose from {smooth[0]:.4g} to {smooth[-1]:.4g}"
+        if never_fell
+        else f"training loss fell to {smooth[low]:.4g} (step {step:,}) and rose to {peak:.4g} again"
+    )
+    return _finding(
+        "learning rate too high",
+        evidence,
+        config,
+        lr=config["lr"] / 3,
+        warmup_ratio=max(0.1, config["warmup_ratio"]),
+    )
 
 
 def _overfitting(train, val, config) -> dict | None:
@@ -122,13 +147,20 @@ def _overfitting(train, val, config) -> dict | None:
         return None
     if np.mean(after) >= np.mean(before):  # both rise: that is not overfitting
         return None
-    evidence = (f"validation loss rose from {best:.4g} (step {step:,}) to {last:.4g} while training "
-                f"loss fell from {np.mean(before):.4g} to {np.mean(after):.4g}")
+    evidence = (
+        f"validation loss rose from {best:.4g} (step {step:,}) to {last:.4g} while training "
+        f"loss fell from {np.mean(before):.4g} to {np.mean(after):.4g}"
+    )
     dropout, rank = config["lora_dropout"], config["lora_rank"]
-    return _finding("overfitting", evidence, config, epochs=max(1, math.ceil(epoch)),
-                    lora_dropout=max(dropout, min(0.3, round(dropout + 0.1, 2))),
-                    lora_rank=min(rank, max(4, rank // 2)),
-                    paraphrase_copies=config.get("paraphrase_copies", 0) + 1)
+    return _finding(
+        "overfitting",
+        evidence,
+        config,
+        epochs=max(1, math.ceil(epoch)),
+        lora_dropout=max(dropout, min(0.3, round(dropout + 0.1, 2))),
+        lora_rank=min(rank, max(4, rank // 2)),
+        paraphrase_copies=config.get("paraphrase_copies", 0) + 1,
+    )
 
 
 def _underfitting(val, config, guess) -> dict | None:
@@ -136,20 +168,30 @@ def _underfitting(val, config, guess) -> dict | None:
     best = min(loss for *_, loss in val)
     if guess is None or best < GUESSING * guess or _gain(val) >= STILL_FALLING:
         return None
-    evidence = (f"validation loss settled at {best:.4g}; guessing the verdict gives {guess:.4g}, "
-                f"and the last measurement changed the best by {100 * _gain(val):.1f} %")
+    evidence = (
+        f"validation loss settled at {best:.4g}; guessing the verdict gives {guess:.4g}, "
+        f"and the last measurement changed the best by {100 * _gain(val):.1f}%"
+    )
     targets = "attention+mlp" if config["lora_targets"] == "attention" else config["lora_targets"]
-    return _finding("underfitting", evidence, config, lora_rank=2 * config["lora_rank"],
-                    lora_targets=targets, lr=2 * config["lr"],
-                    lora_dropout=round(config["lora_dropout"] / 2, 3))
+    return _finding(
+        "underfitting",
+        evidence,
+        config,
+        lora_rank=2 * config["lora_rank"],
+        lora_targets=targets,
+        lr=2 * config["lr"],
+        lora_dropout=round(config["lora_dropout"] / 2, 3),
+    )
 
 
 def _not_converged(val, config) -> dict | None:
     if _gain(val) < STILL_FALLING:
         return None
     (_, _, earlier), (step, _, last) = val[-2], val[-1]
-    evidence = (f"validation loss was still falling at the end: its last measurement (step {step:,}) is "
-                f"{last:.4g}, the one before {earlier:.4g}")
+    evidence = (
+        f"validation loss was still falling at the end: its last measurement (step {step:,}) is "
+        f"{last:.4g}, the one before {earlier:.4g}"
+    )
     return _finding("not converged", evidence, config, epochs=2 * config["epochs"])
 
 

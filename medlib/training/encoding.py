@@ -25,16 +25,17 @@ def encode(processor, scenarios: list[Scenario], images_dirs: list[Path], batch_
     Returns
     -------
     list of dict with ``input_ids``, ``token_type_ids``, ``labels`` (1-D int64 tensors of equal length)
-    and ``pixels``, a function that loads the picture (float tensor, crops x 3 x height x width); rows
-    of one picture share it
+    and ``pixels``, a function that loads the image (float tensor, crops x 3 x height x width); rows
+    of one image share it
     """
     load = functools.lru_cache(maxsize=None)(lambda file: functools.partial(_pixels, processor, file))
     rows = []
     for start in tqdm(range(0, len(scenarios), batch_size), desc="encoding", leave=False):
         part = slice(start, start + batch_size)
         files = [folder / s.image for s, folder in zip(scenarios[part], images_dirs[part])]
-        rows += [row | {"pixels": load(file)}
-                 for row, file in zip(_encode(processor, scenarios[part], files), files)]
+        rows += [
+            row | {"pixels": load(file)} for row, file in zip(_encode(processor, scenarios[part], files), files)
+        ]
     return rows
 
 
@@ -43,15 +44,20 @@ def _pixels(processor, file: Path) -> torch.Tensor:
 
 
 def _encode(processor, scenarios: list[Scenario], files: list[Path]) -> list[dict]:
-    pictures = [load_image(file) for file in files]
+    images = [load_image(file) for file in files]
 
     def tokens(turns, **options):
         return processor.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "right"}, **options)
+            turns,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "right"},
+            **options,
+        )
 
-    full = tokens([prompts.messages(s, p, ANSWERS[s.verdict]) for s, p in zip(scenarios, pictures)])
-    asked = tokens([prompts.messages(s, p) for s, p in zip(scenarios, pictures)], add_generation_prompt=True)
+    full = tokens([prompts.messages(s, p, ANSWERS[s.verdict]) for s, p in zip(scenarios, images)])
+    asked = tokens([prompts.messages(s, p) for s, p in zip(scenarios, images)], add_generation_prompt=True)
     rows = []
     for index, scenario in enumerate(scenarios):
         length, start = int(full["attention_mask"][index].sum()), int(asked["attention_mask"][index].sum())
@@ -62,8 +68,13 @@ def _encode(processor, scenarios: list[Scenario], files: list[Path]) -> list[dic
         labels[:start] = -100
         end = start + int((ids[start:] == _end_of_turn(processor)).nonzero()[0]) + 1
         labels[end:] = -100  # the newline after the turn is not part of the answer
-        rows.append({"input_ids": ids.clone(), "labels": labels,
-                     "token_type_ids": full["token_type_ids"][index, :length].clone()})
+        rows.append(
+            {
+                "input_ids": ids.clone(),
+                "labels": labels,
+                "token_type_ids": full["token_type_ids"][index, :length].clone(),
+            }
+        )
     return rows
 
 
@@ -73,10 +84,10 @@ def _end_of_turn(processor) -> int:
 
 @torch.no_grad()
 def cache_image_features(model, rows: list[dict], batch_size: int = 64) -> list[dict]:
-    """Put beside each row what the frozen tower and projector make of its picture.
+    """Put beside each row what the frozen tower and projector make of its image.
 
-    Equal results, less work: every picture goes through the tower once, not once an epoch and row.
-    Pictures are loaded batch by batch; a batch that does not fit into memory is halved.
+    Equal results, less work: every image goes through the tower once, not once an epoch and row.
+    Images are loaded batch by batch; a batch that does not fit into memory is halved.
     """
     device = next(model.parameters()).device
     waiting = [row["pixels"] for row in rows if "image_features" not in row]
@@ -99,7 +110,7 @@ def cache_image_features(model, rows: list[dict], batch_size: int = 64) -> list[
 
 
 def collator(pad_token_id: int):
-    """Batch encoded rows, padded at the right end; loads the pictures of rows without features."""
+    """Batch encoded rows, padded at the right end; loads the images of rows without features."""
 
     def collate(rows: list[dict]) -> dict:
         def pad(name, value):
@@ -107,7 +118,8 @@ def collator(pad_token_id: int):
 
         lengths = torch.tensor([len(r["input_ids"]) for r in rows])
         batch = {
-            "input_ids": pad("input_ids", pad_token_id), "labels": pad("labels", -100),
+            "input_ids": pad("input_ids", pad_token_id),
+            "labels": pad("labels", -100),
             "token_type_ids": pad("token_type_ids", 0),
         }
         batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1])[None] < lengths[:, None]).long()
@@ -127,7 +139,7 @@ def epoch_order(lengths: list[int], batch_size: int, seed: int, epoch: int) -> l
     A batch is what one optimizer step sees, over all accumulation steps and processes. Its micro-batches
     then hold rows of about one length, and what is learned stays the same up to rounding. Grouping over
     more than a batch, as transformers' sampler does, makes batches of like texts: on the stand-in that
-    cost more accuracy (99.3 % to 98.0 %, n=2,000, one run each) than it saved padding.
+    cost more accuracy (99.3% to 98.0%, n=2,000, one run each) than it saved padding.
     """
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -135,13 +147,13 @@ def epoch_order(lengths: list[int], batch_size: int, seed: int, epoch: int) -> l
 
 
 def encode_suites(config: RunConfig, processor, base, suites: list[Suite]) -> list[dict]:
-    """Encoded scenarios, with features of their pictures where these stay the same while training."""
+    """Encoded scenarios, with features of their images where these stay the same while training."""
     scenarios = [s for suite in suites for s in suite.scenarios]
     folders = [suite.images_dir for suite in suites for _ in suite.scenarios]
     rows = encode(processor, scenarios, folders)
     if not config.cache_image_features or not rows:
         return rows
     if reason := lora.why_no_features(config):
-        processes.say(f"image features are not kept: {reason}; every step reads its pictures")
+        processes.say(f"image features are not kept: {reason}; every step reads its images")
         return rows
     return cache_image_features(base, rows, config.eval_batch_size)

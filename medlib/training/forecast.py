@@ -62,21 +62,26 @@ def prices() -> dict[str, dict]:
     return yaml.safe_load(PRICES.read_text())["profiles"]
 
 
-def forecast(config: RunConfig, profile: str | None = None, tokens: int | None = None,
-             scenarios: int | None = None, pictures: int | None = None) -> dict:
+def forecast(
+    config: RunConfig,
+    profile: str | None = None,
+    tokens: int | None = None,
+    scenarios: int | None = None,
+    images: int | None = None,
+) -> dict:
     """What this training will take on the hardware of a profile.
 
     Parameters
     ----------
     profile : row of data/hardware_prices.yaml; by default that of this machine
-    tokens : of one scenario, picture and answer included; by default the picture's, and `TEXT_TOKENS`
-    scenarios, pictures : training scenarios and the different pictures in them; by default from
-        ``config.train_pairs``, a picture each
+    tokens : of one scenario, image and answer included; by default the image's, and `TEXT_TOKENS`
+    scenarios, images : training scenarios and the different images in them; by default from
+        ``config.train_pairs``, an image each
 
     Returns
     -------
     dict with ``parameters``, ``trainable_parameters``, ``memory_gib`` (parts, ``peak`` of training,
-    ``image_features``: peak while the tower reads its pictures, in batches that shrink if they must),
+    ``image_features``: peak while the tower reads its images, in batches that shrink if they must),
     ``fits``, ``hours``, ``usd`` (None if nothing is rented), ``samples_per_second``, ``assumptions``
 
     Raises
@@ -94,17 +99,22 @@ def forecast(config: RunConfig, profile: str | None = None, tokens: int | None =
     device = profile if profile in ("cpu", "mps") else "cuda"
     dtype = number_format(config, profile)
     memory = _memory(config, model, dtype, tokens, device)
-    flops = _flops(config, model, tokens, scenarios, pictures or scenarios, recomputes(config, device))
+    flops = _flops(config, model, tokens, scenarios, images or scenarios, recomputes(config, device))
     speed = 1e12 * row["peak_tflops"][str(dtype).removeprefix("torch.")] * row["utilisation"] * row["count"]
     hours = flops / speed / 3600
     trainable, total, _ = lora.trainable_share(model)
     return {
-        "profile": profile, "parameters": total - trainable, "trainable_parameters": trainable,
-        "tokens": tokens, "dtype": str(dtype).removeprefix("torch."),
+        "profile": profile,
+        "parameters": total - trainable,
+        "trainable_parameters": trainable,
+        "tokens": tokens,
+        "dtype": str(dtype).removeprefix("torch."),
         "memory_gib": {name: round(size / GIB, 3) for name, size in memory.items()},
-        "fits": None if row["memory_gb"] is None else
-        max(memory["peak"], memory["image_features"]) < 1e9 * row["memory_gb"],
-        "hours": hours, "usd": None if row["usd_per_hour"] is None else hours * row["usd_per_hour"],
+        "fits": None
+        if row["memory_gb"] is None
+        else max(memory["peak"], memory["image_features"]) < 1e9 * row["memory_gb"],
+        "hours": hours,
+        "usd": None if row["usd_per_hour"] is None else hours * row["usd_per_hour"],
         "samples_per_second": scenarios * config.epochs / (3600 * hours),
         "assumptions": f"time assumes {row['utilisation']:.0%} of the peak speed, price as of {row['as_of']}",
     }
@@ -117,8 +127,9 @@ def sentence(result: dict) -> str:
     fits = {None: "", True: ", fits", False: ", DOES NOT FIT"}[result["fits"]]
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
     cost = "" if money is None else f" and {money:,.2f} USD"
-    return (f"on {result['profile']}: {memory:.1f} GiB at the peak{fits}; about {time}{cost}; "
-            f"{result['assumptions']}")
+    return (
+        f"on {result['profile']}: {memory:.1f} GiB at the peak{fits}; about {time}{cost}; {result['assumptions']}"
+    )
 
 
 def number_format(config: RunConfig, profile: str) -> torch.dtype:
@@ -143,8 +154,12 @@ def _memory(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: s
     if recomputes(config, device):  # the inputs of all layers, and one of them in full
         kept = text.num_hidden_layers * positions * text.hidden_size * size + layer
     if config.lora_targets == "vision":
-        kept += vision.num_hidden_layers * _patches(vision, config.batch_size) * size * (
-            10 * vision.hidden_size + 2 * vision.intermediate_size)
+        kept += (
+            vision.num_hidden_layers
+            * _patches(vision, config.batch_size)
+            * size
+            * (10 * vision.hidden_size + 2 * vision.intermediate_size)
+        )
     gradients = positions * size * (2 * text.intermediate_size + 2 * text.hidden_size)
     if config.quantization == "4bit":  # one matrix at a time is unpacked
         gradients += text.hidden_size * text.intermediate_size * dtype.itemsize
@@ -154,8 +169,13 @@ def _memory(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: s
     looking = _patches(vision, min(64, config.eval_batch_size))
     looking *= size * 2 * (vision.intermediate_size + vision.hidden_size)
     return {
-        "weights": weights, "adapter": adapter, "activations": kept, "work": work, "overhead": overhead,
-        "peak": weights + adapter + kept + work + overhead, "image_features": weights + looking + overhead,
+        "weights": weights,
+        "adapter": adapter,
+        "activations": kept,
+        "work": work,
+        "overhead": overhead,
+        "peak": weights + adapter + kept + work + overhead,
+        "image_features": weights + looking + overhead,
     }
 
 
@@ -193,8 +213,9 @@ def layer_bytes(config: RunConfig, model, dtype: torch.dtype, tokens: int, devic
     attention = size * (4 * query + tokens)
     mlp = size * 3 * text.intermediate_size
     mask = 0 if config.lora_dropout == 0 else 1 if device == "cuda" else 4  # bool on CUDA, float elsewhere
-    adapted = [m for m in model.base_model.model.model.language_model.layers[0].modules()
-               if getattr(m, "lora_A", None)]
+    adapted = [
+        m for m in model.base_model.model.model.language_model.layers[0].modules() if getattr(m, "lora_A", None)
+    ]
     lora = sum(m.in_features * (size + mask) + config.lora_rank * size for m in adapted)
     return norms + attention + mlp + lora
 
@@ -205,14 +226,14 @@ def _head_bytes(config: RunConfig, text, device: str) -> float:
     return rows * (32768 * 2 + 4 * text.hidden_size) if device == "cuda" else rows * text.vocab_size * 4 * 4
 
 
-def _patches(vision, pictures: int) -> int:
-    return pictures * (vision.image_size // vision.patch_size) ** 2
+def _patches(vision, images: int) -> int:
+    return images * (vision.image_size // vision.patch_size) ** 2
 
 
 # --- time ------------------------------------------------------------------------------------------
 
 
-def _flops(config: RunConfig, model, tokens: int, scenarios: int, pictures: int, twice: bool) -> float:
+def _flops(config: RunConfig, model, tokens: int, scenarios: int, images: int, twice: bool) -> float:
     """Floating point operations of the whole training, validation included.
 
     Forward 2 a weight and token, the same again for the gradient of the activations; frozen weights
@@ -228,5 +249,5 @@ def _flops(config: RunConfig, model, tokens: int, scenarios: int, pictures: int,
     look = patches * (2 * tower + 4 * patches * vision.hidden_size * vision.num_hidden_layers)
     steps = scenarios * config.epochs
     validated = 2 * config.val_pairs * max(1, math.ceil(config.epochs * config.evaluations_per_epoch))
-    seen = pictures + 2 * config.val_pairs if config.cache_image_features else steps + validated
+    seen = images + 2 * config.val_pairs if config.cache_image_features else steps + validated
     return steps * forward * (3 if twice else 2) + validated * forward + seen * look

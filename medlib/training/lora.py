@@ -12,8 +12,8 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 TOWER = ("q_proj", "k_proj", "v_proj", "out_proj")
 #: The projector's matrix is a bare parameter in Gemma 3, so no module could be named for it.
 PROJECTOR = "multi_modal_projector.mm_input_projection_weight"
-#: Choices of ``lora_targets`` that change what becomes of a picture; its features cannot be kept then.
-CHANGES_PICTURES = ("projector", "vision")
+#: Choices of ``lora_targets`` that change what becomes of an image; its features cannot be kept then.
+CHANGES_IMAGES = ("projector", "vision")
 
 
 def lora_config(config: RunConfig) -> LoraConfig:
@@ -43,21 +43,24 @@ def lora_config(config: RunConfig) -> LoraConfig:
     tower = rf".*vision_tower.*\.({'|'.join(TOWER)})"
     projector = config.lora_targets == "projector"
     if projector and config.use_dora:
-        raise ConfigError("lora_targets=projector: DoRA is not defined for a bare parameter; "
-                          "set use_dora=false")
+        raise ConfigError("lora_targets=projector: DoRA is not defined for a bare parameter; set use_dora=false")
     return LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, bias="none", task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        bias="none",
+        task_type="CAUSAL_LM",
         # accelerate's FSDP recomputes activations with other dropout masks than those of the forward pass
         lora_dropout=0 if projector or processes.sharded() else config.lora_dropout,
         target_modules=f"({decoder}|{tower})" if config.lora_targets == "vision" else decoder,
         target_parameters=[PROJECTOR] if projector else None,
-        use_rslora=config.use_rslora, use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
     )
 
 
 def why_no_features(config: RunConfig) -> str:
-    """Why a picture's features cannot be computed once for the whole training; "" if they can."""
-    if config.lora_targets in CHANGES_PICTURES:
+    """Why an image's features cannot be computed once for the whole training; "" if they can."""
+    if config.lora_targets in CHANGES_IMAGES:
         return f"lora_targets={config.lora_targets} changes them"
     return "under FSDP no process holds the whole tower" if processes.sharded() else ""
 
@@ -72,4 +75,4 @@ def trainable_share(model) -> tuple[int, int, float]:
 def describe(model) -> str:
     """One line: trainable parameters and their share."""
     trainable, total, share = trainable_share(model)
-    return f"{trainable:,} of {total:,} parameters trainable ({share:.2f} %)"
+    return f"{trainable:,} of {total:,} parameters trainable ({share:.2f}%)"

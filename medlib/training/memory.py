@@ -38,11 +38,15 @@ def until_it_fits(function, batch_size: int, smaller) -> None:
             if not should_reduce_batch_size(error):
                 raise
         if processes.count() > 1:
-            raise ModelError(f"out of memory with batch_size={size} in one of {processes.count()} "
-                                    "processes; set batch_size to half and gradient_accumulation to double")
+            raise ModelError(
+                f"out of memory with batch_size={size} in one of {processes.count()} "
+                "processes; set batch_size to half and gradient_accumulation to double"
+            )
         if size == 1:
-            raise ModelError("out of memory with one scenario a forward pass; set "
-                                    "gradient_checkpointing=true, quantization=4bit, or take a smaller model")
+            raise ModelError(
+                "out of memory with one scenario a forward pass; set "
+                "gradient_checkpointing=true, quantization=4bit, or take a smaller model"
+            )
         clear_device_cache(garbage_collection=True)
         size = smaller(size)
 

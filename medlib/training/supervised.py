@@ -35,24 +35,34 @@ def dry_run(config: RunConfig, profile: str | None = None) -> dict:
     training_suites = [suites["train"], suites["core_train"]]
     scenarios = [s for suite in training_suites for s in suite.scenarios]
     try:
-        processor = loading.load_processor(config.model, config.trust_remote_code,
-                                          local_files_only=not loading.reachable(config.model))
+        processor = loading.load_processor(
+            config.model, config.trust_remote_code, local_files_only=not loading.reachable(config.model)
+        )
         example = encoding.encode(processor, scenarios[:1], [suites["train"].images_dir])[0]
-        encoded = {"tokens_of_first_scenario": len(example["input_ids"]),
-                   "answer_tokens": int((example["labels"] != -100).sum())}
+        encoded = {
+            "tokens_of_first_scenario": len(example["input_ids"]),
+            "answer_tokens": int((example["labels"] != -100).sum()),
+        }
     except ModelError as error:
         reason = str(error).partition(" (")[0]
         encoded = {"not_loaded": f"{reason}; no tokenizer, no weights: the forecast is from the shape alone"}
-    expected = forecast.forecast(config, row, encoded.get("tokens_of_first_scenario"), len(scenarios),
-                                 len({s.image for s in scenarios}))
+    expected = forecast.forecast(
+        config, row, encoded.get("tokens_of_first_scenario"), len(scenarios), len({s.image for s in scenarios})
+    )
     trainable, frozen = expected["trainable_parameters"], expected["parameters"]
     return {
-        "model": loading.model_label(config), "device": hardware.explain(), "dtype": expected["dtype"],
-        "trainable_parameters": trainable, "total_parameters": trainable + frozen,
+        "model": loading.model_label(config),
+        "device": hardware.explain(),
+        "dtype": expected["dtype"],
+        "trainable_parameters": trainable,
+        "total_parameters": trainable + frozen,
         "trainable_percent": round(100 * trainable / (trainable + frozen), 3),
-        "training_scenarios": len(scenarios), **encoded, "forecast": forecast.sentence(expected),
+        "training_scenarios": len(scenarios),
+        **encoded,
+        "forecast": forecast.sentence(expected),
         **{f"memory_{part}_gib": size for part, size in expected["memory_gib"].items()},
-        "hours": round(expected["hours"], 4), "usd": expected["usd"],
+        "hours": round(expected["hours"], 4),
+        "usd": expected["usd"],
     }
 
 
@@ -82,8 +92,9 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     processes.say(hardware.explain())
     effective = config.batch_size * config.gradient_accumulation * processes.count()
     if processes.count() > 1 and effective != EFFECTIVE_BATCH:
-        processes.say(f"effective batch {effective}, not {EFFECTIVE_BATCH} as in every profile: this "
-                   "trains another adapter")
+        processes.say(
+            f"effective batch {effective}, not {EFFECTIVE_BATCH} as in every profile: this trains another adapter"
+        )
     processor, base = loading.load_for(config)
     seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
     shown = [suites["core_train"], seen]
@@ -91,18 +102,38 @@ def train(config: RunConfig, resume: bool = True) -> Path:
         shown.append(contradiction("train", config.note_pairs, config.seed))
     train_rows = encoding.encode_suites(config, processor, base, shown)
     val_rows = encoding.encode_suites(config, processor, base, [suites["val"]])
-    trainer.train_adapter(base, processor, train_rows, val_rows, config, adapter,
-                           extra={"fingerprint": fingerprint})
+    trainer.train_adapter(
+        base, processor, train_rows, val_rows, config, adapter, extra={"fingerprint": fingerprint}
+    )
     if process.is_main_process:
         record.write_record(config, suites)
     return adapter
 
 
 TRAINING_FIELDS = (
-    "model", "seed", "epochs", "batch_size", "gradient_accumulation", "lr", "warmup_ratio", "weight_decay",
-    "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "paraphrase_copies",
-    "pair_copies", "note_pairs", "early_stopping_patience", "evaluations_per_epoch", "group_by_length", "dtype",
-    "quantization", "use_8bit",
+    "model",
+    "seed",
+    "epochs",
+    "batch_size",
+    "gradient_accumulation",
+    "lr",
+    "warmup_ratio",
+    "weight_decay",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
+    "use_rslora",
+    "use_dora",
+    "paraphrase_copies",
+    "pair_copies",
+    "note_pairs",
+    "early_stopping_patience",
+    "evaluations_per_epoch",
+    "group_by_length",
+    "dtype",
+    "quantization",
+    "use_8bit",
 )
 
 

@@ -21,8 +21,15 @@ from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
 
 
 def train_adapter(
-    base, processor, train_rows: list[dict], val_rows: list[dict], config: RunConfig, out_dir: str | Path,
-    resume: bool = True, extra: dict | None = None, quiet: bool = False,
+    base,
+    processor,
+    train_rows: list[dict],
+    val_rows: list[dict],
+    config: RunConfig,
+    out_dir: str | Path,
+    resume: bool = True,
+    extra: dict | None = None,
+    quiet: bool = False,
 ) -> Path:
     """Train a LoRA adapter and save it; an interrupted call continues from its last checkpoint.
 
@@ -60,9 +67,11 @@ def train_adapter(
     def smaller(batch_size: int) -> int:
         nonlocal settings
         settings = memory.smaller_micro_batch(settings)
-        processes.say(f"out of memory with {batch_size} scenarios a forward pass; going on from the last "
-                   f"checkpoint with {settings.batch_size}, and {settings.gradient_accumulation} passes "
-                   "an optimizer step: the effective batch stays")
+        processes.say(
+            f"out of memory with {batch_size} scenarios a forward pass; going on from the last "
+            f"checkpoint with {settings.batch_size}, and {settings.gradient_accumulation} passes "
+            "an optimizer step: the effective batch stays"
+        )
         return settings.batch_size
 
     memory.until_it_fits(attempt, config.batch_size, smaller)
@@ -81,7 +90,9 @@ def _train(base, processor, train_rows, val_rows, config, out_dir, extra, quiet)
     try:
         trainer = _trainer(model, processor, train_rows, val_rows, config, checkpoints)
         if not quiet:
-            processes.say(f"{len(train_rows)} training and {len(val_rows)} validation scenarios; {lora.describe(model)}")
+            processes.say(
+                f"{len(train_rows)} training and {len(val_rows)} validation scenarios; {lora.describe(model)}"
+            )
         started = time.time()
         result = trainer.train(resume_from_checkpoint=last)
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded() else None
@@ -116,7 +127,8 @@ class _Trainer(SFTTrainer):
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1 - first).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=-100, reduction="sum")
+            logits.flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=-100, reduction="sum"
+        )
         if num_items_in_batch is None:
             return loss / labelled.sum()
         # all tokens of the step, over accumulation and processes; DDP then averages over processes
@@ -145,22 +157,36 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
     main = processes.state().is_main_process
     recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     arguments = SFTConfig(
-        output_dir=str(checkpoints), seed=config.seed, data_seed=config.seed,
-        num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
+        output_dir=str(checkpoints),
+        seed=config.seed,
+        data_seed=config.seed,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
         # no activations are kept for a backward pass; it shrinks with the micro-batch
         per_device_eval_batch_size=min(config.eval_batch_size, 4 * config.batch_size),
         gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.lr, weight_decay=config.weight_decay, lr_scheduler_type="cosine",
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine",
         warmup_steps=max(1, round(config.warmup_ratio * steps_per_epoch * config.epochs)),
-        bf16=next(model.parameters()).dtype == torch.bfloat16, use_cpu=device == "cpu",
-        eval_strategy="steps" if val_rows else "no", eval_steps=interval,
-        save_strategy="steps", save_steps=interval, save_total_limit=2,
-        load_best_model_at_end=bool(val_rows), metric_for_best_model="eval_loss" if val_rows else None,
-        logging_steps=max(1, interval // 5), report_to="tensorboard",
+        bf16=next(model.parameters()).dtype == torch.bfloat16,
+        use_cpu=device == "cpu",
+        eval_strategy="steps" if val_rows else "no",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,
+        load_best_model_at_end=bool(val_rows),
+        metric_for_best_model="eval_loss" if val_rows else None,
+        logging_steps=max(1, interval // 5),
+        report_to="tensorboard",
         # FSDP recomputes by its own setting, and refuses to be told twice
-        gradient_checkpointing=recompute and not processes.sharded(), max_length=None,
-        remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=device == "cuda", dataloader_num_workers=config.workers,
+        gradient_checkpointing=recompute and not processes.sharded(),
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=device == "cuda",
+        dataloader_num_workers=config.workers,
         disable_tqdm=not (main and sys.stderr.isatty()),
     )
     if arguments.n_gpu > 1:
@@ -170,7 +196,9 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
     rows, collate = train_rows + val_rows, encoding.collator(processor.tokenizer.pad_token_id)
     numbers = Dataset.from_dict({"row": list(range(len(rows)))})
     trainer = _Trainer(
-        model=model, args=arguments, processing_class=processor,
+        model=model,
+        args=arguments,
+        processing_class=processor,
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
         data_collator=lambda batch: collate([rows[item["row"]] for item in batch]),
         train_dataset=numbers.select(range(len(train_rows))),
@@ -179,9 +207,16 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL makes the adapter of a quantized base bfloat16, which a T4 lacks
             parameter.data = parameter.data.float()
-    trainer.order = _GroupedByLength(
-        [len(row["input_ids"]) for row in train_rows], effective_batch, config.seed,
-        lambda: trainer.state.global_step) if config.group_by_length else None
+    trainer.order = (
+        _GroupedByLength(
+            [len(row["input_ids"]) for row in train_rows],
+            effective_batch,
+            config.seed,
+            lambda: trainer.state.global_step,
+        )
+        if config.group_by_length
+        else None
+    )
     return trainer
 
 
@@ -190,14 +225,23 @@ def _metadata(model, trainer, result, config, seconds, epochs_before) -> dict:
     samples = (trainer.state.epoch - epochs_before) * len(trainer.train_dataset)  # TRL counts those not run, too
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
-        "base_model": config.model, "trainable_parameters": trainable, "total_parameters": total,
+        "base_model": config.model,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
         "trainable_percent": round(share, 4),
-        "epochs_run": trainer.state.epoch, "steps": trainer.state.global_step,
-        "train_loss": result.training_loss, "best_eval_loss": trainer.state.best_metric,
-        "loss_per_epoch": losses_per_epoch(history), "history": history,
-        "samples_per_second": round(samples / seconds, 2), "wall_seconds": round(seconds, 1),
-        "peak_memory_mib": round(memory.peak_memory_mib()), "device": str(next(model.parameters()).device),
-        "resumed": epochs_before > 0, "processes": processes.count(), "config": config.model_dump(),
+        "epochs_run": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "train_loss": result.training_loss,
+        "best_eval_loss": trainer.state.best_metric,
+        "loss_per_epoch": losses_per_epoch(history),
+        "history": history,
+        "samples_per_second": round(samples / seconds, 2),
+        "wall_seconds": round(seconds, 1),
+        "peak_memory_mib": round(memory.peak_memory_mib()),
+        "device": str(next(model.parameters()).device),
+        "resumed": epochs_before > 0,
+        "processes": processes.count(),
+        "config": config.model_dump(),
     }
 
 
@@ -211,7 +255,10 @@ def losses_per_epoch(history: list[dict]) -> list[dict]:
             epoch["losses"].append(entry["loss"])
         epoch["eval_loss"] = entry.get("eval_loss", epoch["eval_loss"])
     return [
-        {"epoch": e["epoch"], "train_loss": sum(e["losses"]) / len(e["losses"]) if e["losses"] else None,
-         "eval_loss": e["eval_loss"]}
+        {
+            "epoch": e["epoch"],
+            "train_loss": sum(e["losses"]) / len(e["losses"]) if e["losses"] else None,
+            "eval_loss": e["eval_loss"],
+        }
         for e in epochs.values()
     ]

@@ -34,11 +34,7 @@ def test_help_lists_the_commands():
 
 
 def test_help_of_train_lists_the_flags():
-    text = (
-        CliRunner()
-        .invoke(cli.app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
-        .output
-    )
+    text = CliRunner().invoke(cli.app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     for flag in (
         "--model",
         "--images",
@@ -96,9 +92,7 @@ def test_a_real_process_exits_with_1_and_without_a_traceback():
 
 def test_a_bad_value_is_a_usage_error():
     result = CliRunner().invoke(cli.app, ["train", "--epochs", "many"], env={"COLUMNS": "200"})
-    assert (
-        result.exit_code == 2 and "--epochs" in result.output and "Traceback" not in result.output
-    )
+    assert result.exit_code == 2 and "--epochs" in result.output and "Traceback" not in result.output
 
 
 def test_dry_run_prints_the_trainable_share(run, small_config):
@@ -135,12 +129,26 @@ def test_model_names_rows_of_the_benchmark_or_the_base_model():
 
 def test_benchmark_of_named_rows_prints_their_table(run, small_config):
     status, output = run(
-        "benchmark", "--profile", "tiny", "--model", "constant", "--model", "heuristics",
-        "--run-dir", small_config.run_dir, "--set", "train_pairs=12", "--set", "val_pairs=12",
-        "--set", "test_pairs=12", "--set", "contradiction_pairs=4",
+        "benchmark",
+        "--profile",
+        "tiny",
+        "--model",
+        "constant",
+        "--model",
+        "heuristics",
+        "--run-dir",
+        small_config.run_dir,
+        "--set",
+        "train_pairs=12",
+        "--set",
+        "val_pairs=12",
+        "--set",
+        "test_pairs=12",
+        "--set",
+        "contradiction_pairs=4",
     )
     assert status == 0
-    assert "| constant | 24 | 50.0 %" in output and "| heuristics |" in output
+    assert "| constant | 24 | 50.0%" in output and "| heuristics |" in output
     assert "medgemma" not in output
 
 

@@ -74,9 +74,29 @@ def test_relative_paths_are_of_the_repository(monkeypatch, tmp_path):
 
 
 #: Of the command line alone: they choose settings or what a command does, and set nothing in a run.
-NOT_SETTINGS = {"profile", "settings", "dry_run", "audit", "update_readme", "out", "which",
-                "trials", "space", "storage", "name", "repo_id", "upload", "merged", "private", "terms",
-                "endpoint", "scenarios", "system", "shard", "shards"}
+NOT_SETTINGS = {
+    "profile",
+    "settings",
+    "dry_run",
+    "audit",
+    "update_readme",
+    "out",
+    "which",
+    "trials",
+    "space",
+    "storage",
+    "name",
+    "repo_id",
+    "upload",
+    "merged",
+    "private",
+    "terms",
+    "endpoint",
+    "scenarios",
+    "system",
+    "shard",
+    "shards",
+}
 
 
 @pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))
@@ -92,9 +112,7 @@ def test_flags_use_the_names_of_the_configuration(name):
 @pytest.mark.skipif(not NOTEBOOKS, reason="no notebooks")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_notebooks_declare_names_of_the_configuration_only(notebook):
-    cells = [
-        c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", [])
-    ]
+    cells = [c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", [])]
     assert len(cells) == 1
     declared = {
         target.id

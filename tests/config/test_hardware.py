@@ -11,8 +11,14 @@ from medlib.config.hardware import EFFECTIVE_BATCH
 
 
 def card(name, memory_gb, capability, count=1, processes=1):
-    return {"device": "cuda", "name": name, "memory_gb": memory_gb, "capability": capability, "count": count,
-            "processes": processes}
+    return {
+        "device": "cuda",
+        "name": name,
+        "memory_gb": memory_gb,
+        "capability": capability,
+        "count": count,
+        "processes": processes,
+    }
 
 
 MACHINES = {
@@ -56,7 +62,16 @@ def test_processes_that_cannot_share_a_batch_are_refused():
 
 
 def test_without_visible_cards_the_cpu_is_taken():
-    code = "from medlib.config import hardware; from medlib.models import loading; print(hardware.detect(), loading.pick_device())"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
-                            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, check=True)
+    code = (
+        "from medlib.config import hardware; from medlib.models import loading; "
+        "print(hardware.detect(), loading.pick_device())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+    )
     assert result.stdout.split() in (["cpu", "cpu"], ["mps", "mps"])  # a Mac has no cards to hide

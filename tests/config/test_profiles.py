@@ -15,8 +15,14 @@ from medlib.training.forecast import PRICES
 
 HARDWARE = ("cpu", "mps", "t4", "rtx3090", "rtx4090", "a100", "h100", "multi-gpu")
 SETTINGS = {
-    "dtype", "quantization", "attention", "batch_size", "gradient_accumulation", "gradient_checkpointing",
-    "workers", "eval_batch_size",
+    "dtype",
+    "quantization",
+    "attention",
+    "batch_size",
+    "gradient_accumulation",
+    "gradient_checkpointing",
+    "workers",
+    "eval_batch_size",
 }
 
 

@@ -31,8 +31,9 @@ def test_copies_say_the_same_in_other_words(train):
     assert len({s.id for s in more.scenarios}) == 3 * n
     for number in (1, 2):
         copies = more.scenarios[number * n : (number + 1) * n]
-        changed = [(a.finding != b.finding) + (a.treatment != b.treatment)
-                   for a, b in zip(train.scenarios, copies)]
+        changed = [
+            (a.finding != b.finding) + (a.treatment != b.treatment) for a, b in zip(train.scenarios, copies)
+        ]
         assert min(changed) >= 1  # an unchanged copy would only weigh the case double
         for before, after in zip(train.scenarios, copies):
             assert (before.image, before.verdict, before.patient) == (after.image, after.verdict, after.patient)
@@ -52,12 +53,12 @@ def test_pairs_of_copies_are_pairs(train):
             assert (a.finding, a.treatment) == (b.finding, b.treatment) and a.image != b.image
 
 
-def test_only_pairs_whose_picture_decides_are_seen_more_often(train):
+def test_only_pairs_whose_image_decides_are_seen_more_often(train):
     more = augment.oversample_pairs(train, 3)
     count = Counter(s.factors["pair_kind"] for s in train.scenarios)
     seen = Counter(s.factors["pair_kind"] for s in more.scenarios)
     assert seen == {"treatment": count["treatment"], "finding": count["finding"], "image": 3 * count["image"]}
-    assert {s.image for s in more.scenarios} == {s.image for s in train.scenarios}  # no picture is copied
+    assert {s.image for s in more.scenarios} == {s.image for s in train.scenarios}  # no image is copied
     assert augment.oversample_pairs(train, 1).scenarios == train.scenarios
 
 

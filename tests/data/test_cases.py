@@ -47,9 +47,7 @@ def scenarios(draw) -> Scenario:
         modality=draw(st.sampled_from(["xray", "histopathology", "mri", "ultrasound"])),
         image=draw(text),
         patient=Patient(
-            age=draw(st.integers(0, 120)),
-            sex=draw(st.sampled_from(["female", "male"])),
-            complaint=draw(text),
+            age=draw(st.integers(0, 120)), sex=draw(st.sampled_from(["female", "male"])), complaint=draw(text)
         ),
         finding=draw(text),
         treatment=draw(text),
@@ -129,7 +127,7 @@ def test_truncated_missing_and_fake_images(tmp_path):
     buffer = BytesIO()
     noise(0).save(buffer, "PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:1000])
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     for name in ("cut.png", "text.png"):
         with pytest.raises(DataError, match=f"{name}: truncated or unreadable"):
             load_image(tmp_path / name)
@@ -137,7 +135,7 @@ def test_truncated_missing_and_fake_images(tmp_path):
         load_image(tmp_path / "none.png")
 
 
-def test_16_bit_picture_is_scaled_not_clipped(tmp_path):
+def test_16_bit_image_is_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     grey = np.asarray(load_image(tmp_path / "deep.png"))[..., 0]
@@ -153,7 +151,7 @@ def drawn_mask() -> Image.Image:
 
 def test_scan_problem():
     assert scan_problem(noise(0)) is None
-    assert scan_problem(Image.new("RGB", (50, 50), "navy")) == "one-colour picture"
+    assert scan_problem(Image.new("RGB", (50, 50), "navy")) == "one-colour image"
     assert "mask" in scan_problem(drawn_mask())
     assert "mask" in scan_problem(drawn_mask().point(lambda level: level // 255))  # levels 0 and 1
     blurred = drawn_mask().filter(ImageFilter.GaussianBlur(0.5))
@@ -178,7 +176,7 @@ def test_check_images_names_row_and_file_and_allows_masks_on_request(tmp_path):
         check_images(rows, tmp_path, allow_masks=True)
 
 
-def test_check_split_finds_an_id_and_a_picture_on_both_sides(tmp_path):
+def test_check_split_finds_an_id_and_a_image_on_both_sides(tmp_path):
     noise(0).save(tmp_path / "a.png")
     noise(0).save(tmp_path / "renamed.bmp")  # other bytes, same pixels
     noise(1).save(tmp_path / "b.png")
@@ -243,9 +241,9 @@ def test_dicom_stacks_of_colour_and_palettes(tmp_path):
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
     dataset.PixelData = frames.tobytes()
     dataset.save_as(tmp_path / "stack.dcm")
-    picture = np.asarray(load_image(tmp_path / "stack.dcm"))
-    assert picture.shape == (8, 10, 3) and picture[..., 1:].max() == 0
-    assert (np.diff(picture[0, :, 0].astype(int)) > 0).all()
+    image = np.asarray(load_image(tmp_path / "stack.dcm"))
+    assert image.shape == (8, 10, 3) and image[..., 1:].max() == 0
+    assert (np.diff(image[0, :, 0].astype(int)) > 0).all()
 
     palette = np.arange(256, dtype=np.uint16) * 257
     dataset.NumberOfFrames, dataset.SamplesPerPixel = 1, 1

@@ -1,4 +1,4 @@
-"""The 24 published scenarios: counts, split, bytes, pictures."""
+"""The 24 published scenarios: counts, split, bytes, images."""
 
 import json
 from collections import Counter
@@ -25,17 +25,8 @@ def test_published_counts(scenarios):
     assert len(scenarios) == len({s.id for s in scenarios}) == 24
     assert len({s.image for s in scenarios}) == 24
     assert Counter(s.verdict for s in scenarios) == {"CORRECT": 12, "ERROR": 12}
-    assert Counter(s.error_type for s in scenarios) == {
-        "none": 12,
-        "overtreatment": 7,
-        "unnecessary_procedure": 5,
-    }
-    assert Counter(s.severity for s in scenarios) == {
-        "none": 12,
-        "moderate": 3,
-        "high": 3,
-        "critical": 6,
-    }
+    assert Counter(s.error_type for s in scenarios) == {"none": 12, "overtreatment": 7, "unnecessary_procedure": 5}
+    assert Counter(s.severity for s in scenarios) == {"none": 12, "moderate": 3, "high": 3, "critical": 6}
     assert set(Counter(s.modality for s in scenarios).values()) == {6}
     assert {s.verdict for s in scenarios} == set(ANSWERS)
 
@@ -60,8 +51,7 @@ def test_published_split_would_be_refused(scenarios, monkeypatch):
 
 def test_split_refuses_one_field_on_two_sides(scenarios, monkeypatch):
     swapped = tuple(
-        "histopath_002_normal_tissue_unnecessary_surgery" if "histopath_003" in name else name
-        for name in VAL_IDS
+        "histopath_002_normal_tissue_unnecessary_surgery" if "histopath_003" in name else name for name in VAL_IDS
     )
     monkeypatch.setattr(core24, "VAL_IDS", swapped)
     with pytest.raises(DataError, match="image_group"):
@@ -91,7 +81,7 @@ def test_verify_names_the_changed_and_the_missing_file(tmp_path):
     assert "train.jsonl" not in str(error.value)
 
 
-def test_pictures_are_drawn_under_the_published_names(tmp_path, scenarios):
+def test_images_are_drawn_under_the_published_names(tmp_path, scenarios):
     core24.build(tmp_path)
     check_images(scenarios, tmp_path / "images")
     for scenario in scenarios:

@@ -17,18 +17,18 @@ drawn = st.builds(
 )
 
 
-def change(view, picture, key="a.png"):
-    """Mean absolute difference from the picture, grey levels."""
-    shown = np.asarray(corruptions.apply(view, picture, key), dtype=float)
-    return np.abs(shown - np.asarray(picture)).mean()
+def change(view, image, key="a.png"):
+    """Mean absolute difference from the image, grey levels."""
+    shown = np.asarray(corruptions.apply(view, image, key), dtype=float)
+    return np.abs(shown - np.asarray(image)).mean()
 
 
 @settings(max_examples=15, deadline=None)
 @given(drawn, st.text(max_size=20))
-def test_each_kind_grows_with_severity(modality_and_picture, key):
-    modality, picture = modality_and_picture
+def test_each_kind_grows_with_severity(modality_and_image, key):
+    modality, image = modality_and_image
     for kind in KINDS:
-        changes = np.array([change(f"{kind}-{s}", picture, key) for s in SEVERITIES])
+        changes = np.array([change(f"{kind}-{s}", image, key) for s in SEVERITIES])
         if kind == "rotation" and modality == "histopathology":
             changes = changes[:3]  # turned by more than a nucleus, tissue cannot differ any more
         assert (np.diff(changes) > 0).all(), (kind, changes)
@@ -36,36 +36,33 @@ def test_each_kind_grows_with_severity(modality_and_picture, key):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.sampled_from(["grey", *corruptions.views()]),
-    st.integers(8, 60), st.integers(8, 60), st.integers(0, 99),
-)
+@given(st.sampled_from(["grey", *corruptions.views()]), st.integers(8, 60), st.integers(8, 60), st.integers(0, 99))
 def test_same_pixels_again_and_size_mode_and_input_kept(view, width, height, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    first, second = (corruptions.apply(view, picture, "key") for _ in range(2))
+    image = Image.fromarray(pixels)
+    first, second = (corruptions.apply(view, image, "key") for _ in range(2))
     assert first.tobytes() == second.tobytes()
-    assert (first.size, first.mode) == (picture.size, "RGB")
-    assert np.array_equal(np.asarray(picture), pixels)
+    assert (first.size, first.mode) == (image.size, "RGB")
+    assert np.array_equal(np.asarray(image), pixels)
 
 
 def test_noise_and_rotation_depend_on_the_key():
-    picture = draw("mri", "normal", 1, 112)
-    assert len({corruptions.apply("noise-3", picture, str(i)).tobytes() for i in range(8)}) == 8
-    assert len({corruptions.apply("rotation-3", picture, str(i)).tobytes() for i in range(8)}) == 2
-    assert len({corruptions.apply("blur-3", picture, str(i)).tobytes() for i in range(8)}) == 1
+    image = draw("mri", "normal", 1, 112)
+    assert len({corruptions.apply("noise-3", image, str(i)).tobytes() for i in range(8)}) == 8
+    assert len({corruptions.apply("rotation-3", image, str(i)).tobytes() for i in range(8)}) == 2
+    assert len({corruptions.apply("blur-3", image, str(i)).tobytes() for i in range(8)}) == 1
 
 
 def test_a_grey_scan_stays_grey_and_a_grey_view_shows_nothing():
-    picture = draw("xray", "consolidation", 1, 112)
+    image = draw("xray", "consolidation", 1, 112)
     for view in corruptions.views():
-        pixels = np.asarray(corruptions.apply(view, picture, "a")).astype(int)
+        pixels = np.asarray(corruptions.apply(view, image, "a")).astype(int)
         assert np.ptp(pixels, axis=2).max() <= 1, view
-    assert corruptions.apply("grey", picture, "a").getcolors() == [(112 * 112, (127, 127, 127))]
+    assert corruptions.apply("grey", image, "a").getcolors() == [(112 * 112, (127, 127, 127))]
 
 
 def test_blur_is_relative_to_the_size():
-    """A large picture loses the same share of its contrast as a small one of the same scene."""
+    """A large image loses the same share of its contrast as a small one of the same scene."""
     large = draw("ultrasound", "simple_cyst", 4, 448)
     small = large.resize((112, 112), Image.Resampling.BOX)
     left = [np.asarray(corruptions.apply("blur-5", p, "a").convert("L")).std() for p in (large, small)]

@@ -35,9 +35,7 @@ def scenario(name: str, wrong: bool = False, **changes) -> Scenario:
 def textured_field(seed: int, size: int = 400) -> Image.Image:
     """Blobs of several sizes, as in stained tissue."""
     rng = np.random.default_rng(seed)
-    field = sum(
-        gaussian_filter(rng.normal(size=(size, size)), width) * width for width in (2, 4, 8)
-    )
+    field = sum(gaussian_filter(rng.normal(size=(size, size)), width) * width for width in (2, 4, 8))
     field = (field - field.min()) / np.ptp(field)
     return Image.fromarray((255 * field).astype(np.uint8))
 
@@ -66,13 +64,13 @@ def test_overlapping_crops_are_found_and_strangers_are_not(tmp_path):
     assert found(same_side, "overlap")[0].severity == "warning"
 
 
-def test_pictures_of_two_modalities_are_not_matched_and_big_sets_are_sampled(tmp_path):
+def test_images_of_two_modalities_are_not_matched_and_big_sets_are_sampled(tmp_path):
     textured_field(0, 200).save(tmp_path / "one.png")
     textured_field(0, 200).resize((190, 190)).save(tmp_path / "two.png")
     textured_field(1, 200).save(tmp_path / "three.png")
     rows = [scenario("one"), scenario("two", modality="mri"), scenario("three")]
     assert not found(audit(rows, tmp_path), "overlap")
-    (issue,) = found(audit(rows, tmp_path, max_pictures=1), "overlap")
+    (issue,) = found(audit(rows, tmp_path, max_images=1), "overlap")
     assert issue.severity == "info" and "sample of 1 of 2" in issue.message
 
 
@@ -104,7 +102,7 @@ def test_masks_and_what_their_area_gives_away(tmp_path):
     assert not found(issues, "broken image")
 
 
-def test_broken_missing_and_blank_pictures(tmp_path):
+def test_broken_missing_and_blank_images(tmp_path):
     buffer = BytesIO()
     textured_field(0, 100).save(buffer, "PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:2000])
@@ -127,15 +125,7 @@ def test_broken_missing_and_blank_pictures(tmp_path):
         ("case_1", {"finding": "Adenocarcinoma, no squamous component"}, False),
         ("case_1", {"finding": "Adenocarcinoma", "factors": {"source_class": "lung_n"}}, True),
         ("adenocarcinoma_1", {"finding": "Tumour", "factors": {"source_class": "aca"}}, False),
-        (
-            "case_1",
-            {
-                "finding": "Meningioma",
-                "modality": "mri",
-                "factors": {"source_class": "glioma"},
-            },
-            True,
-        ),
+        ("case_1", {"finding": "Meningioma", "modality": "mri", "factors": {"source_class": "glioma"}}, True),
         (
             "case_1",
             {
@@ -211,7 +201,7 @@ def test_table_has_one_row_per_issue_errors_first(tmp_path):
     assert audit_table([]).empty
 
 
-def test_synthetic_core24_has_no_picture_fault(tmp_path):
+def test_synthetic_core24_has_no_image_fault(tmp_path):
     core24.build(tmp_path)
     rows = core24.load_facts()
     issues = audit(rows, tmp_path / "images", _sides(rows))
@@ -224,7 +214,7 @@ def _sides(rows):
     return {s.id: "train" for s in train} | {s.id: "val" for s in val}
 
 
-@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason="the published pictures are not here")
+@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason="the published images are not here")
 def test_every_fault_of_the_published_set_is_found_and_no_other():
     rows = core24.load_facts()
     start = time.perf_counter()
@@ -241,13 +231,7 @@ def test_every_fault_of_the_published_set_is_found_and_no_other():
     assert overlap.evidence["across"] == ["published_split"]
 
     contradictions = {"_".join(i.ids[0].split("_")[:2]) for i in found(issues, "contradiction")}
-    assert contradictions == {
-        "xray_005",
-        "histopath_005",
-        "mri_005",
-        "ultrasound_001",
-        "ultrasound_003",
-    }
+    assert contradictions == {"xray_005", "histopath_005", "mri_005", "ultrasound_001", "ultrasound_003"}
     (words,) = found(issues, "word shortcut")
     assert words.evidence["normal_finding_rule"] == 1.0
     unbalanced = [i.message for i in found(issues, "balance") if i.severity == "warning"]

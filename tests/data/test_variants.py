@@ -25,21 +25,28 @@ WORDS = ("finding", "treatment")
 
 
 def generated(split="test", pairs=48, seed=0):
-    """A suite whose pictures are not drawn."""
+    """A suite whose images are not drawn."""
     return Suite(split, grammar.generate(split, pairs, seed), Path("nowhere"))
 
 
 def changed_fields(before, after):
     return {
-        name for b, a in zip(before.scenarios, after.scenarios, strict=True)
-        for name in type(b).model_fields if getattr(b, name) != getattr(a, name)
+        name
+        for b, a in zip(before.scenarios, after.scenarios, strict=True)
+        for name in type(b).model_fields
+        if getattr(b, name) != getattr(a, name)
     }
 
 
-@pytest.mark.parametrize("name, fields", [
-    ("text_only", set()), ("image_only", {"patient", *WORDS}), ("swapped", {"image"}),
-    ("masked_words", set(WORDS)),
-])
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("text_only", set()),
+        ("image_only", {"patient", *WORDS}),
+        ("swapped", {"image"}),
+        ("masked_words", set(WORDS)),
+    ],
+)
 def test_an_ablation_withholds_its_part_and_no_other(name, fields):
     suite = generated()
     assert changed_fields(suite, variants.ablate(suite, name)) == fields
@@ -50,12 +57,12 @@ def test_an_ablation_withholds_its_part_and_no_other(name, fields):
 def test_an_auditor_is_shown_what_an_ablation_says(suite):
     small = Suite("small", *suite)
     grey = variants.ablate(small, "text_only")
-    assert grey.picture(grey.scenarios[0]).getcolors() == [(224 * 224, (127, 127, 127))]
+    assert grey.image(grey.scenarios[0]).getcolors() == [(224 * 224, (127, 127, 127))]
     asked = [small, *(variants.ablate(small, name) for name in ABLATIONS)]
     assert len({tuple(s.keys()) for s in asked}) == len(asked)
 
 
-def test_swapped_pictures_are_another_one_of_the_modality():
+def test_swapped_images_are_another_one_of_the_modality():
     suite = generated()
     swapped = variants.ablate(suite, "swapped", seed=3)
     modality_of = {s.image: s.modality for s in suite.scenarios}
@@ -75,13 +82,16 @@ def test_unknown_names_are_refused():
         variants.corrupted(variants.corrupted(generated(), "blur-1"), "noise-1")
 
 
-@pytest.mark.parametrize("finding, masked", [
-    ("Normal breast parenchyma, BI-RADS 1", "___ breast parenchyma, ___"),
-    ("Spiculated mass, taller than wide, with shadowing", "___, taller than wide, with shadowing"),
-    ("No lesion, BI-RADS 1", "___"),
-    ("Marked hazy opacities in both lower zones", "___ hazy ___ in both lower zones"),
-    ("Glioblastoma, ring-enhancing with necrotic core", "___ with necrotic core"),
-])
+@pytest.mark.parametrize(
+    "finding, masked",
+    [
+        ("Normal breast parenchyma, BI-RADS 1", "___ breast parenchyma, ___"),
+        ("Spiculated mass, taller than wide, with shadowing", "___, taller than wide, with shadowing"),
+        ("No lesion, BI-RADS 1", "___"),
+        ("Marked hazy opacities in both lower zones", "___ hazy ___ in both lower zones"),
+        ("Glioblastoma, ring-enhancing with necrotic core", "___ with necrotic core"),
+    ],
+)
 def test_label_words_are_masked(finding, masked):
     scenario = generated().scenarios[0].model_copy(update={"finding": finding})
     assert variants.mask_words(scenario).finding == masked
@@ -138,16 +148,18 @@ def test_words_of_unknown_meaning_are_not_paraphrased():
 
 @settings(max_examples=10, deadline=None)
 @given(st.sampled_from(["train", "val", "test"]), st.integers(0, 10**6))
-def test_note_pairs_contradict_the_picture_and_only_the_treatment_differs(split, seed):
+def test_note_pairs_contradict_the_image_and_only_the_treatment_differs(split, seed):
     scenarios = grammar.note_pairs(split, 24, seed)
     assert Counter((s.modality, s.verdict) for s in scenarios) == Counter(
-        {(m, v): 6 for m in CARE_ORDER for v in ("CORRECT", "ERROR")})
+        {(m, v): 6 for m in CARE_ORDER for v in ("CORRECT", "ERROR")}
+    )
     for right, wrong in zip(scenarios[::2], scenarios[1::2]):
         assert right.factors["pair"] == wrong.factors["pair"] and right.factors["pair_kind"] == "note"
         assert (right.image, right.patient, right.finding) == (wrong.image, wrong.patient, wrong.finding)
         assert right.treatment != wrong.treatment
-        shown, noted = (finding_named(right.modality, right.factors[name])
-                        for name in ("image_finding", "note_finding"))
+        shown, noted = (
+            finding_named(right.modality, right.factors[name]) for name in ("image_finding", "note_finding")
+        )
         assert shown.care != noted.care
         assert (right.verdict, right.factors["care"]) == ("CORRECT", shown.care)
         assert (wrong.error_type, wrong.factors["care"]) == ("contradiction", noted.care)
@@ -175,7 +187,8 @@ def test_corruptions_are_shown_on_the_same_balanced_pairs():
     suite = views["blur-2"]
     assert suite.view == "blur-2"
     assert Counter((s.modality, s.factors["pair_kind"], s.verdict) for s in suite.scenarios) == Counter(
-        {(m, k, v): 2 for m in CARE_ORDER for k in PAIR_KINDS for v in ("CORRECT", "ERROR")})
+        {(m, k, v): 2 for m in CARE_ORDER for k in PAIR_KINDS for v in ("CORRECT", "ERROR")}
+    )
     assert set(Counter(s.factors["pair"] for s in suite.scenarios).values()) == {2}
 
 
@@ -186,20 +199,20 @@ def test_a_small_suite_gives_as_many_pairs_as_it_has():
 def test_a_corrupted_suite_shows_the_corruption(suite):
     small = Suite("small", *suite)
     scenario = small.scenarios[0]
-    shown = variants.corrupted(small, "contrast-5").picture(scenario)
-    assert np.asarray(shown).std() < 0.3 * np.asarray(small.picture(scenario)).std()
+    shown = variants.corrupted(small, "contrast-5").image(scenario)
+    assert np.asarray(shown).std() < 0.3 * np.asarray(small.image(scenario)).std()
     assert small.view == ""
 
 
-def test_out_of_distribution_pictures_are_real_distinct_and_bare(tmp_path):
+def test_out_of_distribution_images_are_real_distinct_and_bare(tmp_path):
     pytest.importorskip("nilearn")
     suite = ood.out_of_distribution(tmp_path)
     assert len(suite) == len(OUTSIDE) == ood.image_sources()["count"].sum()
     check_images(suite.scenarios, suite.images_dir)
-    assert len({suite.picture(s).tobytes() for s in suite.scenarios}) == len(suite)
+    assert len({suite.image(s).tobytes() for s in suite.scenarios}) == len(suite)
     for scenario in suite.scenarios:
-        with Image.open(suite.images_dir / scenario.image) as picture:
-            assert picture.info == {} and max(picture.size) <= 896
+        with Image.open(suite.images_dir / scenario.image) as image:
+            assert image.info == {} and max(image.size) <= 896
         assert scenario.factors["expected"] == EXPECTED == "abstain"
         origin = ("source_package", "source_file", "source_version", "licence")
         assert all(scenario.factors[name] for name in origin)
@@ -218,7 +231,7 @@ def test_a_template_slice_is_at_its_place():
     assert top.sum() > 1.5 * bottom.sum()
 
 
-def test_a_missing_optional_package_leaves_its_pictures_out_and_says_so(tmp_path, monkeypatch):
+def test_a_missing_optional_package_leaves_its_images_out_and_says_so(tmp_path, monkeypatch):
     find_spec = ood.find_spec
     monkeypatch.setattr(ood, "find_spec", lambda name: None if name == "nilearn" else find_spec(name))
     with pytest.warns(UserWarning, match="nilearn is not installed.*left out"):

@@ -46,8 +46,13 @@ def test_a_missing_adapter_is_told_at_once(config):
 def test_a_run_from_training_to_benchmark(config, asked):
     supervised.train(config)
     frames = benchmark.evaluate(config)
-    expected = {f"{BASE}/heldout": 24, f"{BASE}/core24_val": 8, f"{BASE}/core24_folds": 24,
-                f"{ADAPTER}/heldout": 24, f"{ADAPTER}/core24_val": 8}
+    expected = {
+        f"{BASE}/heldout": 24,
+        f"{BASE}/core24_val": 8,
+        f"{BASE}/core24_folds": 24,
+        f"{ADAPTER}/heldout": 24,
+        f"{ADAPTER}/core24_val": 8,
+    }
     expected |= {f"{ADAPTER} {name}/heldout": 24 for name in ABLATIONS}
     assert {key: len(frame) for key, frame in frames.items()} == expected
     count = len(asked)
@@ -141,8 +146,9 @@ def test_frames_of_another_model_or_seed_are_not_mixed_in(config, nano_folder, t
 
 
 def test_what_an_api_says_that_is_no_verdict_is_never_right():
-    answered = pd.DataFrame({"p_correct": 0.5, "generated": "Hm.", "parsed": [None] * len(SCENARIOS),
-                             "completion_tokens": 2})
+    answered = pd.DataFrame(
+        {"p_correct": 0.5, "generated": "Hm.", "parsed": [None] * len(SCENARIOS), "completion_tokens": 2}
+    )
     frame = stats.predictions_table(SCENARIOS, answered)
     assert stats.score(frame)["accuracy"]["value"] == 0
 
@@ -164,8 +170,11 @@ def test_each_rung_is_tested_against_the_one_below():
     shares = {"constant": 0.5, "heuristics": 0.6, "biomedclip-probe": 0.8, ADAPTER: 1.0}
     frames = {f"{name}/heldout": made_up(share, seed=n) for n, (name, share) in enumerate(shares.items())}
     steps = summary.climb(frames)
-    assert steps["step"].tolist() == ["heuristics over constant", "biomedclip-probe over heuristics",
-                                      f"{ADAPTER} over biomedclip-probe"]
+    assert steps["step"].tolist() == [
+        "heuristics over constant",
+        "biomedclip-probe over heuristics",
+        f"{ADAPTER} over biomedclip-probe",
+    ]
     assert (steps["p_holm"] >= steps["p"]).all() and steps["p_holm"].iloc[-1] < 0.01
 
 
@@ -180,7 +189,7 @@ def test_claims_of_few_rows():
 
 
 def test_temperature_comes_from_the_validation_suite_only():
-    # too sure on both suites: 80 % right at 99 % certainty
+    # too sure on both suites: 80% right at 99% certainty
     frames = {"s/val": made_up(0.8, 0.99), "s/heldout": made_up(0.8, 0.99, seed=1)}
     [row] = summary.calibration_table(frames).to_dict("records")
     assert row["temperature"] > 1 and row["ece_after"] < row["ece_before"]

@@ -35,10 +35,14 @@ def server(monkeypatch):
                 failed = len(state.asked) > state.fail_after
             time.sleep(state.wait)
             verdict = "CORRECT" if len(text) % 2 else "ERROR"
-            choice = {"index": 0, "finish_reason": "stop",
-                      "message": {"role": "assistant", "content": f"{verdict} - so it is"}}
-            reply = json.dumps({"id": "1", "object": "chat.completion", "created": 0,
-                                "model": body["model"], "choices": [choice]})
+            choice = {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": f"{verdict} - so it is"},
+            }
+            reply = json.dumps(
+                {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
+            )
             self.send_response(503 if failed else 200)
             self.send_header("content-type", "application/json")
             self.end_headers()
@@ -63,15 +67,23 @@ def server(monkeypatch):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """(JSONL of 48 scenarios, folder of pictures)."""
+    """(JSONL of 48 scenarios, folder of images)."""
     folder = tmp_path_factory.mktemp("many")
     scenarios = grammar.build_suite("many", "test", 24, 0, folder)
     return write_scenarios(folder / "many.jsonl", scenarios), folder / "many" / "images"
 
 
 def config_for(server, tmp_path, name="run", **more):
-    return RunConfig(**{"run_dir": str(tmp_path / name), "api_base_url": server.url, "api_retries": 0,
-                        "api_workers": 2, "api_allow_real_images": True, **more})
+    return RunConfig(
+        **{
+            "run_dir": str(tmp_path / name),
+            "api_base_url": server.url,
+            "api_retries": 0,
+            "api_workers": 2,
+            "api_allow_real_images": True,
+            **more,
+        }
+    )
 
 
 def ask(config, many, shard=(0, 1), part=8):
@@ -128,7 +140,7 @@ def test_a_killed_process_goes_on_where_it_stopped(server, many, tmp_path):
     server.wait = 0.0
     again = config_for(server, tmp_path, "clean")
     assert rows(ask(config, many)) == rows(ask(again, many))
-    twice = [text for text, n in Counter(server.asked[: -48]).items() if n > 1]
+    twice = [text for text, n in Counter(server.asked[:-48]).items() if n > 1]
     assert len(twice) <= 8  # only what was under way when it was killed
 
 
@@ -142,7 +154,7 @@ def test_bulk_answers_are_those_of_the_benchmark(server, many, tmp_path):
     assert set(answered[0]) - {"row"} <= set(expected)
 
 
-def test_pictures_from_elsewhere_need_leave(server, many, tmp_path, monkeypatch):
+def test_images_from_elsewhere_need_leave(server, many, tmp_path, monkeypatch):
     config = config_for(server, tmp_path, api_allow_real_images=False)
     with pytest.raises(NotRun, match="api_allow_real_images"):
         ask(config, many)
@@ -163,8 +175,12 @@ def test_a_bad_row_is_named(many, tmp_path):
 def test_another_file_is_another_folder(many, tmp_path):
     config, other = RunConfig(run_dir=str(tmp_path)), tmp_path / "other.jsonl"
     other.write_text("\n".join(many[0].read_text().splitlines()[:-1]))
-    folders = {bulk.shard_folder(config, f, s, n) for f in (many[0], other)
-               for s in ("openai:a", "openai:b") for n in ((0, 2), (1, 2), (0, 3))}
+    folders = {
+        bulk.shard_folder(config, f, s, n)
+        for f in (many[0], other)
+        for s in ("openai:a", "openai:b")
+        for n in ((0, 2), (1, 2), (0, 3))
+    }
     assert len(folders) == 12
 
 
@@ -192,8 +208,9 @@ def test_commands_ask_and_merge(server, many, tmp_path):
     asked = ["--system", "openai:audit", "--run-dir", str(tmp_path / "run"), "--profile", "tiny"]
     more = ["--set", f"api_base_url={server.url}", "--set", "api_allow_real_images=true"]
     for shard in ("0/2", "1/2"):
-        said = CliRunner().invoke(share.app, ["bulk", str(many[0]), "--images-dir", str(many[1]),
-                                                  "--shard", shard, *asked, *more])
+        said = CliRunner().invoke(
+            share.app, ["bulk", str(many[0]), "--images-dir", str(many[1]), "--shard", shard, *asked, *more]
+        )
         assert said.exit_code == 0, said.output
     said = CliRunner().invoke(share.app, ["bulk-merge", str(many[0]), "--shards", "2", *asked])
     assert said.exit_code == 0 and "openai:audit | 48 |" in said.output

@@ -37,8 +37,14 @@ def rating(rater="reader-1", key=KEYS[0], agree=True, **more):
     """Of a case that the model calls ERROR, unless told otherwise."""
     shown = more.pop("shown", "ERROR")
     severity = "high" if rating_store.verdict_of(shown, agree) == "ERROR" else "none"
-    return {"rater": rater, "key": key, "shown": shown, "p_correct": 0.2, "agree": agree,
-            "severity": severity} | more
+    return {
+        "rater": rater,
+        "key": key,
+        "shown": shown,
+        "p_correct": 0.2,
+        "agree": agree,
+        "severity": severity,
+    } | more
 
 
 @pytest.fixture
@@ -67,9 +73,12 @@ def test_nothing_is_ever_changed_deleted_or_replaced(file):
     rating_store.undo(file, "reader-1")
     before = rating_store.rows(file)
     with sqlite3.connect(file) as connection:
-        for statement in ("UPDATE ratings SET severity = 'critical'", "DELETE FROM ratings",
-                          "INSERT OR REPLACE INTO ratings (id, time, rater) VALUES (1, 'now', 'reader-1')",
-                          "INSERT OR REPLACE INTO ratings (time, rater, withdraws) VALUES ('now', 'reader-2', 2)"):
+        for statement in (
+            "UPDATE ratings SET severity = 'critical'",
+            "DELETE FROM ratings",
+            "INSERT OR REPLACE INTO ratings (id, time, rater) VALUES (1, 'now', 'reader-1')",
+            "INSERT OR REPLACE INTO ratings (time, rater, withdraws) VALUES ('now', 'reader-2', 2)",
+        ):
             with pytest.raises(sqlite3.IntegrityError, match="only added"):
                 connection.execute(statement)
     pd.testing.assert_frame_equal(rating_store.rows(file), before)
@@ -77,8 +86,17 @@ def test_nothing_is_ever_changed_deleted_or_replaced(file):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["reader-1", "reader-2"]), st.sampled_from(["rate", "rate", "undo"]),
-                          st.sampled_from(KEYS), st.booleans()), max_size=20))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["reader-1", "reader-2"]),
+            st.sampled_from(["rate", "rate", "undo"]),
+            st.sampled_from(KEYS),
+            st.booleans(),
+        ),
+        max_size=20,
+    )
+)
 def test_replaying_gives_what_was_not_withdrawn(tmp_path_factory, steps):
     file = tmp_path_factory.mktemp("replay") / "ratings.sqlite"
     rating_store.add(file, [])
@@ -111,18 +129,24 @@ def test_two_raters_can_write_at_a_time(file):
 
 def test_ratings_are_added_all_or_none(file):
     with pytest.raises(DataError, match="new row 2, field 'severity'"):
-        rating_store.add(file, [rating(), rating(key=KEYS[1], severity="grave")])
+        rating_store.add(file, [rating(), rating(key=KEYS[1], severity="severe")])
     assert not file.exists() or rating_store.rows(file).empty
 
 
-@pytest.mark.parametrize("wrong, said", [
-    ({"severity": "none"}, "severity: 'none' does not go with ERROR"),
-    ({"agree": False, "severity": "high"}, "severity: 'high' does not go with CORRECT"),
-    ({"rater": "Jane Doe"}, "field 'rater'"), ({"key": "feedback_00000_a"}, "field 'key'"),
-    ({"p_correct": 1.5}, "field 'p_correct'"), ({"shown": "MAYBE"}, "field 'shown'"),
-    ({"simulated": True, "noise": 0.1}, "simulated"), ({"rater": "simulated-1"}, "simulated"),
-    ({"rater": "simulated-1", "simulated": True}, "noise"),
-])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"severity": "none"}, "severity: 'none' does not go with ERROR"),
+        ({"agree": False, "severity": "high"}, "severity: 'high' does not go with CORRECT"),
+        ({"rater": "Jane Doe"}, "field 'rater'"),
+        ({"key": "feedback_00000_a"}, "field 'key'"),
+        ({"p_correct": 1.5}, "field 'p_correct'"),
+        ({"shown": "MAYBE"}, "field 'shown'"),
+        ({"simulated": True, "noise": 0.1}, "simulated"),
+        ({"rater": "simulated-1"}, "simulated"),
+        ({"rater": "simulated-1", "simulated": True}, "noise"),
+    ],
+)
 def test_a_rating_that_does_not_fit_together_is_refused(file, wrong, said):
     good = rating()
     with pytest.raises(DataError, match=said):
@@ -132,8 +156,11 @@ def test_a_rating_that_does_not_fit_together_is_refused(file, wrong, said):
 def test_bad_rows_name_file_row_and_field(file):
     rating_store.add(file, [rating()])
     with sqlite3.connect(file) as connection:
-        connection.execute("INSERT INTO ratings (time, rater, key, shown, p_correct, agree, severity, simulated) "
-                           "VALUES ('now', 'reader-1', ?, 'ERROR', 0.1, 1, 'grave', 0)", (KEYS[1],))
+        connection.execute(
+            "INSERT INTO ratings (time, rater, key, shown, p_correct, agree, severity, simulated) "
+            "VALUES ('now', 'reader-1', ?, 'ERROR', 0.1, 1, 'severe', 0)",
+            (KEYS[1],),
+        )
     with pytest.raises(DataError, match=r"ratings.sqlite, row 2, field 'severity'"):
         rating_store.current(file)
 
@@ -195,8 +222,8 @@ def test_a_shown_case_says_nothing_of_gold_and_origin(rated):
     suite, answers = queue.pool(rated)
     for row, scenario in enumerate(suite.scenarios):
         case = queue.case(suite, answers, row)
-        assert set(case) == {"key", "picture", "modality", "text", "shown", "p_correct", "answer"}
-        words = json.dumps({name: value for name, value in case.items() if name != "picture"})
+        assert set(case) == {"key", "image", "modality", "text", "shown", "p_correct", "answer"}
+        words = json.dumps({name: value for name, value in case.items() if name != "image"})
         secret = [scenario.id, scenario.image, "contradiction", *map(str, scenario.factors.values())]
         assert not [s for s in secret if "_" in s and s in words]
         assert case["shown"] == ("CORRECT" if case["p_correct"] >= 0.5 else "ERROR")
@@ -205,12 +232,12 @@ def test_a_shown_case_says_nothing_of_gold_and_origin(rated):
 def test_rationale_is_what_the_model_does_without_parts(nano, suite, small_config):
     processor, model, _ = nano
     pool = Suite("small", suite[0][:2], suite[1])
-    setting = Session(small_config, {})
-    setting.__dict__ |= {"base": (processor, model), "adapted": model}
-    found = queue.rationale(setting, pool, 1, grid=2)
-    assert found["drop"].shape == (2, 2) and list(found["without"]) == ["picture", "finding", "treatment"]
+    session = Session(small_config, {})
+    session.__dict__ |= {"base": (processor, model), "adapted": model}
+    found = queue.rationale(session, pool, 1, grid=2)
+    assert found["drop"].shape == (2, 2) and list(found["without"]) == ["image", "finding", "treatment"]
     grey = scoring.p_correct(model, processor, Suite("grey", pool.scenarios[1:], suite[1], "grey"))[0]
-    assert found["without"]["picture"] == pytest.approx(float(grey), abs=1e-5)
+    assert found["without"]["image"] == pytest.approx(float(grey), abs=1e-5)
     assert len({round(p, 9) for p in found["without"].values()}) == 3
 
 
@@ -219,9 +246,19 @@ def test_rationale_is_what_the_model_does_without_parts(nano, suite, small_confi
 
 def made(*verdicts, severity="high", row=0):
     """Ratings of one case by as many raters as verdicts."""
-    return pd.DataFrame([{"row": row, "key": KEYS[row], "rater": f"reader-{i}", "verdict": verdict,
-                          "severity": severity if verdict == "ERROR" else "none", "simulated": False}
-                         for i, verdict in enumerate(verdicts)])
+    return pd.DataFrame(
+        [
+            {
+                "row": row,
+                "key": KEYS[row],
+                "rater": f"reader-{i}",
+                "verdict": verdict,
+                "severity": severity if verdict == "ERROR" else "none",
+                "simulated": False,
+            }
+            for i, verdict in enumerate(verdicts)
+        ]
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -239,16 +276,22 @@ def test_consensus_is_the_majority_and_ties_are_left_out(suite, verdicts):
     assert only["raters"] == len(verdicts) and only["agreement"] == verdicts.count(only["chosen"]) / len(verdicts)
 
 
-@pytest.mark.parametrize("given_levels, median", [
-    (["moderate"], "moderate"), (["moderate", "high"], "high"), (["moderate", "critical"], "high"),
-    (["moderate", "moderate", "critical"], "moderate"), (["high", "critical", "critical", "moderate"], "critical"),
-])
+@pytest.mark.parametrize(
+    "given_levels, median",
+    [
+        (["moderate"], "moderate"),
+        (["moderate", "high"], "high"),
+        (["moderate", "critical"], "high"),
+        (["moderate", "moderate", "critical"], "moderate"),
+        (["high", "critical", "critical", "moderate"], "critical"),
+    ],
+)
 def test_severity_is_the_median_and_between_two_levels_the_graver(suite, given_levels, median):
     ratings = pd.concat([made("ERROR", severity=level) for level in given_levels])
     assert consensus(Suite("small", *suite), ratings).iloc[0]["severity"] == median
 
 
-def test_the_two_sides_share_no_pair_and_no_picture(rated):
+def test_the_two_sides_share_no_pair_and_no_image(rated):
     (train, to_learn), (held_out, to_measure) = training_side(rated), heldout_side(rated)
     assert not set(to_learn["pair"]) & set(to_measure["pair"])
     assert not {s.image for s in train.scenarios} & {s.image for s in held_out.scenarios}
@@ -307,7 +350,7 @@ def test_export_is_read_by_datasets_and_prepared_by_trl(rated, tmp_path):
     row = table[0]
     scenario = suite.scenarios[suite.keys().index(row["key"])]
     assert is_conversational(row) and row["images"] == [scenario.image] and row["simulated"] is True
-    content = prepare_multimodal_messages(row["prompt"], [suite.picture(scenario)])[0]["content"]
+    content = prepare_multimodal_messages(row["prompt"], [suite.image(scenario)])[0]["content"]
     assert [part["type"] for part in content] == ["image", "text"] and scenario.finding in content[1]["text"]
     assert {row["chosen"][0]["content"][:5], row["rejected"][0]["content"][:5]} == {"CORRE", "ERROR"}
 
@@ -316,15 +359,23 @@ def test_comments_and_pseudonyms_leave_the_store_nowhere(rated, file, tmp_path, 
     caplog.set_level(logging.DEBUG)
     suite, _ = queue.pool(rated)
     secret = "Mrs Miller, born 1950"
-    rating_store.add(file, [rating(rater, key, comment=secret) for rater in ("reader-1", "reader-2")
-                        for key in suite.keys()[:8]])
+    rating_store.add(
+        file,
+        [rating(rater, key, comment=secret) for rater in ("reader-1", "reader-2") for key in suite.keys()[:8]],
+    )
     config = rated.model_copy(update={"ratings": str(file)})
     exported = export(config, tmp_path / "preferences.jsonl").read_text()
     assert exported.count("\n") == 8 and "Miller" not in exported and "reader-1" not in exported
     assert "comment" not in exported
     suite, ratings = collected(config)
-    shown = [collect_feedback_page.rated_table(suite, ratings), collect_feedback_page.preference_table(suite, ratings)]
-    told = [collect_feedback_page.rated_sentence(ratings), collect_feedback_page.disagreement_sentence(suite, ratings)]
+    shown = [
+        collect_feedback_page.rated_table(suite, ratings),
+        collect_feedback_page.preference_table(suite, ratings),
+    ]
+    told = [
+        collect_feedback_page.rated_sentence(ratings),
+        collect_feedback_page.disagreement_sentence(suite, ratings),
+    ]
     printed = "".join([caplog.text, *capsys.readouterr(), *map(str, told), *(t.to_string() for t in shown)])
     assert "Miller" not in printed
 
@@ -337,10 +388,14 @@ def test_figures_and_sentences_name_simulated_raters(rated):
 
     suite, ratings = collected(rated)
     agreed = agreement.summary(ratings)
-    for words in (collect_feedback_page.rated_sentence(ratings), collect_feedback_page.agreement_sentence(agreed, ratings),
-                  collect_feedback_page.preference_sentence(suite, ratings), collect_feedback_page.where_sentence(rated),
-                  collect_feedback_page.disagreements(suite, ratings).get_suptitle(),
-                  *collect_feedback_page.rated_table(suite, ratings)["Kind"]):
+    for words in (
+        collect_feedback_page.rated_sentence(ratings),
+        collect_feedback_page.agreement_sentence(agreed, ratings),
+        collect_feedback_page.preference_sentence(suite, ratings),
+        collect_feedback_page.where_sentence(rated),
+        collect_feedback_page.disagreements(suite, ratings).get_suptitle(),
+        *collect_feedback_page.rated_table(suite, ratings)["Kind"],
+    ):
         assert "simulated" in words
     assert any("SIMULATED" in text.get_text() for text in collect_feedback_page.disputed(suite, ratings).texts)
     contradicted = collect_feedback_page.by_kind(suite, ratings)
@@ -355,7 +410,10 @@ def test_the_notebook_can_be_run_before_anybody_rated(rated, file):
     suite, ratings = collected(rated.model_copy(update={"ratings": str(file)}))
     agreed = agreement.summary(ratings)
     assert "Nobody" in collect_feedback_page.rated_sentence(ratings)
-    assert collect_feedback_page.agreement_table(agreed).empty and collect_feedback_page.rated_table(suite, ratings).empty
+    assert (
+        collect_feedback_page.agreement_table(agreed).empty
+        and collect_feedback_page.rated_table(suite, ratings).empty
+    )
     assert "two raters" in collect_feedback_page.agreement_sentence(agreed, ratings)
     assert "no consensus" in collect_feedback_page.disagreement_sentence(suite, ratings)
     assert "0 of" in collect_feedback_page.preference_sentence(suite, ratings)

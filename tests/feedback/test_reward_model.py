@@ -1,4 +1,4 @@
-"""The reward model: pictures through TRL's RewardTrainer, nothing of the held-out side, kept and resumed."""
+"""The reward model: images through TRL's RewardTrainer, nothing of the held-out side, kept and resumed."""
 
 import numpy as np
 import pandas as pd
@@ -27,10 +27,21 @@ def run(nano_folder, tmp_path_factory):
         patch.setattr(sources, "SUITES_DIR", folder / "suites")
         patch.setattr(sources, "CORE_DIR", folder / "core24")
         config = RunConfig(
-            model=str(nano_folder), run_dir=str(folder / "run"), train_pairs=12, val_pairs=12, test_pairs=12,
+            model=str(nano_folder),
+            run_dir=str(folder / "run"),
+            train_pairs=12,
+            val_pairs=12,
+            test_pairs=12,
             epochs=1,
-            batch_size=8, lr=3e-3, core_folds=False, feedback_pairs=12, feedback_note_pairs=4, reward_epochs=2,
-            reward_lr=2e-3, rl_batch=8)
+            batch_size=8,
+            lr=3e-3,
+            core_folds=False,
+            feedback_pairs=12,
+            feedback_note_pairs=4,
+            reward_epochs=2,
+            reward_lr=2e-3,
+            rl_batch=8,
+        )
         supervised.train(config)
         reward_model.train(config)
         yield config
@@ -77,7 +88,9 @@ def test_a_smaller_micro_batch_gives_the_same_reward_model(run, tmp_path):
                 module.p = 0.0
         rows = reward_model.answer_rows(model, processor, suite.rows(range(16)), config)
         small = config.model_copy(update={"batch_size": size})
-        trainer = reward_model._trainer(model, processor, rows, np.zeros(len(rows), int), small, tmp_path / str(size))
+        trainer = reward_model._trainer(
+            model, processor, rows, np.zeros(len(rows), int), small, tmp_path / str(size)
+        )
         assert trainer.args.train_batch_size == {8: 8, 3: 2}[size]
         trainer.train()
         found.append(reward_model.margins(model, processor, suite.rows(range(4)), config))
@@ -94,7 +107,7 @@ def test_another_temperature_asks_nothing_again_and_changes_the_probability(run,
     assert (np.abs(warmer["p_correct"] - 0.5) < np.abs(frame["p_correct"] - 0.5)).all()
 
 
-def test_pictures_read_once_and_pictures_read_each_time_give_one_reward(run):
+def test_images_read_once_and_images_read_each_time_give_one_reward(run):
     suite = sources.feedback(run).rows(range(4))
     model, processor = reward_model._start(run)
     kept = reward_model.margins(model, processor, suite, run)
@@ -103,7 +116,7 @@ def test_pictures_read_once_and_pictures_read_each_time_give_one_reward(run):
     assert np.allclose(kept, read, atol=1e-5) and np.allclose(kept, alone, atol=1e-5)
 
 
-def test_a_picture_changes_the_reward(run):
+def test_a_image_changes_the_reward(run):
     suite = sources.feedback(run)
     model, processor = reward_model._start(run)
     other = suite.scenarios[0].model_copy(update={"image": suite.scenarios[-1].image})
@@ -200,12 +213,22 @@ def test_preferences_of_one_kind_are_learned(run):
 
 def _frame(verdicts, margins, severities, gold=None, simulated=True):
     p = reward_model.probability(np.array(margins))
-    return pd.DataFrame({
-        "id": [f"s{i}" for i in range(len(p))], "pair": [f"p{i // 2}" for i in range(len(p))],
-        "modality": "xray", "verdict": verdicts, "gold": gold or verdicts, "p_correct": p, "margin": margins,
-        "predicted": np.where(p >= 0.5, "CORRECT", "ERROR"), "severity": severities, "cost_impact": 0,
-        "simulated": simulated,
-        "kind": "Picture decides"})
+    return pd.DataFrame(
+        {
+            "id": [f"s{i}" for i in range(len(p))],
+            "pair": [f"p{i // 2}" for i in range(len(p))],
+            "modality": "xray",
+            "verdict": verdicts,
+            "gold": gold or verdicts,
+            "p_correct": p,
+            "margin": margins,
+            "predicted": np.where(p >= 0.5, "CORRECT", "ERROR"),
+            "severity": severities,
+            "cost_impact": 0,
+            "simulated": simulated,
+            "kind": "Image decides",
+        }
+    )
 
 
 def test_severity_agrees_with_the_margin_only_if_it_grows_with_it():
@@ -213,8 +236,8 @@ def test_severity_agrees_with_the_margin_only_if_it_grows_with_it():
     grows = _frame(["ERROR"] * 30, [-1.0, -2.0, -3.0] * 10, severities)
     falls = _frame(["ERROR"] * 30, [-3.0, -2.0, -1.0] * 10, severities)
     assert reward_model_page.severity_agreement(grows)["value"] == pytest.approx(1)
-    assert "surer of graver errors" in reward_model_page.severity_sentence({REWARD: grows})
-    assert "less sure of graver errors" in reward_model_page.severity_sentence({REWARD: falls})
+    assert "surer of more severe errors" in reward_model_page.severity_sentence({REWARD: grows})
+    assert "less sure of more severe errors" in reward_model_page.severity_sentence({REWARD: falls})
     one = _frame(["ERROR"] * 4, [-1.0] * 4, ["high"] * 4)
     assert "one severity" in reward_model_page.severity_sentence({REWARD: one})
 
@@ -236,13 +259,19 @@ def test_sentences_do_not_claim_more_than_the_cases_show():
 def test_simulated_raters_are_called_so_and_only_they_are_held_against_the_gold_verdict():
     verdicts, severities = ["CORRECT", "ERROR", "ERROR"] * 10, ["none", "high", "critical"] * 10
     gold = ["ERROR", *verdicts[1:]]  # one consensus is wrong
-    ours, theirs = _frame(verdicts, [1.0, -1.0, -2.0] * 10, severities, gold), _frame(
-        verdicts, [1.0] * 30, severities, gold)
+    ours, theirs = (
+        _frame(verdicts, [1.0, -1.0, -2.0] * 10, severities, gold),
+        _frame(verdicts, [1.0] * 30, severities, gold),
+    )
     held = {REWARD: ours, SUPERVISED: theirs}
     table = reward_model_page.accuracy_table(held, held).set_index("Preferred by")
     assert table["As the simulated raters"].str[:4].tolist() == ["100.", "33.3", "66.7", "96.7"]
-    for said in (reward_model_page.accuracy_sentence, reward_model_page.calibration_sentence,
-                 reward_model_page.severity_sentence, reward_model_page.meaning_sentence):
+    for said in (
+        reward_model_page.accuracy_sentence,
+        reward_model_page.calibration_sentence,
+        reward_model_page.severity_sentence,
+        reward_model_page.meaning_sentence,
+    ):
         assert "simulated raters" in said(held)
     assert "simulated" in reward_model_page.severity_table(held).columns[0]
 

@@ -28,8 +28,13 @@ def test_noise_is_the_share_of_wrong_ratings_and_of_severities_one_step_off(scen
     said = simulated.simulate(scenarios, shown(scenarios), "simulated-1", noise=0.2)
     right = np.array([r["agree"] == (v == s.verdict) for s, v, r in zip(scenarios, shown(scenarios), said)])
     assert abs((~right).mean() - 0.2) < 0.03
-    steps = np.array([abs(SEVERITIES.index(r["severity"]) - SEVERITIES.index(s.severity))
-                      for s, r, ok in zip(scenarios, said, right) if ok and s.verdict == "ERROR"])
+    steps = np.array(
+        [
+            abs(SEVERITIES.index(r["severity"]) - SEVERITIES.index(s.severity))
+            for s, r, ok in zip(scenarios, said, right)
+            if ok and s.verdict == "ERROR"
+        ]
+    )
     assert steps.max() == 1 and abs(steps.mean() - 0.2) < 0.03
 
 
@@ -44,7 +49,9 @@ def test_a_name_and_a_seed_choose_the_mistakes(scenarios):
     first = simulated.simulate(scenarios, shown(scenarios), "simulated-1", 0.2)
     assert first == simulated.simulate(scenarios, shown(scenarios), "simulated-1", 0.2)
     agrees = [r["agree"] for r in first]
-    assert agrees != [r["agree"] for r in simulated.simulate(scenarios, shown(scenarios), "simulated-1", 0.2, seed=1)]
+    assert agrees != [
+        r["agree"] for r in simulated.simulate(scenarios, shown(scenarios), "simulated-1", 0.2, seed=1)
+    ]
     assert agrees != [r["agree"] for r in simulated.simulate(scenarios, shown(scenarios), "simulated-2", 0.2)]
 
 

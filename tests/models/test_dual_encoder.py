@@ -23,8 +23,12 @@ OPEN_CLIP = {
     "model_cfg": {
         "embed_dim": PROJECTION,
         "vision_cfg": {"timm_model_name": "vit_tiny", "timm_pool": "", "timm_proj": "linear"},
-        "text_cfg": {"hf_tokenizer_name": "nobody/nothing", "hf_proj_type": "mlp",
-                     "hf_pooler_type": "cls_last_hidden_state_pooler", "context_length": 256},
+        "text_cfg": {
+            "hf_tokenizer_name": "nobody/nothing",
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+            "context_length": 256,
+        },
     },
     "preprocess_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]},
 }
@@ -36,8 +40,14 @@ def processor():
 
 
 def text_config(processor):
-    return BertConfig(vocab_size=len(processor.tokenizer), hidden_size=WIDTH, num_hidden_layers=2,
-                      num_attention_heads=HEADS, intermediate_size=160, max_position_embeddings=256)
+    return BertConfig(
+        vocab_size=len(processor.tokenizer),
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=160,
+        max_position_embeddings=256,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,8 @@ def checkpoint(processor):
         "visual.trunk.pos_embed": random(1, SIDE**2 + 1, WIDTH),
         "visual.trunk.patch_embed.proj.weight": random(WIDTH, 3, PATCH, PATCH),
         "visual.trunk.patch_embed.proj.bias": random(WIDTH),
-        "visual.trunk.norm.weight": 1 + random(WIDTH), "visual.trunk.norm.bias": random(WIDTH),
+        "visual.trunk.norm.weight": 1 + random(WIDTH),
+        "visual.trunk.norm.bias": random(WIDTH),
         "visual.head.proj.weight": random(PROJECTION, WIDTH),
         "text.proj.0.weight": random((WIDTH + PROJECTION) // 2, WIDTH),
         "text.proj.2.weight": random(PROJECTION, (WIDTH + PROJECTION) // 2),
@@ -62,8 +73,12 @@ def checkpoint(processor):
     }
     for i in range(2):
         block = f"visual.trunk.blocks.{i}"
-        for name, rows, columns in (("attn.qkv", 3 * WIDTH, WIDTH), ("attn.proj", WIDTH, WIDTH),
-                                    ("mlp.fc1", 200, WIDTH), ("mlp.fc2", WIDTH, 200)):
+        for name, rows, columns in (
+            ("attn.qkv", 3 * WIDTH, WIDTH),
+            ("attn.proj", WIDTH, WIDTH),
+            ("mlp.fc1", 200, WIDTH),
+            ("mlp.fc2", WIDTH, 200),
+        ):
             weights[f"{block}.{name}.weight"] = random(rows, columns)
             weights[f"{block}.{name}.bias"] = random(rows)
         for name in ("norm1", "norm2"):
@@ -103,8 +118,13 @@ def open_clip_text_forward(w, ids, config):
     """HFTextEncoder: BERT, the first token's last hidden state, two layers without bias."""
     bert = BertModel(config, add_pooling_layer=False).eval()
     prefix = "text.transformer."
-    bert.load_state_dict({k.removeprefix(prefix): v for k, v in w.items()
-                          if k.startswith(prefix) and not k.endswith("position_ids")})
+    bert.load_state_dict(
+        {
+            k.removeprefix(prefix): v
+            for k, v in w.items()
+            if k.startswith(prefix) and not k.endswith("position_ids")
+        }
+    )
     first = bert(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state[:, 0]
     return F.gelu(first @ w["text.proj.0.weight"].T) @ w["text.proj.2.weight"].T
 
@@ -117,7 +137,7 @@ def mapped(checkpoint):
 
 
 @torch.no_grad()
-def test_key_map_gives_the_pictures_vectors_of_timm(checkpoint, mapped):
+def test_key_map_gives_the_images_vectors_of_timm(checkpoint, mapped):
     pixels = torch.randn(3, 3, PATCH * SIDE, PATCH * SIDE, generator=torch.Generator().manual_seed(1))
     wanted, got = timm_forward(checkpoint, pixels), mapped.get_image_features(pixels).pooler_output
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
@@ -146,8 +166,7 @@ def test_key_map_gives_the_text_vectors_and_logits_of_open_clip(checkpoint, mapp
     torch.testing.assert_close(logits, torch.tensor(4.4).exp() * cosine, atol=1e-3, rtol=1e-3)
 
 
-def write_open_clip(folder, checkpoint, processor, settings=OPEN_CLIP,
-                    name="open_clip_model.safetensors"):
+def write_open_clip(folder, checkpoint, processor, settings=OPEN_CLIP, name="open_clip_model.safetensors"):
     folder.mkdir(exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     processor.tokenizer.save_pretrained(folder)
@@ -165,22 +184,22 @@ def test_an_open_clip_folder_loads_and_survives_saving(tmp_path, checkpoint, pro
     loaded_processor.save_pretrained(ours)
     again_processor, again = dual_encoder.load(str(ours))
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(3)]
+    images = [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(3)]
     texts = ["lobar pneumonia", "clear lungs", "lobar pneumonia"]
-    for embed, items in ((dual_encoder.embed_pictures, pictures), (dual_encoder.embed_texts, texts)):
+    for embed, items in ((dual_encoder.embed_images, images), (dual_encoder.embed_texts, texts)):
         first, second = embed(loaded_processor, model, items), embed(again_processor, again, items)
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
 
 
-def test_pictures_are_prepared_as_open_clip_does(tmp_path, checkpoint, processor):
+def test_images_are_prepared_as_open_clip_does(tmp_path, checkpoint, processor):
     folder = write_open_clip(tmp_path / "open_clip", checkpoint, processor)
     image_processor = dual_encoder.load(str(folder))[0].image_processor
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     side = PATCH * SIDE
-    small = np.asarray(picture.resize((48, side), Image.Resampling.BICUBIC))[:, 8:40] / 255
+    small = np.asarray(image.resize((48, side), Image.Resampling.BICUBIC))[:, 8:40] / 255
     wanted = ((small - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]).transpose(2, 0, 1)
-    got = image_processor([picture], return_tensors="pt")["pixel_values"][0].numpy()
+    got = image_processor([image], return_tensors="pt")["pixel_values"][0].numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
@@ -190,7 +209,7 @@ def test_batches_and_padding_do_not_change_a_vector(checkpoint, mapped, processo
     together = dual_encoder.embed_texts(processor, mapped, texts, batch_size=4)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert dual_encoder.embed_texts(processor, mapped, []).shape == (0, PROJECTION)
-    assert dual_encoder.embed_pictures(processor, mapped, []).shape == (0, PROJECTION)
+    assert dual_encoder.embed_images(processor, mapped, []).shape == (0, PROJECTION)
 
 
 def test_long_texts_are_cut_at_the_context_length(mapped, processor):
@@ -227,8 +246,9 @@ def test_the_conversion_in_the_error_message_works(tmp_path, checkpoint, process
     dual_encoder.load(str(tmp_path / "biomedclip"))
 
 
-@pytest.mark.parametrize("section, field, value", [
-    ("vision_cfg", "timm_pool", "avg"), ("text_cfg", "hf_pooler_type", "mean_pooler")])
+@pytest.mark.parametrize(
+    "section, field, value", [("vision_cfg", "timm_pool", "avg"), ("text_cfg", "hf_pooler_type", "mean_pooler")]
+)
 def test_another_pooling_is_refused_by_name(tmp_path, checkpoint, processor, section, field, value):
     settings = json.loads(json.dumps(OPEN_CLIP))
     settings["model_cfg"][section][field] = value
@@ -257,8 +277,9 @@ def test_an_unreachable_hub_model_says_what_to_do(monkeypatch):
 
 def test_no_pickle_is_fetched_from_the_hub(monkeypatch, tmp_path):
     asked = {}
-    monkeypatch.setattr(dual_encoder, "snapshot_download",
-                        lambda name, **options: asked.update(options) or str(tmp_path))
+    monkeypatch.setattr(
+        dual_encoder, "snapshot_download", lambda name, **options: asked.update(options) or str(tmp_path)
+    )
     dual_encoder.fingerprint("nobody/nothing")
     assert all(not pattern.endswith((".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
 
@@ -278,17 +299,19 @@ def test_the_fingerprint_follows_weights_and_tokenizer(tmp_path, checkpoint, pro
 
 def test_contrastive_loss_is_clips_where_findings_differ():
     generator = torch.Generator().manual_seed(0)
-    pictures, texts = (torch.randn(6, 8, generator=generator) for _ in range(2))
+    images, texts = (torch.randn(6, 8, generator=generator) for _ in range(2))
     scale = torch.tensor(5.0)
-    logits = scale * F.normalize(pictures, dim=1) @ F.normalize(texts, dim=1).T
+    logits = scale * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
     plain = (F.cross_entropy(logits, torch.arange(6)) + F.cross_entropy(logits.T, torch.arange(6))) / 2
-    ours = biomedclip_standin.contrastive_loss(pictures, texts, scale, torch.arange(6))
+    ours = biomedclip_standin.contrastive_loss(images, texts, scale, torch.arange(6))
     torch.testing.assert_close(ours, plain)
     # pairs of one finding are not pushed apart: swapping their captions changes nothing
     findings = torch.tensor([0, 0, 1, 2, 3, 4])
     swapped = texts[[1, 0, 2, 3, 4, 5]]
-    torch.testing.assert_close(biomedclip_standin.contrastive_loss(pictures, texts, scale, findings),
-                               biomedclip_standin.contrastive_loss(pictures, swapped, scale, findings))
+    torch.testing.assert_close(
+        biomedclip_standin.contrastive_loss(images, texts, scale, findings),
+        biomedclip_standin.contrastive_loss(images, swapped, scale, findings),
+    )
 
 
 def test_captions_word_the_finding_and_never_a_treatment():
@@ -336,7 +359,7 @@ def test_a_build_leaves_a_whole_model_with_an_honest_card(tmp_path, monkeypatch)
         labels = np.repeat(np.arange(13), per_finding)
         return rng.integers(0, 256, (len(labels), 112, 112, 3), dtype=np.uint8), labels
 
-    monkeypatch.setattr(medgemma_standin, "picture_pool", pool)
+    monkeypatch.setattr(medgemma_standin, "image_pool", pool)
     measured = biomedclip_standin.build(tmp_path / "nano", per_finding=2, steps=2, held_out=1)
     processor, model = dual_encoder.load(str(tmp_path / "nano"))
     assert loading.is_standin(str(tmp_path / "nano")) and not (tmp_path / "nano" / "stages").exists()

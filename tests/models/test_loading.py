@@ -26,7 +26,7 @@ from medlib.training import encoding, lora, trainer
 
 @pytest.fixture(scope="module")
 def gemma_folder(tmp_path_factory):
-    """The files of google/medgemma-4b-it: its picture geometry, file and tensor names."""
+    """The files of google/medgemma-4b-it: its image geometry, file and tensor names."""
     folder = tmp_path_factory.mktemp("medgemma")
     tokenizer = medgemma_standin.build_tokenizer(medgemma_standin.corpus())
     processor = Gemma3Processor(
@@ -102,11 +102,7 @@ def gemma_folder(tmp_path_factory):
         name = name.replace("vision_model.vision_model.", "vision_model.")
         name = name.replace("model.multi_modal_projector.", "multi_modal_projector.", 1)
         hub[name] = tensor.contiguous()
-    assert {name.split(".")[0] for name in hub} == {
-        "language_model",
-        "vision_tower",
-        "multi_modal_projector",
-    }
+    assert {name.split(".")[0] for name in hub} == {"language_model", "vision_tower", "multi_modal_projector"}
     save_file(hub, folder / "model.safetensors", metadata={"format": "pt"})
     return folder, own
 
@@ -119,9 +115,7 @@ def test_hub_tensor_names_are_read_completely(gemma_folder):
 
 
 @pytest.mark.parametrize("kind", ["stand-in", "medgemma"])
-def test_real_folder_and_standin_take_the_same_path(
-    kind, nano_folder, gemma_folder, suite, tmp_path
-):
+def test_real_folder_and_standin_take_the_same_path(kind, nano_folder, gemma_folder, suite, tmp_path):
     folder = nano_folder if kind == "stand-in" else gemma_folder[0]
     size, image_tokens = (112, 16) if kind == "stand-in" else (896, 256)
     scenarios, images_dir = suite[0][:4], suite[1]
@@ -135,9 +129,7 @@ def test_real_folder_and_standin_take_the_same_path(
     assert (rows[0]["input_ids"] == base.config.image_token_index).sum() == image_tokens
     rows = encoding.cache_image_features(base, rows)
     config = RunConfig(model=str(folder), batch_size=2, epochs=1, lr=0.01, lora_rank=4)
-    adapter = trainer.train_adapter(
-        base, processor, rows, [], config, tmp_path / "adapter", quiet=True
-    )
+    adapter = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "adapter", quiet=True)
     assert json.loads((adapter / "training_metadata.json").read_text())["steps"] == 2
     asked = Suite("four", scenarios, images_dir)
     untrained = scoring.p_correct(base, processor, asked, batch_size=4)
@@ -173,9 +165,7 @@ def chained(depth):
     return error
 
 
-@pytest.mark.parametrize(
-    "error", [gated_error(), chained(1), chained(3)], ids=["bare", "chained", "deep"]
-)
+@pytest.mark.parametrize("error", [gated_error(), chained(1), chained(3)], ids=["bare", "chained", "deep"])
 def test_a_gated_model_says_accept_the_terms_and_log_in(monkeypatch, error):
     monkeypatch.setattr(loading.AutoProcessor, "from_pretrained", refuse_with(error))
     with pytest.raises(ModelError) as caught:
@@ -230,9 +220,7 @@ def test_eight_bit_without_bitsandbytes_says_what_to_install(monkeypatch, nano_f
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_missing_adapter_file_is_named(missing, nano, tmp_path):
-    for file in {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"} - {
-        missing
-    }:
+    for file in {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"} - {missing}:
         (tmp_path / file).write_text("{}")
     with pytest.raises(ModelError, match=f"{missing} is missing"):
         loading.attach_adapter(nano[1], tmp_path)
@@ -244,9 +232,7 @@ QUANTIZED = {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}
 
 
 def needs(package):
-    return pytest.mark.skipif(
-        not importlib.util.find_spec(package), reason=f"{package} is not installed"
-    )
+    return pytest.mark.skipif(not importlib.util.find_spec(package), reason=f"{package} is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -361,9 +347,7 @@ def quantized(folder, kind):
 def test_the_decoder_is_quantized_and_the_rest_is_not(nano_folder, kind):
     base = quantized(nano_folder, kind)
     layers = {
-        name: type(module).__name__
-        for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        name: type(module).__name__ for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)
     }
     decoder = {name: layer for name, layer in layers.items() if "language_model.layers" in name}
     assert len(decoder) == 7 * base.config.text_config.num_hidden_layers
@@ -376,9 +360,7 @@ def test_the_decoder_is_quantized_and_the_rest_is_not(nano_folder, kind):
 @needs("torchao")
 def test_torchao_keeps_the_decoder_in_int8_and_the_rest_not(nano_folder):
     base = quantized(nano_folder, "int8")
-    kinds = {
-        name: type(p.data).__name__ for name, p in base.named_parameters() if p.ndim == 2
-    }
+    kinds = {name: type(p.data).__name__ for name, p in base.named_parameters() if p.ndim == 2}
     decoder = {kind for name, kind in kinds.items() if "language_model.layers" in name}
     assert decoder == {"Int8Tensor"}
     assert "Int8Tensor" not in {kind for name, kind in kinds.items() if "layers" not in name or "tower" in name}
@@ -392,9 +374,7 @@ def test_torchao_keeps_the_decoder_in_int8_and_the_rest_not(nano_folder):
         pytest.param("4bit", 0.5, marks=needs("bitsandbytes")),
     ],
 )
-def test_quantized_logits_are_close_and_adapters_train_save_and_load(
-    nano_folder, suite, tmp_path, kind, limit
-):
+def test_quantized_logits_are_close_and_adapters_train_save_and_load(nano_folder, suite, tmp_path, kind, limit):
     scenarios, images_dir = suite[0][:8], suite[1]
     reference = logits(loading.load(str(nano_folder), dtype="float32")[1])
     processor, base = loading.load(str(nano_folder), dtype="float32", quantization=kind)
@@ -403,9 +383,7 @@ def test_quantized_logits_are_close_and_adapters_train_save_and_load(
 
     rows = encoding.encode(processor, scenarios, [images_dir] * 8)
     rows = encoding.cache_image_features(base, rows)
-    config = RunConfig(
-        model=str(nano_folder), quantization=kind, batch_size=4, epochs=3, lr=0.01, lora_rank=4
-    )
+    config = RunConfig(model=str(nano_folder), quantization=kind, batch_size=4, epochs=3, lr=0.01, lora_rank=4)
     adapter = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "a", quiet=True)
     history = json.loads((adapter / "training_metadata.json").read_text())["history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -430,9 +408,7 @@ def test_an_evaluation_does_not_cut_later_gradients_of_4_bit_weights(nano_folder
     "kind, package, instead",
     [("8bit", "bitsandbytes", "int8"), ("4bit", "bitsandbytes", "int8"), ("int8", "torchao", "4bit")],
 )
-def test_a_missing_package_is_named_with_what_else_there_is(
-    monkeypatch, nano_folder, kind, package, instead
-):
+def test_a_missing_package_is_named_with_what_else_there_is(monkeypatch, nano_folder, kind, package, instead):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=f"{kind} needs {package}.*pip install") as caught:
         loading.load(str(nano_folder), quantization=kind)

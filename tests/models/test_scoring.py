@@ -25,12 +25,12 @@ def predictions(nano, suite):
     return stats.predictions_table(suite[0], answered)
 
 
-def plain_scores(model, processor, scenario, picture):
+def plain_scores(model, processor, scenario, image):
     """Log-likelihood of both answers from whole sequences, one at a time, without any cache."""
     scores = []
     for answer in ANSWERS.values():
         inputs = processor.apply_chat_template(
-            prompts.messages(scenario, picture),
+            prompts.messages(scenario, image),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -55,10 +55,10 @@ def plain_scores(model, processor, scenario, picture):
 def test_shared_prefix_scores_are_those_of_whole_sequences(nano, suite):
     processor, model, _ = nano
     scenarios, images_dir = suite[0][:6], suite[1]
-    pictures = [load_image(images_dir / s.image) for s in scenarios]
-    batch = scoring.prompt_batch(processor, scenarios, pictures, model.device)
+    images = [load_image(images_dir / s.image) for s in scenarios]
+    batch = scoring.prompt_batch(processor, scenarios, images, model.device)
     assert (batch["attention_mask"] == 0).any()  # some rows are padded
-    plain = [plain_scores(model, processor, s, p) for s, p in zip(scenarios, pictures)]
+    plain = [plain_scores(model, processor, s, p) for s, p in zip(scenarios, images)]
     assert np.allclose(scoring.score_answers(model, processor, batch), plain, rtol=0, atol=1e-4)
 
 
@@ -81,14 +81,11 @@ def test_rows_in_order_with_the_facts_of_their_scenario(predictions, suite):
 def test_probability_and_verdict_agree(predictions):
     assert predictions.p_correct.between(0, 1).all() and predictions.p_correct.nunique() > 12
     assert ((predictions.p_correct >= 0.5) == (predictions.predicted == "CORRECT")).all()
-    assert [
-        prompts.parse_verdict(text) for text in predictions.generated
-    ] == predictions.parsed.tolist()
+    assert [prompts.parse_verdict(text) for text in predictions.generated] == predictions.parsed.tolist()
 
 
 @pytest.mark.parametrize(
-    "logp, p",
-    [([0.0, 0.0], 0.5), ([-1e4, 0.0], 0.0), ([0.0, -1e4], 1.0), ([np.log(3.0), 0.0], 0.75)],
+    "logp, p", [([0.0, 0.0], 0.5), ([-1e4, 0.0], 0.0), ([0.0, -1e4], 1.0), ([np.log(3.0), 0.0], 0.75)]
 )
 def test_probability_of_two_likelihoods(logp, p, nano, suite, monkeypatch):
     monkeypatch.setattr(scoring, "score_answers", lambda *_: np.array([logp]))
@@ -129,19 +126,14 @@ def test_parse_verdict(text, verdict):
 
 def test_predictions_file_gives_back_what_was_written(predictions, tmp_path):
     strange = predictions.assign(
-        generated=["", "12", "1e5", "true", "naïve \u2028 line\nbreak", "NaN"] * 4,
-        parsed=[None, "ERROR"] * 12,
+        generated=["", "12", "1e5", "true", "naïve \u2028 line\nbreak", "NaN"] * 4, parsed=[None, "ERROR"] * 12
     )
     core = strange.head(4).assign(pair=None, pair_kind=None).drop(columns=["generated", "parsed"])
-    stats.write_predictions(
-        tmp_path / "p.jsonl", {"lora text_only/heldout": strange, "base/core": core}
-    )
+    stats.write_predictions(tmp_path / "p.jsonl", {"lora text_only/heldout": strange, "base/core": core})
     back = stats.read_predictions(tmp_path / "p.jsonl")
     assert list(back) == ["lora text_only/heldout", "base/core"]
     for name in ("id", "p_correct", "predicted", "generated", "cost_impact", "pair"):
-        assert back["lora text_only/heldout"][name].tolist() == strange[name].tolist(), (
-            name
-        )  # to the last bit
+        assert back["lora text_only/heldout"][name].tolist() == strange[name].tolist(), name  # to the last bit
     assert back["lora text_only/heldout"].parsed.isna().tolist() == [True, False] * 12
     assert back["base/core"][["generated", "parsed", "pair"]].isna().all(axis=None)
     assert back["base/core"].id.tolist() == core.id.tolist()
@@ -158,22 +150,26 @@ def test_a_pair_counts_as_a_whole():
     assert stats.pair_accuracy(frame) == (1, 3)
 
 
-def test_a_picture_goes_through_the_tower_once_whatever_the_words(nano_folder, suite, monkeypatch):
+def test_a_image_goes_through_the_tower_once_whatever_the_words(nano_folder, suite, monkeypatch):
     processor, model = loading.load(str(nano_folder))
     asked, shown = Suite("small", *suite), []
-    plain = [scoring.score_answers(model, processor, scoring.prompt_batch(
-        processor, [s], [asked.picture(s)], model.device))[0] for s in asked.scenarios]
+    plain = [
+        scoring.score_answers(
+            model, processor, scoring.prompt_batch(processor, [s], [asked.image(s)], model.device)
+        )[0]
+        for s in asked.scenarios
+    ]
     expected = 1 / (1 + np.exp(np.array(plain) @ [-1, 1]))
     features = model.get_image_features
     monkeypatch.setattr(model, "get_image_features", lambda p: shown.append(len(p)) or features(p))
     for _ in range(2):
         assert np.allclose(scoring.p_correct(model, processor, asked, 5), expected, rtol=0, atol=1e-5)
     texts = scoring.free_answers(model, processor, asked, 7)["generated"]
-    pictures = len({s.image for s in asked.scenarios})
-    assert sum(shown) == pictures < len(asked)
+    images = len({s.image for s in asked.scenarios})
+    assert sum(shown) == images < len(asked)
     grey = scoring.p_correct(model, processor, ablate(asked, "text_only"), 24)  # another view, others
-    assert sum(shown) == 2 * pictures and not np.allclose(grey, expected, atol=1e-4)
-    monkeypatch.setattr(scoring, "_known_pictures", lambda model, batch, pictures: batch)
+    assert sum(shown) == 2 * images and not np.allclose(grey, expected, atol=1e-4)
+    monkeypatch.setattr(scoring, "_known_pictures", lambda model, batch, images: batch)
     assert list(texts) == list(scoring.free_answers(model, processor, asked, 7)["generated"])
 
 
@@ -192,8 +188,9 @@ def test_pixels_stay_where_the_adapter_changes_the_tower(nano_folder, suite):
 def test_answers_of_unequal_length_share_a_pass(nano, suite, monkeypatch):
     processor, model, _ = nano
     scenarios, images_dir = suite[0][:3], suite[1]
-    batch = scoring.prompt_batch(processor, scenarios, [load_image(images_dir / s.image) for s in scenarios],
-                                    model.device)
+    batch = scoring.prompt_batch(
+        processor, scenarios, [load_image(images_dir / s.image) for s in scenarios], model.device
+    )
     together = {}
     for texts in (("CORRECT", "ERROR - Treatment"), ("CORRECT", "CORRECT"), ("ERROR - Treatment",) * 2):
         monkeypatch.setattr(scoring, "ANSWERS", dict(enumerate(texts)))

@@ -11,22 +11,22 @@ from medlib.models.standin.medgemma import IMAGE_SIZE
 
 @pytest.fixture(scope="module")
 def pool():
-    """Two noisy grey levels in place of drawn pictures: trivially told apart."""
+    """Two noisy grey levels in place of drawn images: trivially told apart."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 8)
     level = np.where(labels == 0, 60, 190)[:, None, None, None]
-    pictures = level + rng.integers(-20, 20, (16, IMAGE_SIZE, IMAGE_SIZE, 3))
-    return pictures.astype(np.uint8), labels
+    images = level + rng.integers(-20, 20, (16, IMAGE_SIZE, IMAGE_SIZE, 3))
+    return images.astype(np.uint8), labels
 
 
 def test_stages_lower_their_losses(pool):
     torch.set_num_threads(1)
-    pictures, labels = pool
+    images, labels = pool
     processor = medgemma_standin.build_processor(medgemma_standin.corpus())
     model = medgemma_standin.build_model(processor)
-    losses = medgemma_standin.warm_up_tower(model, pictures, labels, steps=6, batch_size=8)
+    losses = medgemma_standin.warm_up_tower(model, images, labels, steps=6, batch_size=8)
     assert all(np.isfinite(loss) for loss in losses)
-    features = medgemma_standin.tower_features(model, pictures)
+    features = medgemma_standin.tower_features(model, images)
     before = model.model.language_model.embed_tokens.weight.clone()
     medgemma_standin.pretrain_decoder(model, processor, features, labels, steps=4, batch_size=4)
     assert not torch.equal(before, model.model.language_model.embed_tokens.weight)

@@ -187,9 +187,9 @@ def test_pages_load_nothing_and_run_nothing(finished_run):
     assert "<script>alert(1)</script>" in outputs(page(finished_run, "01_data.html"))
 
 
-def test_pictures_are_embedded(finished_run):
-    pictures = page(finished_run, "01_data.html").select(".jp-Cell-outputWrapper img")
-    assert [picture["src"][:30] for picture in pictures] == ["data:image/png;base64,iVBORw0K"]
+def test_images_are_embedded(finished_run):
+    images = page(finished_run, "01_data.html").select(".jp-Cell-outputWrapper img")
+    assert [image["src"][:30] for image in images] == ["data:image/png;base64,iVBORw0K"]
 
 
 def test_index_shows_scores_tables_and_provenance(finished_run):
@@ -197,7 +197,7 @@ def test_index_shows_scores_tables_and_provenance(finished_run):
     results, modality, by_hand, rows, provenance = soup.find_all("table")
     cells = [[cell.text for cell in row(["th", "td"])] for row in results("tr")]
     assert cells == [
-        ["System", "Cases", "Accuracy (95 % CI)", "Critical errors missed"],
+        ["System", "Cases", "Accuracy (95% CI)", "Critical errors missed"],
         ["base <model>", "24", "–", "–"],
         ["tuned", "24", "87.5\xa0% [69.0,\xa095.7]", "1 of 6"],
     ]
@@ -213,8 +213,7 @@ def test_index_shows_scores_tables_and_provenance(finished_run):
 
 
 @pytest.mark.parametrize(
-    "model, warned",
-    [("models/standin", True), ("a stand-in", True), ("google/medgemma-4b-it", False)],
+    "model, warned", [("models/standin", True), ("a stand-in", True), ("google/medgemma-4b-it", False)]
 )
 def test_disclaimers(model, warned):
     html = pages._index_html([{"file": "index.html"}], {"parameters": {"model_name": model}}, {})

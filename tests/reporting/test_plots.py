@@ -21,26 +21,35 @@ def predictions(n=200, accuracy=0.9, modalities=("xray", "histopathology", "mri"
     rng = np.random.default_rng(n)
     valid = rng.random(n) < 0.5
     called = np.where(rng.random(n) < accuracy, valid, ~valid)
-    return pd.DataFrame({
-        "id": [f"s{i}" for i in range(n)],
-        "modality": rng.choice(modalities, n),
-        "verdict": np.where(valid, "CORRECT", "ERROR"),
-        "predicted": np.where(called, "CORRECT", "ERROR"),
-        "p_correct": np.where(called, 0.5 + rng.random(n) / 2, rng.random(n) / 2),
-        "severity": np.where(valid, "none", "critical"),
-        "cost_impact": np.where(valid, 0, 500),
-    })
+    return pd.DataFrame(
+        {
+            "id": [f"s{i}" for i in range(n)],
+            "modality": rng.choice(modalities, n),
+            "verdict": np.where(valid, "CORRECT", "ERROR"),
+            "predicted": np.where(called, "CORRECT", "ERROR"),
+            "p_correct": np.where(called, 0.5 + rng.random(n) / 2, rng.random(n) / 2),
+            "severity": np.where(valid, "none", "critical"),
+            "cost_impact": np.where(valid, 0, 500),
+        }
+    )
 
 
-def picture(width=60, height=40, mode="RGB"):
+def image(width=60, height=40, mode="RGB"):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
 
 def miss(**changed):
-    return {"id": "val-1", "modality": "mri", "finding": "a mass " * 30,
-            "treatment": "rest, $5 or $9", "verdict": "ERROR", "predicted": "CORRECT",
-            "p_correct": 0.9, **changed}
+    return {
+        "id": "val-1",
+        "modality": "mri",
+        "finding": "a mass " * 30,
+        "treatment": "rest, $5 or $9",
+        "verdict": "ERROR",
+        "predicted": "CORRECT",
+        "p_correct": 0.9,
+        **changed,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +62,17 @@ def scores():
     }
 
 
-NAMES = ("constant", "heuristics", "keyword-probe", "biomedclip", "biomedclip-probe", "medgemma",
-         "medgemma-lora", "medgemma-lora+biomedclip", "openai:gpt-4o-mini")
+NAMES = (
+    "constant",
+    "heuristics",
+    "keyword-probe",
+    "biomedclip",
+    "biomedclip-probe",
+    "medgemma",
+    "medgemma-lora",
+    "medgemma-lora+biomedclip",
+    "openai:gpt-4o-mini",
+)
 SHARES = dict(zip(NAMES, (0.5, 0.66, 0.53, 0.52, 0.75, 0.48, 0.97, 0.98, 0.7)))
 
 
@@ -65,8 +83,11 @@ def one_suite(name, n=400):
     sure = np.where(right := rng.random(n) < SHARES[name], 0.5, 0.3) * rng.random(n)
     said = np.where(right, valid, ~valid)
     return predictions(n).assign(
-        verdict=np.where(valid, "CORRECT", "ERROR"), predicted=np.where(said, "CORRECT", "ERROR"),
-        p_correct=np.where(said, 0.5 + sure, 0.5 - sure), pair=[f"p{i // 2}" for i in range(n)])
+        verdict=np.where(valid, "CORRECT", "ERROR"),
+        predicted=np.where(said, "CORRECT", "ERROR"),
+        p_correct=np.where(said, 0.5 + sure, 0.5 - sure),
+        pair=[f"p{i // 2}" for i in range(n)],
+    )
 
 
 LADDER = {name: one_suite(name) for name in NAMES}
@@ -75,82 +96,100 @@ COMPARED = stats.compare_all(LADDER, cluster="pair")
 
 def cost_rows(**columns):
     rates = [stats.score(frame)["accuracy"] for frame in LADDER.values()]
-    return pd.DataFrame({
-        "system": NAMES, "accuracy": [rate["value"] for rate in rates],
-        "low": [rate["low"] for rate in rates], "high": [rate["high"] for rate in rates],
-        "seconds": [0, 2e-5, 1e-4, 0.02, 0.021, 0.11, 0.11, 0.13, 1.4],
-        "usd_per_1000": [np.nan] * 8 + [0.42], **columns})
+    return pd.DataFrame(
+        {
+            "system": NAMES,
+            "accuracy": [rate["value"] for rate in rates],
+            "low": [rate["low"] for rate in rates],
+            "high": [rate["high"] for rate in rates],
+            "seconds": [0, 2e-5, 1e-4, 0.02, 0.021, 0.11, 0.11, 0.13, 1.4],
+            "usd_per_1000": [np.nan] * 8 + [0.42],
+            **columns,
+        }
+    )
 
 
 def corruptions(kinds):
-    return pd.DataFrame([
-        {"kind": kind, "severity": severity, "n": 96, "accuracy": rate["value"], **rate}
-        for i, kind in enumerate(kinds) for severity in range(1, 6)
-        for rate in [stats.proportion(94 - 3 * severity * (i + 1), 96)]
-    ])
+    return pd.DataFrame(
+        [
+            {"kind": kind, "severity": severity, "n": 96, "accuracy": rate["value"], **rate}
+            for i, kind in enumerate(kinds)
+            for severity in range(1, 6)
+            for rate in [stats.proportion(94 - 3 * severity * (i + 1), 96)]
+        ]
+    )
 
 
 CLEAN = stats.proportion(970, 1000)
 KINDS = ("noise", "blur", "jpeg", "rotation", "contrast")
 FIGURES = {
     "sensitivity_of_nine": lambda s: plots.modality_heatmap(
-        {name: stats.score(frame) for name, frame in LADDER.items()}),
+        {name: stats.score(frame) for name, frame in LADDER.items()}
+    ),
     "significance": lambda s: plots.significance_matrix(COMPARED),
     "significance_of_two_clustered": lambda s: plots.significance_matrix(
-        COMPARED, ["medgemma", "medgemma-lora+biomedclip"], p="p_cluster_holm"),
-    "significance_of_twelve": lambda s: plots.significance_matrix(stats.compare_all(
-        LADDER | {f"more-{i}": LADDER["constant"] for i in range(3)})),
+        COMPARED, ["medgemma", "medgemma-lora+biomedclip"], p="p_cluster_holm"
+    ),
+    "significance_of_twelve": lambda s: plots.significance_matrix(
+        stats.compare_all(LADDER | {f"more-{i}": LADDER["constant"] for i in range(3)})
+    ),
     "cost_latency": lambda s: plots.cost_latency(cost_rows(n=400)),
     "cost_latency_all_alike": lambda s: plots.cost_latency(
-        cost_rows(accuracy=0.9, low=0.88, high=0.92, seconds=0.1)),
+        cost_rows(accuracy=0.9, low=0.88, high=0.92, seconds=0.1)
+    ),
     "cost_latency_no_price": lambda s: plots.cost_latency(
-        cost_rows(seconds=[np.nan] + [1.0] * 8).drop(columns="usd_per_1000")),
+        cost_rows(seconds=[np.nan] + [1.0] * 8).drop(columns="usd_per_1000")
+    ),
     "cost_latency_all_priced": lambda s: plots.cost_latency(
-        cost_rows(system=[LONG] + list(NAMES[1:]), usd_per_1000=1200.0)),
+        cost_rows(system=[LONG] + list(NAMES[1:]), usd_per_1000=1200.0)
+    ),
     "coverage_curve": lambda s: plots.coverage_curve(
-        {name: stats.selective(frame) for name, frame in LADDER.items()}),
-    "coverage_curve_of_one": lambda s: plots.coverage_curve(
-        {LONG: stats.selective(LADDER["medgemma"])}),
+        {name: stats.selective(frame) for name, frame in LADDER.items()}
+    ),
+    "coverage_curve_of_one": lambda s: plots.coverage_curve({LONG: stats.selective(LADDER["medgemma"])}),
     "corruption_lines": lambda s: plots.corruption_lines(corruptions(KINDS), CLEAN),
-    "corruption_lines_of_four": lambda s: plots.corruption_lines(
-        corruptions(KINDS[:4]).drop(columns="n"), CLEAN),
+    "corruption_lines_of_four": lambda s: plots.corruption_lines(corruptions(KINDS[:4]).drop(columns="n"), CLEAN),
     "corruption_lines_of_one": lambda s: plots.corruption_lines(corruptions(["blur"]), 0.97),
     "calibration_pair": lambda s: plots.calibration_pair(
-        predictions(12_000), stats.calibrated(predictions(12_000), 0.3), LONG),
+        predictions(12_000), stats.calibrated(predictions(12_000), 0.3), LONG
+    ),
     "certainty_histogram": lambda s: plots.certainty_histogram(
-        {"held-out": LADDER["medgemma-lora"]["p_correct"], "out of distribution": [0.5, 0.55, 0.7]},
-        0.06),
-    "certainty_histogram_always": lambda s: plots.certainty_histogram(
-        {LONG: [0.1, 0.9]}, float("inf")),
+        {"held-out": LADDER["medgemma-lora"]["p_correct"], "out of distribution": [0.5, 0.55, 0.7]}, 0.06
+    ),
+    "certainty_histogram_always": lambda s: plots.certainty_histogram({LONG: [0.1, 0.9]}, float("inf")),
     "forest": lambda s: plots.forest(s, LONG * 2, bar=0.9),
     "forest_of_one": lambda s: plots.forest({"tuned": s["tuned"]}, "One"),
     "ablation_bars": lambda s: plots.ablation_bars(s),
     "sensitivity": lambda s: plots.modality_heatmap(s),
     "specificity": lambda s: plots.modality_heatmap(s, "specificity"),
     "confusion": lambda s: plots.confusion(predictions(), LONG),
-    "confusion_one_class": lambda s: plots.confusion(
-        predictions().query("verdict == 'ERROR'"), "Errors only"),
+    "confusion_one_class": lambda s: plots.confusion(predictions().query("verdict == 'ERROR'"), "Errors only"),
     "reliability": lambda s: plots.reliability(predictions(12_000), LONG),
-    "reliability_one_value": lambda s: plots.reliability(
-        predictions(9).assign(p_correct=1.0), "Constant"),
+    "reliability_one_value": lambda s: plots.reliability(predictions(9).assign(p_correct=1.0), "Constant"),
     "learning_curve": lambda s: plots.learning_curve(
-        [{"step": i, "loss": 1 / i} for i in range(1, 90)] + [{"step": 50, "eval_loss": 0.3}]),
+        [{"step": i, "loss": 1 / i} for i in range(1, 90)] + [{"step": 50, "eval_loss": 0.3}]
+    ),
     "learning_curve_of_one": lambda s: plots.learning_curve([{"step": 1, "eval_loss": 0.3}]),
     "contact_sheet": lambda s: plots.contact_sheet(
-        [picture(30 * i, 200, mode) for i, mode in enumerate(["RGB", "L", "1", "RGBA", "P"], 1)],
-        ["short", "a caption of many words " * 5, "W" * 60, "$5 to $9", LONG]),
+        [image(30 * i, 200, mode) for i, mode in enumerate(["RGB", "L", "1", "RGBA", "P"], 1)],
+        ["short", "a caption of many words " * 5, "W" * 60, "$5 to $9", LONG],
+    ),
     "contact_sheet_of_two_rows_long_banner": lambda s: plots.contact_sheet(
-        [picture()] * 3, ["a", "b " * 80, LONG], columns=2, banner=LONG),
-    "contact_sheet_of_one": lambda s: plots.contact_sheet([picture()], [LONG], banner=""),
-    "misses": lambda s: plots.misses([miss(), miss(finding="long " * 150)], [picture()] * 2),
-    "no_misses": lambda s: plots.misses([miss(predicted="ERROR")], [picture()]),
+        [image()] * 3, ["a", "b " * 80, LONG], columns=2, banner=LONG
+    ),
+    "contact_sheet_of_one": lambda s: plots.contact_sheet([image()], [LONG], banner=""),
+    "misses": lambda s: plots.misses([miss(), miss(finding="long " * 150)], [image()] * 2),
+    "no_misses": lambda s: plots.misses([miss(predicted="ERROR")], [image()]),
 }
 
 
 def shown_ticks(axis):
     low, high = sorted(axis.get_view_interval())
-    return [tick.label1 for tick in axis.get_major_ticks()
-            if low <= tick.get_loc() <= high and tick.label1.get_visible()]
+    return [
+        tick.label1
+        for tick in axis.get_major_ticks()
+        if low <= tick.get_loc() <= high and tick.label1.get_visible()
+    ]
 
 
 def clipped(figure):
@@ -200,8 +239,10 @@ def test_no_panel_is_empty(figure):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1
     for axes in figure.axes:
         box = axes.get_position()
-        panel = image[int((1 - box.y1) * height) : int((1 - box.y0) * height),
-                      int(box.x0 * image.shape[1]) : int(box.x1 * image.shape[1])]
+        panel = image[
+            int((1 - box.y1) * height) : int((1 - box.y0) * height),
+            int(box.x0 * image.shape[1]) : int(box.x1 * image.shape[1]),
+        ]
         assert panel.std() > 1
 
 
@@ -218,7 +259,7 @@ def words(figure):
 def test_figures_say_their_numbers(scores):
     drawn = words(plots.forest(scores, "Title"))
     for rate in (result["accuracy"] for result in scores.values()):
-        assert f"{100 * rate['value']:.1f} % n = {rate['n']:,}" in drawn
+        assert f"{100 * rate['value']:.1f}% n = {rate['n']:,}" in drawn
     drawn = words(plots.modality_heatmap(scores))
     assert drawn.count("n/a") == 2  # the two modalities that one system never saw
     assert f"{100 * scores['tuned']['per_modality']['mri']['sensitivity']['value']:.0f}" in drawn
@@ -240,7 +281,10 @@ def test_significance_cells_are_row_minus_column():
     assert COMPARED.query("first == 'constant' and second == 'medgemma'")["p_holm"].item() > 0.05
     assert "*" not in cells[1, 2].get_text() and cells[1, 2].get_color() == GREY
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "1  medgemma-lora", "2  medgemma", "3  constant"]
+        "1  medgemma-lora",
+        "2  medgemma",
+        "3  constant",
+    ]
     assert "McNemar" in words(drawn) and "over 36 pairs" in words(drawn) and "n = 400" in words(drawn)
     assert "sign test by cluster" in words(plots.significance_matrix(COMPARED, p="p_cluster_holm"))
 
@@ -251,15 +295,20 @@ def test_no_difference_has_no_minus_sign():
     assert cells == ["–", "+0.0", "+0.0", "–"]
 
 
-@pytest.mark.parametrize("rows", [
-    cost_rows(), cost_rows(accuracy=0.9, low=0.88, high=0.92, seconds=0.1),
-    cost_rows(system=[f"medgemma-nano (stand-in) + LoRA, number {i}" for i in range(9)]),
-])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        cost_rows(),
+        cost_rows(accuracy=0.9, low=0.88, high=0.92, seconds=0.1),
+        cost_rows(system=[f"medgemma-nano (stand-in) + LoRA, number {i}" for i in range(9)]),
+    ],
+)
 def test_every_point_has_a_name_that_covers_nothing(rows):
     axes = plots.cost_latency(rows).axes[0]
     labels = [text for text in axes.texts if isinstance(text, Annotation)]
     assert sorted(t.get_text().replace("\n", " ").replace("+ bio", "+bio") for t in labels) == sorted(
-        rows["system"])
+        rows["system"]
+    )
     boxes = [Text.get_window_extent(label) for label in labels]
     seconds = rows["seconds"].clip(lower=1e-6)
     points = axes.transData.transform(np.column_stack([seconds, rows["accuracy"]]))
@@ -272,8 +321,7 @@ def test_every_point_has_a_name_that_covers_nothing(rows):
 def test_cost_latency_says_what_is_not_known():
     drawn = words(plots.cost_latency(cost_rows()))
     assert "$0.42" in drawn and "no price: constant" in drawn
-    drawn = words(plots.cost_latency(
-        cost_rows(seconds=[np.nan] + [1.0] * 8).drop(columns="usd_per_1000")))
+    drawn = words(plots.cost_latency(cost_rows(seconds=[np.nan] + [1.0] * 8).drop(columns="usd_per_1000")))
     assert "not timed: constant" in drawn and "no price for any system" in drawn
 
 
@@ -281,14 +329,14 @@ def test_histogram_and_pairs_say_their_numbers():
     drawn = words(plots.certainty_histogram({"held-out": [0.9] * 19 + [0.52]}, 0.1))
     rate = stats.proportion(1, 20)
     interval = f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
-    assert f"held-out: abstains on 5.0 % {interval}, n = 20" in drawn
+    assert f"held-out: abstains on 5.0% {interval}, n = 20" in drawn
     before, after = LADDER["medgemma-lora"], stats.calibrated(LADDER["medgemma-lora"], 0.3)
     drawn = words(plots.calibration_pair(before, after))
     for frame in (before, after):
         error = stats.expected_calibration_error(frame["p_correct"], frame["verdict"] == "CORRECT")
         assert f"ECE = {error:.3f} (15 bins) n = 400" in drawn
     drawn = words(plots.corruption_lines(corruptions(["blur"]), CLEAN))
-    assert "untouched pictures: 97.0 % (n = 1,000)" in drawn and "blur, n = 96" in drawn
+    assert "untouched images: 97.0% (n = 1,000)" in drawn and "blur, n = 96" in drawn
 
 
 def test_letters_on_a_heatmap_stand_out():
@@ -303,16 +351,14 @@ def test_names_break_after_a_plus():
 
 
 def test_confusion_rows_are_gold():
-    frame = pd.DataFrame({"verdict": ["CORRECT"] * 4 + ["ERROR"],
-                          "predicted": ["CORRECT"] * 3 + ["ERROR"] * 2})
+    frame = pd.DataFrame({"verdict": ["CORRECT"] * 4 + ["ERROR"], "predicted": ["CORRECT"] * 3 + ["ERROR"] * 2})
     cells = [text.get_text() for text in plots.confusion(frame, "").axes[0].texts]
-    assert cells == ["3\n75.0 %", "1\n25.0 %", "0\n0.0 %", "1\n100.0 %"]
+    assert cells == ["3\n75.0%", "1\n25.0%", "0\n0.0%", "1\n100.0%"]
 
 
 def test_captions_are_kept_whole():
-    sheet = plots.contact_sheet([picture()] * 4, [LONG, "W" * 50, "costs $5, then $7", "d"])
-    assert [axes.get_xlabel().replace("\n", " ") for axes in sheet.axes][::2] == [
-        LONG, "costs $5, then $7"]
+    sheet = plots.contact_sheet([image()] * 4, [LONG, "W" * 50, "costs $5, then $7", "d"])
+    assert [axes.get_xlabel().replace("\n", " ") for axes in sheet.axes][::2] == [LONG, "costs $5, then $7"]
     assert sheet.axes[1].get_xlabel().replace("\n", "") == "W" * 50
     boxes = [axes.xaxis.label.get_window_extent() for axes in sheet.axes]
     assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
@@ -321,29 +367,32 @@ def test_captions_are_kept_whole():
 
 def test_misses_shows_only_misses_up_to_the_limit():
     rows = [miss(id=f"row-{i}", predicted="ERROR" if i == 0 else "CORRECT") for i in range(6)]
-    drawn = words(plots.misses(rows, [picture()] * 6, limit=3))
+    drawn = words(plots.misses(rows, [image()] * 6, limit=3))
     assert "3 of 5 shown" in drawn and "row-0" not in drawn and "row-4" not in drawn
     assert "rest, $5 or $9" in drawn and "p(CORRECT) = 0.90" in drawn
 
 
-@pytest.mark.parametrize("draw, message", [
-    (lambda: plots.forest({}, ""), "forest: nothing to draw"),
-    (lambda: plots.learning_curve([{"step": 1}]), "learning_curve: nothing"),
-    (lambda: plots.contact_sheet([], []), "contact_sheet: nothing"),
-    (lambda: plots.contact_sheet([picture()], []), "1 images but 0 captions"),
-    (lambda: plots.misses([miss()], []), "1 rows but 0 images"),
-    (lambda: plots.modality_heatmap({"a": {}}, "recall"), "'recall' is none of"),
-    (lambda: plots.significance_matrix(COMPARED, p="p"), "'p' is none of p_holm"),
-    (lambda: plots.significance_matrix(COMPARED, ["medgemma", "gpt"]), "not compared: gpt"),
-    (lambda: plots.significance_matrix(COMPARED[:0]), "significance_matrix: nothing"),
-    (lambda: plots.cost_latency(cost_rows().drop(columns="low")), "cost_latency: no column 'low'"),
-    (lambda: plots.cost_latency(cost_rows(seconds=np.nan)), "no system has seconds"),
-    (lambda: plots.coverage_curve({}), "coverage_curve: nothing"),
-    (lambda: plots.coverage_curve({"x": pd.DataFrame({"n": [1]})}), "x: no column 'coverage'"),
-    (lambda: plots.corruption_lines(corruptions(KINDS).drop(columns="kind"), CLEAN), "column 'kind'"),
-    (lambda: plots.certainty_histogram({"ood": []}, 0.1), "certainty_histogram, ood: nothing"),
-    (lambda: plots.calibration_pair(predictions(), pd.DataFrame()), "calibration_pair, after: nothing"),
-])
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda: plots.forest({}, ""), "forest: nothing to draw"),
+        (lambda: plots.learning_curve([{"step": 1}]), "learning_curve: nothing"),
+        (lambda: plots.contact_sheet([], []), "contact_sheet: nothing"),
+        (lambda: plots.contact_sheet([image()], []), "1 images but 0 captions"),
+        (lambda: plots.misses([miss()], []), "1 rows but 0 images"),
+        (lambda: plots.modality_heatmap({"a": {}}, "recall"), "'recall' is none of"),
+        (lambda: plots.significance_matrix(COMPARED, p="p"), "'p' is none of p_holm"),
+        (lambda: plots.significance_matrix(COMPARED, ["medgemma", "gpt"]), "not compared: gpt"),
+        (lambda: plots.significance_matrix(COMPARED[:0]), "significance_matrix: nothing"),
+        (lambda: plots.cost_latency(cost_rows().drop(columns="low")), "cost_latency: no column 'low'"),
+        (lambda: plots.cost_latency(cost_rows(seconds=np.nan)), "no system has seconds"),
+        (lambda: plots.coverage_curve({}), "coverage_curve: nothing"),
+        (lambda: plots.coverage_curve({"x": pd.DataFrame({"n": [1]})}), "x: no column 'coverage'"),
+        (lambda: plots.corruption_lines(corruptions(KINDS).drop(columns="kind"), CLEAN), "column 'kind'"),
+        (lambda: plots.certainty_histogram({"ood": []}, 0.1), "certainty_histogram, ood: nothing"),
+        (lambda: plots.calibration_pair(predictions(), pd.DataFrame()), "calibration_pair, after: nothing"),
+    ],
+)
 def test_bad_input_is_refused(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()

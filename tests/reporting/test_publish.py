@@ -34,9 +34,18 @@ def finished(nano_folder, shared_data, tmp_path_factory):
     from medlib.config import RunConfig
 
     config = RunConfig(
-        model="models/nano", run_dir=str(tmp_path_factory.mktemp("runs") / "run"), train_pairs=12,
-        val_pairs=4, test_pairs=12, epochs=1, batch_size=8, lr=3e-2, eval_batch_size=24,
-        core_folds=False, ablations=False, generate=False,
+        model="models/nano",
+        run_dir=str(tmp_path_factory.mktemp("runs") / "run"),
+        train_pairs=12,
+        val_pairs=4,
+        test_pairs=12,
+        epochs=1,
+        batch_size=8,
+        lr=3e-2,
+        eval_batch_size=24,
+        core_folds=False,
+        ablations=False,
+        generate=False,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "SUITES_DIR", shared_data / "suites")
@@ -158,7 +167,8 @@ def test_tokens_are_refused_and_not_repeated(tmp_path):
 def test_relative_names_and_addresses_are_not_absolute_paths(tmp_path):
     (tmp_path / "README.md").write_text(
         "runs/latest/adapter, google/medgemma-4b-it, https://a.example/b/c, w/o, 1/2/3, <a/b/c>, "
-        r'".*language_model.*\\.(q_proj|k_proj)", lost / 1,000, "/"')
+        r'".*language_model.*\\.(q_proj|k_proj)", lost / 1,000, "/"'
+    )
     assert len(publish.check(tmp_path)) == 1
 
 
@@ -175,8 +185,13 @@ def test_the_card_says_what_the_run_measured(finished):
     assert f"{accuracy['low']:.3f} to {accuracy['high']:.3f} (n = 24)" in results["Accuracy"].metric_name
     assert card.data.license == "apache-2.0" and card.data.base_model is None
     assert card.data.library_name == "peft" and card.data.model_name == "auditor"
-    for said in ("Not a medical device", "knows no medicine", "synthetic", "Intended use",
-                 f"{100 * accuracy['value']:.1f} %"):
+    for said in (
+        "Not a medical device",
+        "knows no medicine",
+        "synthetic",
+        "Intended use",
+        f"{100 * accuracy['value']:.1f}%",
+    ):
         assert said in card.text, said
     record = json.loads((run_dir(finished) / "run.json").read_text())
     assert record["git"]["revision"] in card.text and f"torch {record['packages']['torch']}" in card.text
@@ -206,7 +221,8 @@ def test_what_is_made_of_medgemma_keeps_its_terms(finished, tmp_path):
     with pytest.raises(PublishError, match="copy of its terms"):
         publish.publish(asked, "someone/auditor", dry_run=False, private=False)
     assert "license_name: terms-of-the-base-model" in publish.card(
-        finished.model_copy(update={"model": "someone/another"}))
+        finished.model_copy(update={"model": "someone/another"})
+    )
 
 
 # ---- the Hub
@@ -240,14 +256,28 @@ def hub(monkeypatch):
             if self.path == "/api/validate-yaml":
                 return self.reply({"errors": [], "warnings": []})
             if "/preupload/" in self.path:
-                return self.reply({"files": [
-                    {"path": f["path"], "shouldIgnore": False,
-                     "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
-                    for f in json.loads(body)["files"]]})
+                return self.reply(
+                    {
+                        "files": [
+                            {
+                                "path": f["path"],
+                                "shouldIgnore": False,
+                                "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
+                            }
+                            for f in json.loads(body)["files"]
+                        ]
+                    }
+                )
             if self.path.endswith("/info/lfs/objects/batch"):
-                return self.reply({"transfer": "basic", "objects": [
-                    {**o, "actions": {"upload": {"href": f"{state.url}/lfs/{o['oid']}"}}}
-                    for o in json.loads(body)["objects"]]})
+                return self.reply(
+                    {
+                        "transfer": "basic",
+                        "objects": [
+                            {**o, "actions": {"upload": {"href": f"{state.url}/lfs/{o['oid']}"}}}
+                            for o in json.loads(body)["objects"]
+                        ],
+                    }
+                )
             assert self.path == "/api/models/someone/auditor/commit/main", self.path
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]

@@ -148,12 +148,15 @@ def test_nothing_on_the_page_tells_gold_or_origin(view, pool):
     sign_in(view)
     for _ in range(8):
         scenario = pool[0].scenarios[view.row]
-        words = " ".join(str(w.get_state(("value",)).get("value")) for w in all_widgets(view.page)
-                         if hasattr(w, "value") and not isinstance(w, widgets.Image))
+        words = " ".join(
+            str(w.get_state(("value",)).get("value"))
+            for w in all_widgets(view.page)
+            if hasattr(w, "value") and not isinstance(w, widgets.Image)
+        )
         secret = [scenario.id, scenario.image, "contradiction", *map(str, scenario.factors.values())]
         assert not [s for s in secret if "_" in s and s in words]
-        with Image.open(io.BytesIO(view.picture.value)) as picture:
-            assert not picture.info  # a drawn picture's file says what it shows
+        with Image.open(io.BytesIO(view.image.value)) as image:
+            assert not image.info  # a drawn image's file says what it shows
         rate(view, view.case["shown"] == "CORRECT")
 
 
@@ -172,14 +175,14 @@ def test_a_broken_store_is_told_on_the_page(view):
 
 
 def test_the_verdict_can_be_taken_apart(pool, tmp_path, nano, small_config):
-    setting = Session(small_config, {})
-    setting.__dict__ |= {"base": (nano[0], nano[1]), "adapted": nano[1]}
-    view = RatingView(*pool, tmp_path / "r.sqlite", setting=setting)
+    session = Session(small_config, {})
+    session.__dict__ |= {"base": (nano[0], nano[1]), "adapted": nano[1]}
+    view = RatingView(*pool, tmp_path / "r.sqlite", session=session)
     sign_in(view)
     assert view.explain in view.seen.children and view.map not in view.seen.children
     view.explain.click()
-    with Image.open(io.BytesIO(view.map.value)) as picture:
-        assert picture.size == (800, 800)
+    with Image.open(io.BytesIO(view.map.value)) as image:
+        assert image.size == (800, 800)
     assert view.reason.value.count("<li>") == 3 and "gives no reasons" in view.reason.value
     rate(view, view.case["shown"] == "CORRECT")
     assert view.map not in view.seen.children and not view.explain.disabled
@@ -187,10 +190,10 @@ def test_the_verdict_can_be_taken_apart(pool, tmp_path, nano, small_config):
 
 def test_reasons_in_words():
     case = {"shown": "ERROR", "p_correct": 0.2}
-    found = {"drop": np.zeros((2, 2)), "without": {"picture": 0.9, "finding": 0.004}}
+    found = {"drop": np.zeros((2, 2)), "without": {"image": 0.9, "finding": 0.004}}
     said = rating_view.reason_text(case, found)
-    assert "Without the picture the verdict <b>changes</b>" in said
-    assert "Without the finding the verdict stays, at more than 99 %" in said
+    assert "Without the image the verdict <b>changes</b>" in said
+    assert "Without the finding the verdict stays, at more than 99%" in said
 
 
 def test_the_notebook_asks_for_the_view_and_declares_the_feedback_parameters():
@@ -235,8 +238,19 @@ def voila(suite, tmp_path):
     own = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}  # no settings of the user
     with open(tmp_path / "voila.log", "wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "voila", str(tmp_path / "view.ipynb"), f"--port={port}", "--no-browser",
-             "--Voila.ip=127.0.0.1"], stdout=log, stderr=log, env=os.environ | own)
+            [
+                sys.executable,
+                "-m",
+                "voila",
+                str(tmp_path / "view.ipynb"),
+                f"--port={port}",
+                "--no-browser",
+                "--Voila.ip=127.0.0.1",
+            ],
+            stdout=log,
+            stderr=log,
+            env=os.environ | own,
+        )
     try:
         _wait_for(address, server, tmp_path / "voila.log")
         yield address, file
@@ -262,8 +276,10 @@ def _wait_for(address, server, log, seconds=60):
 def page(tmp_path):
     """A page of 1200 x 900 points in a browser without network but this machine."""
     playwright = pytest.importorskip("playwright.sync_api")
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome")
-                    if (found := shutil.which(name))), None)
+    browser = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+        None,
+    )
     if browser is None:
         pytest.skip("no chromium here")
     with playwright.sync_playwright() as driver:

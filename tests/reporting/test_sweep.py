@@ -98,6 +98,7 @@ def test_an_interrupted_trial_is_marked_failed_and_tried_again_in_its_folder(sma
 
 def worker(config, storage, log, seconds):
     """A process with a sweep of six trials; forked, since importing torch takes longer than the test."""
+
     def objective(config, profile):
         with open(log, "a") as file:
             file.write(config.run_dir.rsplit("/", 1)[1] + "\n")

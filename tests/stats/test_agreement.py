@@ -13,9 +13,17 @@ NAN = float("nan")
 def ratings(**said):
     """Verdicts by rater, one letter a case: C, E or - for none."""
     words = {"C": "CORRECT", "E": "ERROR"}
-    rows = [{"rater": rater, "key": f"case {i}", "verdict": words[letter],
-             "severity": "none" if letter == "C" else "high"}
-            for rater, letters in said.items() for i, letter in enumerate(letters) if letter != "-"]
+    rows = [
+        {
+            "rater": rater,
+            "key": f"case {i}",
+            "verdict": words[letter],
+            "severity": "none" if letter == "C" else "high",
+        }
+        for rater, letters in said.items()
+        for i, letter in enumerate(letters)
+        if letter != "-"
+    ]
     return pd.DataFrame(rows)
 
 
@@ -36,8 +44,12 @@ def test_cohens_kappa_leaves_out_what_one_rater_has_not_rated():
 
 def test_alpha_of_krippendorffs_example():
     """Four observers, twelve units, gaps: K. Krippendorff (2011), "Computing Krippendorff's alpha"."""
-    data = [[1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN], [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NAN, 3],
-            [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN], [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN]]
+    data = [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NAN, 3],
+        [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
+    ]
     wide = pd.DataFrame(np.array(data).T - 1)
     nominal, ordinal = agreement.alpha(wide, 5), agreement.alpha(wide, 5, "ordinal")
     assert nominal["value"] == pytest.approx(0.743, abs=5e-4)
@@ -48,8 +60,20 @@ def test_alpha_of_krippendorffs_example():
 
 def test_fleiss_kappa_of_his_example():
     """Fourteen raters, ten subjects, five categories: the table in Fleiss' article gives 0.210."""
-    counts = np.array([[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
-                       [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]])
+    counts = np.array(
+        [
+            [0, 0, 0, 0, 14],
+            [0, 2, 6, 4, 2],
+            [0, 0, 3, 5, 6],
+            [0, 3, 9, 2, 0],
+            [2, 2, 8, 1, 1],
+            [7, 7, 0, 0, 0],
+            [3, 2, 6, 3, 0],
+            [2, 5, 3, 2, 2],
+            [6, 5, 2, 1, 0],
+            [0, 2, 2, 3, 7],
+        ]
+    )
     wide = pd.DataFrame([np.repeat(range(5), row) for row in counts], dtype=float)
     found = agreement.fleiss(wide, 5)
     assert found["value"] == pytest.approx(0.210, abs=5e-4) and found["n"] == 10
@@ -58,7 +82,7 @@ def test_fleiss_kappa_of_his_example():
 
 
 def test_the_interval_of_alpha_covers_the_truth_as_often_as_it_says(monkeypatch):
-    """Two raters who err in 10 % of the cases: alpha is 0.64 in the long run."""
+    """Two raters who err in 10% of the cases: alpha is 0.64 in the long run."""
     monkeypatch.setattr(agreement, "RESAMPLES", 200)
     rng, hits = np.random.default_rng(1), 0
     for seed in range(40):

@@ -18,9 +18,14 @@ def answers(p, right):
     p, right = np.asarray(p, dtype=float), np.asarray(right, dtype=bool)
     said = p >= 0.5
     names = np.array(["ERROR", "CORRECT"])
-    return pd.DataFrame({"id": np.arange(len(p)), "p_correct": p,
-                         "predicted": names[said.astype(int)],
-                         "verdict": names[(said == right).astype(int)]})
+    return pd.DataFrame(
+        {
+            "id": np.arange(len(p)),
+            "p_correct": p,
+            "predicted": names[said.astype(int)],
+            "verdict": names[(said == right).astype(int)],
+        }
+    )
 
 
 def drawn(temperature, n=20_000, seed=0):
@@ -99,17 +104,13 @@ def test_calibrated_changes_only_the_probabilities():
     assert frame["p_correct"].tolist() == [0.9, 0.2, 0.5]
 
 
-@pytest.mark.parametrize("p, y", [
-    ([], []), ([0.5], [1, 0]), ([1.1], [1]), ([math.nan], [1]), ([0.4], [3]),
-])
+@pytest.mark.parametrize("p, y", [([], []), ([0.5], [1, 0]), ([1.1], [1]), ([math.nan], [1]), ([0.4], [3])])
 def test_fit_refuses_bad_input(p, y):
     with pytest.raises(ValueError):
         stats.fit_temperature(p, y)
 
 
-@pytest.mark.parametrize("p, temperature", [
-    (0.5, 0), (0.5, -1), (0.5, math.nan), (0.5, math.inf), (1.5, 1),
-])
+@pytest.mark.parametrize("p, temperature", [(0.5, 0), (0.5, -1), (0.5, math.nan), (0.5, math.inf), (1.5, 1)])
 def test_apply_refuses_bad_input(p, temperature):
     with pytest.raises(ValueError):
         stats.apply_temperature(p, temperature)
@@ -136,8 +137,7 @@ def test_0_point_8_is_no_more_certain_than_0_point_2():
     assert stats.certainty(0.8) == stats.certainty(0.2)
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.4, 0.6, 0.9]), st.booleans()), min_size=1,
-                max_size=6))
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.4, 0.6, 0.9]), st.booleans()), min_size=1, max_size=6))
 def test_ties_count_by_their_expectation(rows):
     p, right = zip(*rows)
     n = len(rows)
@@ -205,8 +205,9 @@ def test_threshold_by_accuracy_answers_as_many_as_it_can():
     assert pick([0.9, 0.9], [True, False], target_accuracy=0.9) == math.inf
 
 
-@pytest.mark.parametrize("goal", [{}, {"coverage": 0}, {"target_accuracy": 1.2},
-                                  {"coverage": 0.9, "target_accuracy": 0.9}])
+@pytest.mark.parametrize(
+    "goal", [{}, {"coverage": 0}, {"target_accuracy": 1.2}, {"coverage": 0.9, "target_accuracy": 0.9}]
+)
 def test_threshold_needs_one_goal(goal):
     with pytest.raises(ValueError, match="one of coverage and target_accuracy"):
         stats.abstention_threshold([0.9], [True], **goal)

@@ -22,15 +22,21 @@ def frame(critical, valid, other=()):
     rows = [("ERROR", "critical", p) for p in critical] + [("CORRECT", "none", p) for p in valid]
     rows += [("ERROR", "moderate", p) for p in other]
     table = pd.DataFrame(rows, columns=["verdict", "severity", "p_correct"])
-    return risk.apply(table.assign(
-        id=[f"case-{i}" for i in range(len(rows))], cost_impact=1000,
-        modality=[MODALITIES[i % 4] for i in range(len(rows))]), EVEN)
+    return risk.apply(
+        table.assign(
+            id=[f"case-{i}" for i in range(len(rows))],
+            cost_impact=1000,
+            modality=[MODALITIES[i % 4] for i in range(len(rows))],
+        ),
+        EVEN,
+    )
 
 
 def drawn(seed, critical=348, valid=60):
     rng = np.random.default_rng(seed)
-    return frame(expit(rng.normal(*CRITICAL, critical)), expit(rng.normal(*VALID, valid)),
-                 expit(rng.normal(0, 2, 20)))
+    return frame(
+        expit(rng.normal(*CRITICAL, critical)), expit(rng.normal(*VALID, valid)), expit(rng.normal(0, 2, 20))
+    )
 
 
 def true_risk(threshold):
@@ -120,8 +126,10 @@ def test_the_promise_holds_in_simulation(level):
 
 def test_the_promise_is_for_the_worst_of_several_systems():
     """Without sharing the error out, picking among six systems would break it far more often than promised."""
-    worst = [max(true_risk(risk.choose(drawn(6 * draw + k, critical=200, valid=40)).threshold) for k in range(6))
-             for draw in range(60)]
+    worst = [
+        max(true_risk(risk.choose(drawn(6 * draw + k, critical=200, valid=40)).threshold) for k in range(6))
+        for draw in range(60)
+    ]
     alone, together = (np.mean(np.array(worst) > risk.lowest_level(200, 0.9, systems)) for systems in (1, 6))
     assert alone > 0.2
     assert together <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 60)
@@ -142,8 +150,12 @@ def test_the_mean_bound_is_that_of_conformal_risk_control(level):
     """mapie's conformal risk control, of recall of critical errors, spends ``level`` down to the same miss."""
     p = np.sort(expit(np.random.default_rng(1).normal(*CRITICAL, 60)))[::-1]  # all distinct
     flagged = MultiLabelClassificationController(
-        lambda probability: 1 - probability, risk="recall", method="crc", target_level=1 - level,
-        predict_params=np.sort(1 - p))
+        lambda probability: 1 - probability,
+        risk="recall",
+        method="crc",
+        target_level=1 - level,
+        predict_params=np.sort(1 - p),
+    )
     flagged.calibrate(p[:, None], np.ones((60, 1), dtype=int))
     misses = int((p >= 1 - flagged.best_predict_param[0]).sum())
     bound = [Choice("", 0.5, 60, 0, {}, level, 0.9, allowed=k).expected for k in (misses, misses + 1)]
@@ -198,7 +210,8 @@ def test_the_report_measures_both_suites_at_the_thresholds_of_the_calibration_ca
         assert row["critical_misses"]["count"] == misses
         assert row["false_alarms"]["value"] == pytest.approx(alarms / row["false_alarms"]["n"])
         assert row["critical_misses"]["upper"] == pytest.approx(
-            risk.upper_limit(misses, row["critical_misses"]["n"], 0.95))
+            risk.upper_limit(misses, row["critical_misses"]["n"], 0.95)
+        )
     assert set(table.loc[table["rule"] == "one half", "threshold"]) == {0.5}
 
 
@@ -218,7 +231,7 @@ def test_the_bars_are_met_one_by_one():
     missed.loc[:3, "predicted"] = "CORRECT"  # a miss in each modality
     assert list(risk.bars(missed)["Met"]) == ["yes", "no", "yes", "yes"]
     alarmed = good.copy()
-    alarmed.loc[good.index[-20:], "predicted"] = "ERROR"  # 20 of 400 is not below 5 %
+    alarmed.loc[good.index[-20:], "predicted"] = "ERROR"  # 20 of 400 is not below 5%
     assert list(risk.bars(alarmed)["Met"]) == ["yes", "yes", "no", "yes"]
     uneven = good.copy()
     uneven.loc[uneven.query("verdict == 'CORRECT' and modality == 'xray'").index[:4], "predicted"] = "ERROR"
@@ -243,12 +256,12 @@ def asked(calibration, heldout, name="medgemma-lora"):
 def test_table_and_words_say_what_was_measured():
     settings_, frames = resolve("standin"), asked(drawn(7), drawn(8, critical=600, valid=400))
     table = thresholds_page.table(frames, settings_)
-    assert list(table["Rule"]) == ["one half", "no critical miss on calibration", "at most 2 % missed"]
+    assert list(table["Rule"]) == ["one half", "no critical miss on calibration", "at most 2% missed"]
     threshold = risk.choose(frames["medgemma-lora/calibration"]).threshold
     misses, alarms = measured(frames["medgemma-lora/heldout"], threshold)
     sentence = thresholds_page.heldout_sentence(frames, settings_)
     assert f"of 600 critical held-out errors {misses} " in sentence and f"{alarms} of 400 valid" in sentence
-    assert table["Critical missed, held out (95 % limit)"][1].startswith(f"{misses} of 600")
+    assert table["Critical missed, held out (95% limit)"][1].startswith(f"{misses} of 600")
     assert "0.66%" in thresholds_page.promise_sentence(frames, settings_)
     assert "0.29%" in thresholds_page.promise_sentence(frames, settings_)
     assert "take the strict one" in thresholds_page.rules_sentence(frames, settings_)
@@ -283,10 +296,18 @@ def test_a_model_that_cannot_tell_passes_nothing():
     thresholds_page.curves(frames, resolve())
 
 
-@pytest.mark.parametrize("threshold, text", [
-    (0.5, "0.50"), (0.99954, "0.99954"), (0.999999, "0.9999990"), (0.0108, "0.011"), (0.0, "0.00"),
-    (1.0, "1.00"), (REFUSE_ALL, "never"),
-])
+@pytest.mark.parametrize(
+    "threshold, text",
+    [
+        (0.5, "0.50"),
+        (0.99954, "0.99954"),
+        (0.999999, "0.9999990"),
+        (0.0108, "0.011"),
+        (0.0, "0.00"),
+        (1.0, "1.00"),
+        (REFUSE_ALL, "never"),
+    ],
+)
 def test_thresholds_near_the_ends_stay_readable(threshold, text):
     assert thresholds_page.threshold_text(threshold) == text
 

@@ -20,23 +20,23 @@ def table(gold, predicted, p=None, **columns):
     """Predictions from strings of C (CORRECT) and E (ERROR)."""
     names = {"C": "CORRECT", "E": "ERROR"}
     n = len(gold)
-    return pd.DataFrame({
-        "id": [f"s{i}" for i in range(n)],
-        "modality": ["xray", "mri"] * (n // 2) + ["xray"] * (n % 2),
-        "verdict": [names[letter] for letter in gold],
-        "predicted": [names[letter] for letter in predicted],
-        "p_correct": p if p is not None else [0.9 if x == "C" else 0.1 for x in predicted],
-        "error_type": ["none" if x == "C" else "overtreatment" for x in gold],
-        "severity": ["none" if x == "C" else "critical" for x in gold],
-        "cost_impact": [0 if x == "C" else 1000 for x in gold],
-        **columns,
-    })
+    return pd.DataFrame(
+        {
+            "id": [f"s{i}" for i in range(n)],
+            "modality": ["xray", "mri"] * (n // 2) + ["xray"] * (n % 2),
+            "verdict": [names[letter] for letter in gold],
+            "predicted": [names[letter] for letter in predicted],
+            "p_correct": p if p is not None else [0.9 if x == "C" else 0.1 for x in predicted],
+            "error_type": ["none" if x == "C" else "overtreatment" for x in gold],
+            "severity": ["none" if x == "C" else "critical" for x in gold],
+            "cost_impact": [0 if x == "C" else 1000 for x in gold],
+            **columns,
+        }
+    )
 
 
 answers = st.text("CE", min_size=1, max_size=40)
-paired = st.integers(1, 30).flatmap(
-    lambda n: st.tuples(*[st.text("CE", min_size=n, max_size=n)] * 3)
-)
+paired = st.integers(1, 30).flatmap(lambda n: st.tuples(*[st.text("CE", min_size=n, max_size=n)] * 3))
 
 
 # --- proportion -----------------------------------------------------------------------------
@@ -90,9 +90,7 @@ def test_score_by_hand():
     assert result["per_modality"]["mri"]["sensitivity"]["value"] == 1 / 2
     assert result["per_modality"]["xray"]["specificity"]["value"] == 1 / 2
     assert result["spread"] == 0  # 3 of 4 on either
-    assert result["critical_misses"] == {
-        "count": 1, "n": 4, "upper": pytest.approx(binom_upper(1, 4))
-    }
+    assert result["critical_misses"] == {"count": 1, "n": 4, "upper": pytest.approx(binom_upper(1, 4))}
     assert result["expected_cost"] == {"total": 1000, "per_1000": 125_000}
     assert "generation" not in result
 
@@ -158,8 +156,7 @@ def test_constant_answer_gets_half(answer, half):
 
 
 def test_generation_counts_unparsed_as_wrong():
-    frame = table("CCEE", "CCEE", generated=["a", "b", "c", ""],
-                  parsed=["CORRECT", "ERROR", "ERROR", None])
+    frame = table("CCEE", "CCEE", generated=["a", "b", "c", ""], parsed=["CORRECT", "ERROR", "ERROR", None])
     generation = stats.score(frame)["generation"]
     assert generation["parse_rate"]["value"] == 3 / 4
     assert (generation["accuracy"]["value"], generation["accuracy"]["n"]) == (2 / 4, 4)
@@ -177,14 +174,17 @@ def test_score_is_json():
     assert json.loads(json.dumps(result)) == result
 
 
-@pytest.mark.parametrize("column, value, message", [
-    ("verdict", "MAYBE", r"row 2 \(s1\), field 'verdict': bad value 'MAYBE'"),
-    ("predicted", None, r"row 2 \(s1\), field 'predicted'"),
-    ("p_correct", 1.5, r"row 2 \(s1\), field 'p_correct': .*1.5"),
-    ("p_correct", float("nan"), "field 'p_correct'"),
-    ("modality", None, "field 'modality'"),
-    ("cost_impact", -1, "field 'cost_impact'"),
-])
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        ("verdict", "MAYBE", r"row 2 \(s1\), field 'verdict': bad value 'MAYBE'"),
+        ("predicted", None, r"row 2 \(s1\), field 'predicted'"),
+        ("p_correct", 1.5, r"row 2 \(s1\), field 'p_correct': .*1.5"),
+        ("p_correct", float("nan"), "field 'p_correct'"),
+        ("modality", None, "field 'modality'"),
+        ("cost_impact", -1, "field 'cost_impact'"),
+    ],
+)
 def test_bad_values_are_refused_by_row_and_field(column, value, message):
     frame = table("CEC", "CCE").astype({column: object})
     frame.loc[1, column] = value
@@ -244,9 +244,9 @@ def test_ece_lies_between_mean_gap_and_one(rows):
     assert abs(np.mean(p) - np.mean(y)) - 1e-9 <= ece <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("p, y", [
-    ([], []), ([0.5], [1, 0]), ([1.1], [1]), ([math.nan], [1]), ([0.5], [2]), ([0.5], [math.nan]),
-])
+@pytest.mark.parametrize(
+    "p, y", [([], []), ([0.5], [1, 0]), ([1.1], [1]), ([math.nan], [1]), ([0.5], [2]), ([0.5], [math.nan])]
+)
 def test_ece_refuses_bad_input(p, y):
     with pytest.raises(ValueError):
         stats.expected_calibration_error(p, y)
@@ -335,7 +335,8 @@ def test_compare_by_cluster():
     b = table(gold, "CE" * 12 + "EC" * 6 + "CE" + "EE", pair=pair)
     plain, result = stats.compare(a, b), stats.compare(a, b.iloc[::-1], cluster="pair")
     assert {key: result[key] for key in ("b", "c", "n", "difference", "p")} == {
-        key: plain[key] for key in ("b", "c", "n", "difference", "p")}
+        key: plain[key] for key in ("b", "c", "n", "difference", "p")
+    }
     assert (result["b"], result["c"]) == (13, 3)
     assert (result["clusters"], result["clusters_a"], result["clusters_b"]) == (20, 6, 1)
     assert result["p_cluster"] == pytest.approx(binomtest(1, 7).pvalue)
@@ -382,26 +383,32 @@ def test_compare_all():
     rng = np.random.default_rng(5)
     gold, pair = "CE" * 200, [f"p{i // 2}" for i in range(400)]
     frames = {
-        name: table(gold, [x if rng.random() < share else {"C": "E", "E": "C"}[x] for x in gold],
-                    pair=pair)
+        name: table(gold, [x if rng.random() < share else {"C": "E", "E": "C"}[x] for x in gold], pair=pair)
         for name, share in {"low": 0.5, "middle": 0.7, "same": 0.7, "high": 0.95}.items()
     }
     shown = stats.compare_all(frames)
     assert list(zip(shown["first"], shown["second"])) == [
-        ("low", "middle"), ("low", "same"), ("low", "high"),
-        ("middle", "same"), ("middle", "high"), ("same", "high"),
+        ("low", "middle"),
+        ("low", "same"),
+        ("low", "high"),
+        ("middle", "same"),
+        ("middle", "high"),
+        ("same", "high"),
     ]
     one = stats.compare(frames["middle"], frames["high"])
     row = shown.iloc[4]
     assert (row["only_first"], row["only_second"]) == (one["b"], one["c"])
     assert (row["difference"], row["low"], row["high"], row["p"]) == (
-        one["difference"], one["low"], one["high"], one["p"])
+        one["difference"],
+        one["low"],
+        one["high"],
+        one["p"],
+    )
     assert row["accuracy_first"] == one["accuracy_a"] < row["accuracy_second"] == one["accuracy_b"]
     assert shown["p_holm"].tolist() == list(stats.holm(dict(enumerate(shown["p"]))).values())
     assert (shown["p_holm"] >= shown["p"]).all() and shown["p_holm"].max() > 0.05
     by_pair = stats.compare_all(frames, cluster="pair")
-    assert by_pair["p_cluster_holm"].tolist() == list(
-        stats.holm(dict(enumerate(by_pair["p_cluster"]))).values())
+    assert by_pair["p_cluster_holm"].tolist() == list(stats.holm(dict(enumerate(by_pair["p_cluster"]))).values())
     assert by_pair["clusters"].eq(200).all()
     assert (by_pair["clusters_first"] < by_pair["clusters_second"]).iloc[2]
 
@@ -450,7 +457,7 @@ def test_holm_by_hand():
 
 
 def power_at(n, true_accuracy, bar):
-    """Power of the one-sided exact test at 5 %, by trying every count."""
+    """Power of the one-sided exact test at 5%, by trying every count."""
     hits = np.arange(n + 1)
     rejected = binom.sf(hits - 1, n, bar) <= 0.05
     return binom.pmf(hits, n, true_accuracy)[rejected].sum()
@@ -489,10 +496,14 @@ def test_results_table_and_markdown():
     frame = table("CE" * 512, "CE" * 467 + "EC" * 45)
     shown = results_table({"base | 4b": stats.score(frame)})
     assert list(shown.columns) == [
-        "System", "n", "Accuracy (95 % CI)", "Valid treatments recognised", "Errors caught",
+        "System",
+        "n",
+        "Accuracy (95% CI)",
+        "Valid treatments recognised",
+        "Errors caught",
         "Spread (points)",
     ]
-    assert shown.loc[0, "Accuracy (95 % CI)"] == "91.2 % [89.3, 92.8] (n=1,024)"
+    assert shown.loc[0, "Accuracy (95% CI)"] == "91.2% [89.3, 92.8] (n=1,024)"
     assert shown.loc[0, "n"] == "1,024" and shown.loc[0, "Spread (points)"] == "0.0"
     lines = to_markdown(shown).splitlines()
     assert len(lines) == 3 and lines[1].startswith("|:---|---:")
@@ -511,10 +522,10 @@ def test_results_table_in_full():
     score = stats.score(frame)
     short, full = results_table({"x": score}), results_table({"x": score}, full=True)
     assert full[short.columns].equals(short) and full.shape[1] == short.shape[1] + 7
-    assert full.loc[0, "Balanced"] == "95.0 %"
+    assert full.loc[0, "Balanced"] == "95.0%"
     assert full.loc[0, "MCC"] == f"{score['mcc']:.3f}" and full.loc[0, "ECE"] == f"{score['ece']:.3f}"
     assert full.loc[0, "AUROC"] == "0.950" and full.loc[0, "Brier"] == f"{score['brier']:.3f}"
-    assert full.loc[0, "Critical misses"] == f"5 of 50 (≤ {100 * binom_upper(5, 50):.1f} %)"
+    assert full.loc[0, "Critical misses"] == f"5 of 50 (≤ {100 * binom_upper(5, 50):.1f}%)"
     assert full.loc[0, "USD lost / 1,000"] == "50,000"
 
 

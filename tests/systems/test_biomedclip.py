@@ -40,7 +40,7 @@ def suites(tmp_path_factory):
 
 
 @pytest.fixture
-def setting(folder, suites):
+def session(folder, suites):
     return Session(RunConfig(biomedclip=folder), suites)
 
 
@@ -50,8 +50,8 @@ def embedded(suites):
 
 
 @pytest.mark.parametrize("name", ["biomedclip", "biomedclip-probe"])
-def test_answers_are_probabilities_and_need_no_other_row(setting, suites, name):
-    system = setting.system(name)
+def test_answers_are_probabilities_and_need_no_other_row(session, suites, name):
+    system = session.system(name)
     together = system.predict(suites["val"])
     assert together.shape == (48,) and np.isfinite(together).all()
     assert ((together >= 0) & (together <= 1)).all() and together.std() > 0
@@ -60,41 +60,45 @@ def test_answers_are_probabilities_and_need_no_other_row(setting, suites, name):
 
 
 @pytest.mark.parametrize("name", ["biomedclip", "biomedclip-probe"])
-def test_only_picture_finding_and_treatment_are_read(setting, suites, name):
+def test_only_image_finding_and_treatment_are_read(session, suites, name):
     val = suites["val"]
     facts = {"verdict": "ERROR", "error_type": "contradiction", "severity": "high", "factors": {}}
-    hidden = [s.model_copy(update={
-        "id": f"x{i}", "patient": s.patient.model_copy(update={"complaint": "withheld"}), **facts,
-    }) for i, s in enumerate(val.scenarios)]
+    hidden = [
+        s.model_copy(
+            update={"id": f"x{i}", "patient": s.patient.model_copy(update={"complaint": "withheld"}), **facts}
+        )
+        for i, s in enumerate(val.scenarios)
+    ]
     blind = Suite("blind", hidden, val.images_dir)
-    predict = setting.system(name).predict
+    predict = session.system(name).predict
     np.testing.assert_array_equal(predict(blind), predict(val))
 
 
-def test_a_picture_is_encoded_once_for_both_rows_and_each_view_apart(setting, suites, monkeypatch):
+def test_a_image_is_encoded_once_for_both_rows_and_each_view_apart(session, suites, monkeypatch):
     val, encoded = suites["val"], []
-    embed = dual_encoder.embed_pictures
-    monkeypatch.setattr(dual_encoder, "embed_pictures",
-                        lambda p, m, pictures: embed(p, m, [encoded.append(1) or x for x in pictures]))
-    setting.system("biomedclip").predict(val)
+    embed = dual_encoder.embed_images
+    monkeypatch.setattr(
+        dual_encoder, "embed_pictures", lambda p, m, images: embed(p, m, [encoded.append(1) or x for x in images])
+    )
+    session.system("biomedclip").predict(val)
     distinct = len({s.image for s in val.scenarios})
     assert len(encoded) == distinct
-    biomedclip.embed(setting, val)
+    biomedclip.embed(session, val)
     assert len(encoded) == distinct
     grey = Suite(val.name, val.scenarios, val.images_dir, view="grey")
-    vectors = biomedclip.embed(setting, grey)[0]
-    assert len(encoded) == 2 * distinct and not np.allclose(vectors, biomedclip.embed(setting, val)[0])
+    vectors = biomedclip.embed(session, grey)[0]
+    assert len(encoded) == 2 * distinct and not np.allclose(vectors, biomedclip.embed(session, val)[0])
 
 
-def test_revisions_follow_weights_prompts_and_training_data(setting, suites, tmp_path, monkeypatch):
+def test_revisions_follow_weights_prompts_and_training_data(session, suites, tmp_path, monkeypatch):
     rows = ("biomedclip", "biomedclip-probe")
 
-    def revisions(setting):
-        return [setting.system(name).revision for name in rows]
+    def revisions(session):
+        return [session.system(name).revision for name in rows]
 
-    first = revisions(setting)
-    assert first == revisions(Session(setting.config, suites)) and first[0] != first[1]
-    fewer = revisions(Session(setting.config, suites | {"train": suites["train"].rows(range(40))}))
+    first = revisions(session)
+    assert first == revisions(Session(session.config, suites)) and first[0] != first[1]
+    fewer = revisions(Session(session.config, suites | {"train": suites["train"].rows(range(40))}))
     assert fewer[0] == first[0] and fewer[1] != first[1]
     other = tmp_path / "other"
     processor = biomedclip_standin.build_processor()
@@ -103,12 +107,12 @@ def test_revisions_follow_weights_prompts_and_training_data(setting, suites, tmp
     changed = revisions(Session(RunConfig(biomedclip=str(other)), suites))
     assert changed[0] != first[0] and changed[1] != first[1]
     monkeypatch.setattr(biomedclip, "WATCH", ("no treatment",))
-    assert Session(setting.config, suites).system("biomedclip").revision != first[0]
+    assert Session(session.config, suites).system("biomedclip").revision != first[0]
 
 
-def test_a_row_that_is_known_costs_no_training(setting, monkeypatch):
+def test_a_row_that_is_known_costs_no_training(session, monkeypatch):
     monkeypatch.setattr(biomedclip, "embed", lambda *_: pytest.fail("embedded before anybody asked"))
-    assert setting.system("biomedclip-probe").revision
+    assert session.system("biomedclip-probe").revision
 
 
 def test_a_missing_encoder_makes_a_row_that_says_so(suites):
@@ -125,7 +129,7 @@ def test_products_are_elementwise():
 
 
 def test_the_embedded_encoder_sees_what_a_note_contradicts(embedded, suites):
-    """On image pairs only the picture differs; the stand-in reads pictures, so it must catch these."""
+    """On image pairs only the image differs; the stand-in reads images, so it must catch these."""
     assert is_standin(EMBEDDED)
     p_correct = embedded.system("biomedclip").predict(suites["val"])
     kinds = np.array([s.factors["pair_kind"] for s in suites["val"].scenarios])

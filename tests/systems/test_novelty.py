@@ -1,4 +1,4 @@
-"""Foreign pictures are farther from the training pictures than pictures of the same kind."""
+"""Foreign images are farther from the training images than images of the same kind."""
 
 import numpy as np
 
@@ -17,10 +17,10 @@ def test_distance_is_that_of_the_claimed_modality():
     assert (novelty.distances(gaussians, rng.normal(0, 1, (500, 3)), ["mri"] * 500) <= limit).mean() > 0.9
 
 
-def test_distances_are_kept_and_follow_the_pictures(small_config, monkeypatch):
+def test_distances_are_kept_and_follow_the_images(small_config, monkeypatch):
     suites = sources.prepare(small_config)
-    setting = Session(small_config, suites)
-    own = novelty.ask(setting, suites["val"])
+    session = Session(small_config, suites)
+    own = novelty.ask(session, suites["val"])
     assert own.shape == (24,) and np.isfinite(own).all()
-    monkeypatch.setattr(novelty, "picture_features", None)  # nothing is computed twice
+    monkeypatch.setattr(novelty, "image_features", None)  # nothing is computed twice
     assert np.array_equal(novelty.ask(Session(small_config, suites), suites["val"]), own)

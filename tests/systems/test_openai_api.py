@@ -95,6 +95,7 @@ def failed(status, message="", **fields):
 
 def refuses(*names):
     """An endpoint that does not know these request fields, and names the first one that it meets."""
+
     def reply(body):
         met = [name for name in names if name in body]
         return failed(400, f"Unsupported parameter: '{met[0]}'.") if met else said("ERROR - no")
@@ -109,10 +110,10 @@ def token(text, p, **others):
 
 
 def build(url, model="tiny", **fields):
-    return setting(url, **fields).system(f"openai:{model}")
+    return session(url, **fields).system(f"openai:{model}")
 
 
-def setting(url, **fields):
+def session(url, **fields):
     return Session(RunConfig(**{"api_base_url": url, "api_retries": 2, "api_workers": 1, **fields}), {})
 
 
@@ -129,20 +130,26 @@ def one(few):
 # ---- what is sent
 
 
-def test_the_request_holds_the_very_picture_and_the_words_that_every_model_gets(stub, few):
+def test_the_request_holds_the_very_image_and_the_words_that_every_model_gets(stub, few):
     build(stub.url, "tiny-vision").predict(one(few))
     (request,), scenario = stub.requests, few.scenarios[0]
     assert request.path == "/v1/chat/completions" and request.headers["Authorization"] == f"Bearer {KEY}"
     ((turn,), body) = request.body.pop("messages"), request.body
-    assert body == {"model": "tiny-vision", "temperature": 0, "seed": 0, "max_tokens": 24,
-                    "logprobs": True, "top_logprobs": 5}
+    assert body == {
+        "model": "tiny-vision",
+        "temperature": 0,
+        "seed": 0,
+        "max_tokens": 24,
+        "logprobs": True,
+        "top_logprobs": 5,
+    }
     image, text = turn["content"]
     assert turn["role"] == "user"
-    assert text == prompts.messages(scenario, few.picture(scenario))[0]["content"][1]
+    assert text == prompts.messages(scenario, few.image(scenario))[0]["content"][1]
     kind, _, content = image["image_url"]["url"].partition(",")
     sent = Image.open(io.BytesIO(base64.b64decode(content)))
     assert kind == "data:image/png;base64" and sent.format == "PNG"
-    np.testing.assert_array_equal(np.asarray(sent), np.asarray(few.picture(scenario)))
+    np.testing.assert_array_equal(np.asarray(sent), np.asarray(few.image(scenario)))
 
 
 def test_the_view_of_a_suite_is_what_is_sent(stub, few):
@@ -150,18 +157,19 @@ def test_the_view_of_a_suite_is_what_is_sent(stub, few):
     build(stub.url).predict(grey)
     url = stub.requests[0].body["messages"][0]["content"][0]["image_url"]["url"]
     sent = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
-    np.testing.assert_array_equal(sent, np.asarray(grey.picture(grey.scenarios[0])))
-    assert (sent != np.asarray(few.picture(few.scenarios[0]))).any()
+    np.testing.assert_array_equal(sent, np.asarray(grey.image(grey.scenarios[0])))
+    assert (sent != np.asarray(few.image(few.scenarios[0]))).any()
 
 
 def test_no_metadata_leaves_with_the_pixels(tmp_path):
     exif = Image.Exif()
     exif[0x013B] = "Dr Jane Doe"
     Image.new("RGB", (9, 7), (10, 20, 30)).save(
-        tmp_path / "a.jpg", exif=exif, comment=b"MRN 123", icc_profile=b"Jane Doe's scanner")
-    with Image.open(tmp_path / "a.jpg") as picture:
-        assert picture.info["exif"] and picture.info["icc_profile"]
-        content = base64.b64decode(openai_api.data_url(picture).partition(",")[2])
+        tmp_path / "a.jpg", exif=exif, comment=b"MRN 123", icc_profile=b"Jane Doe's scanner"
+    )
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.info["exif"] and image.info["icc_profile"]
+        content = base64.b64decode(openai_api.data_url(image).partition(",")[2])
     chunks, at = [], 8
     while at < len(content):
         chunks.append(content[at + 4 : at + 8])
@@ -174,8 +182,11 @@ def test_no_metadata_leaves_with_the_pixels(tmp_path):
 
 def test_answers_come_back_in_order_with_tokens_and_nothing_invented(stub, few):
     def reply(body):
-        number = next(i for i, s in enumerate(few.scenarios)
-                      if prompts.clinical_text(s) in body["messages"][0]["content"][1]["text"])
+        number = next(
+            i
+            for i, s in enumerate(few.scenarios)
+            if prompts.clinical_text(s) in body["messages"][0]["content"][1]["text"]
+        )
         time.sleep(0.05 * (2 - number))  # the last question is answered first
         return said(("CORRECT - a", "ERROR - b", "I cannot say")[number], usage=(100 + number, 7))
 
@@ -193,8 +204,10 @@ def test_answers_come_back_in_order_with_tokens_and_nothing_invented(stub, few):
 
 def test_money_is_counted_by_the_table_for_its_own_host_only(stub, few, tmp_path, monkeypatch):
     table = tmp_path / "prices.yaml"
-    table.write_text("127.0.0.1:\n  tiny: {input: 2.0, output: 30.0, as_of: 2026-01-01}\n"
-                     "elsewhere.example:\n  other: {input: 1.0, output: 1.0, as_of: 2026-01-01}\n")
+    table.write_text(
+        "127.0.0.1:\n  tiny: {input: 2.0, output: 30.0, as_of: 2026-01-01}\n"
+        "elsewhere.example:\n  other: {input: 1.0, output: 1.0, as_of: 2026-01-01}\n"
+    )
     monkeypatch.setattr(openai_api, "PRICES", table)
     stub.script = [said("ERROR", usage=(1_000_000, 100_000)), said("ERROR", usage=None)]
     usd = build(stub.url).predict(few.rows([0, 1])).usd
@@ -281,9 +294,9 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(stub, suite, tmp_
     everything = Suite("everything", scenarios, folder)
     stub.script = [said("ERROR - x")] * 16 + [failed(500)]
     with pytest.raises(NotRun):
-        setting(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", everything)
+        session(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", everything)
     stub.script, stub.requests[:] = [said("ERROR - x")], []
-    table = setting(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", everything)
+    table = session(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", everything)
     assert len(stub.requests) == len(scenarios) - 16 == 8
     assert table.predicted.tolist() == ["ERROR"] * 24
 
@@ -353,7 +366,7 @@ def test_without_the_package_or_a_model_the_row_says_what_to_do(monkeypatch):
         build(None)
 
 
-def test_real_pictures_need_leave(stub, few, tmp_path):
+def test_real_images_need_leave(stub, few, tmp_path):
     with pytest.raises(NotRun, match="api_allow_real_images"):
         build(stub.url, images_dir=str(tmp_path))
     assert not stub.requests
@@ -438,8 +451,11 @@ def test_a_real_server_answers_as_the_model_itself_does(transformers_serve, suit
 
     def by_hand(asked, scenario):
         prompt = processor.apply_chat_template(
-            prompts.messages(scenario, asked.picture(scenario)), add_generation_prompt=True,
-            tokenize=True, return_dict=True, return_tensors="pt",
+            prompts.messages(scenario, asked.image(scenario)),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         ).to(model.device)
         length = prompt["input_ids"].shape[1]
         output = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, length:]
@@ -456,4 +472,4 @@ def test_a_real_server_answers_as_the_model_itself_does(transformers_serve, suit
         assert table.p_correct.tolist() == [meant[prompts.parse_verdict(t)] for t in table.generated]
         assert table.usd.isna().all()
         said_of[view] = table.generated.tolist()
-    assert said_of[""] != said_of["grey"]  # it looked at the pictures
+    assert said_of[""] != said_of["grey"]  # it looked at the images

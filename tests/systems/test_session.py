@@ -12,7 +12,7 @@ from medlib.systems import REGISTRY, Session, System, is_system, names, register
 
 
 @pytest.fixture
-def setting(small_config):
+def session(small_config):
     return Session(small_config, sources.prepare(small_config))
 
 
@@ -25,12 +25,12 @@ def asked(monkeypatch):
     names()
 
     @register("half")
-    def half(setting: Session) -> System:
+    def half(session: Session) -> System:
         def predict(suite):
             calls.extend(s.id for s in suite.scenarios)
             return np.array([s.patient.age / 120 for s in suite.scenarios])
 
-        return System("half", f"r-{setting.variant}", predict, chunk=5)
+        return System("half", f"r-{session.variant}", predict, chunk=5)
 
     return calls
 
@@ -42,44 +42,44 @@ def test_every_row_of_the_ladder_is_registered():
     assert not is_system("google/medgemma-4b-it")
 
 
-def test_an_unknown_name_lists_the_known(setting):
+def test_an_unknown_name_lists_the_known(session):
     with pytest.raises(ConfigError, match="no system 'oracle'; systems: .*heuristics"):
-        setting.system("oracle")
+        session.system("oracle")
 
 
-def test_answers_come_in_the_order_of_the_suite_and_are_asked_once(setting, asked):
-    suite = setting.suites["test"]
-    frame = setting.ask("half", suite)
+def test_answers_come_in_the_order_of_the_suite_and_are_asked_once(session, asked):
+    suite = session.suites["test"]
+    frame = session.ask("half", suite)
     assert frame.id.tolist() == [s.id for s in suite.scenarios]
     assert frame.p_correct.tolist() == [s.patient.age / 120 for s in suite.scenarios]
     assert (frame.seconds >= 0).all() and len(asked) == len(suite)
-    again = Session(setting.config, setting.suites).ask("half", suite)
+    again = Session(session.config, session.suites).ask("half", suite)
     assert again.equals(frame) and len(asked) == len(suite)
     # another revision, another view and other words are other questions
-    setting.ask("half:other", suite)
+    session.ask("half:other", suite)
     assert len(asked) == 2 * len(suite)
     from dataclasses import replace
 
-    setting.ask("half", replace(suite, view="grey"))
+    session.ask("half", replace(suite, view="grey"))
     assert len(asked) == 3 * len(suite)
 
 
-def test_other_pictures_under_the_same_name_are_other_questions(setting, asked, tmp_path):
+def test_other_images_under_the_same_name_are_other_questions(session, asked, tmp_path):
     from dataclasses import replace
 
-    suite = setting.suites["test"].rows([0])
-    setting.ask("half", suite)
-    picture = suite.picture(suite.scenarios[0]).rotate(90)
-    picture.save(tmp_path / suite.scenarios[0].image)
-    setting.ask("half", replace(suite, images_dir=tmp_path))
+    suite = session.suites["test"].rows([0])
+    session.ask("half", suite)
+    image = suite.image(suite.scenarios[0]).rotate(90)
+    image.save(tmp_path / suite.scenarios[0].image)
+    session.ask("half", replace(suite, images_dir=tmp_path))
     assert len(asked) == 2
 
 
-def test_an_interrupted_system_goes_on_where_it_stopped(setting, asked, monkeypatch):
-    suite, build = setting.suites["test"], REGISTRY["half"]
+def test_an_interrupted_system_goes_on_where_it_stopped(session, asked, monkeypatch):
+    suite, build = session.suites["test"], REGISTRY["half"]
 
-    def breaks_off(setting):
-        system = build(setting)
+    def breaks_off(session):
+        system = build(session)
 
         def predict(part):
             if len(asked) >= 10:
@@ -90,50 +90,50 @@ def test_an_interrupted_system_goes_on_where_it_stopped(setting, asked, monkeypa
 
     REGISTRY["half"] = breaks_off
     with pytest.raises(KeyboardInterrupt):
-        setting.ask("half", suite)
+        session.ask("half", suite)
     REGISTRY["half"] = build
-    [file] = (path(setting.config.run_dir) / "answers").glob("half-*.jsonl")
+    [file] = (path(session.config.run_dir) / "answers").glob("half-*.jsonl")
     file.write_text(file.read_text() + '{"key": "torn', encoding="utf-8")  # killed while it wrote
-    frame = Session(setting.config, setting.suites).ask("half", suite)
+    frame = Session(session.config, session.suites).ask("half", suite)
     assert sorted(asked) == sorted(s.id for s in suite.scenarios)
     assert frame.p_correct.tolist() == [s.patient.age / 120 for s in suite.scenarios]
 
 
-def test_a_damaged_line_is_named(setting, asked):
-    setting.ask("half", setting.suites["test"])
-    [file] = (path(setting.config.run_dir) / "answers").glob("half-*.jsonl")
+def test_a_damaged_line_is_named(session, asked):
+    session.ask("half", session.suites["test"])
+    [file] = (path(session.config.run_dir) / "answers").glob("half-*.jsonl")
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([lines[0], "rubbish\n", *lines[1:]]))
     with pytest.raises(DataError, match=rf"{file.name}, row 2: not an answer"):
-        setting.ask("half", setting.suites["test"])
+        session.ask("half", session.suites["test"])
 
 
 @pytest.mark.parametrize("answer", [[0.5], [0.5, 1.5], pd.DataFrame({"p_correct": [0.1, np.nan]})])
-def test_answers_that_are_no_probabilities_are_refused(setting, asked, answer):
-    REGISTRY["half"] = lambda setting: System("half", "bad", lambda suite: answer)
+def test_answers_that_are_no_probabilities_are_refused(session, asked, answer):
+    REGISTRY["half"] = lambda session: System("half", "bad", lambda suite: answer)
     with pytest.raises(ValueError, match="half: expected 2 answers, each probability between 0 and 1"):
-        setting.ask("half", setting.suites["test"].rows([0, 1]))
+        session.ask("half", session.suites["test"].rows([0, 1]))
 
 
-def test_constant_and_rules(setting):
-    suite = setting.suites["core_val"]
-    constant, rules = setting.ask("constant", suite), setting.ask("heuristics", suite)
+def test_constant_and_rules(session):
+    suite = session.suites["core_val"]
+    constant, rules = session.ask("constant", suite), session.ask("heuristics", suite)
     assert (constant.predicted == "CORRECT").all()
     assert (constant.predicted == constant.verdict).mean() == 0.5
     assert set(rules.p_correct) <= {0.0, 1.0}
 
 
-def test_the_keyword_probe_learns_from_training_words_only(setting):
-    system = setting.system("keyword-probe")
-    changed = {**setting.suites, "test": setting.suites["val"]}
-    assert Session(setting.config, changed).system("keyword-probe").revision == system.revision
-    changed = {**setting.suites, "train": setting.suites["val"]}
-    assert Session(setting.config, changed).system("keyword-probe").revision != system.revision
+def test_the_keyword_probe_learns_from_training_words_only(session):
+    system = session.system("keyword-probe")
+    changed = {**session.suites, "test": session.suites["val"]}
+    assert Session(session.config, changed).system("keyword-probe").revision == system.revision
+    changed = {**session.suites, "train": session.suites["val"]}
+    assert Session(session.config, changed).system("keyword-probe").revision != system.revision
 
 
-def test_without_an_adapter_the_adapters_row_is_not_run(setting):
+def test_without_an_adapter_the_adapters_row_is_not_run(session):
     with pytest.raises(NotRun, match="adapter_model.safetensors is missing"):
-        setting.system("medgemma-lora")
+        session.system("medgemma-lora")
 
 
 def test_base_answers_are_the_same_before_and_after_the_adapter_is_on(small_config):
@@ -142,8 +142,9 @@ def test_base_answers_are_the_same_before_and_after_the_adapter_is_on(small_conf
     supervised.train(small_config)
     suites = sources.prepare(small_config)
     before = Session(small_config, suites).ask("medgemma", suites["test"])
-    elsewhere = small_config.model_copy(update={"run_dir": small_config.run_dir + "2",
-                                                "adapter": small_config.run_dir + "/adapter"})
+    elsewhere = small_config.model_copy(
+        update={"run_dir": small_config.run_dir + "2", "adapter": small_config.run_dir + "/adapter"}
+    )
     later = Session(elsewhere, suites)
     tuned = later.ask("medgemma-lora", suites["test"])
     after = later.ask("medgemma", suites["test"])
@@ -151,8 +152,8 @@ def test_base_answers_are_the_same_before_and_after_the_adapter_is_on(small_conf
     assert not np.allclose(tuned.p_correct, after.p_correct)
 
 
-def test_free_answers_stand_beside_the_probabilities(setting):
-    frame = setting.ask("medgemma", setting.suites["test"].rows(range(3)), free=True)
+def test_free_answers_stand_beside_the_probabilities(session):
+    frame = session.ask("medgemma", session.suites["test"].rows(range(3)), free=True)
     assert frame.generated.notna().all() and "p_correct" in frame
-    kept = (path(setting.config.run_dir) / "answers").glob("medgemma_free-*.jsonl")
+    kept = (path(session.config.run_dir) / "answers").glob("medgemma_free-*.jsonl")
     assert [json.loads(line)["generated"] for line in next(kept).read_text().splitlines()]

@@ -40,14 +40,14 @@ def test_overfitting_gives_less_room_and_more_data():
     metadata = curve(falling, [0.3, 0.05, 0.02, 0.04, 0.06, 0.09], lora_rank=16, lora_dropout=0.1)
     (found,) = diagnostics.diagnose(metadata, GUESS)
     assert found["diagnosis"] == "overfitting" and "0.02 (step 50) to 0.09" in found["evidence"]
-    assert found["parameters"] == {
-        "epochs": 2, "lora_dropout": 0.2, "lora_rank": 8, "paraphrase_copies": 1}
+    assert found["parameters"] == {"epochs": 2, "lora_dropout": 0.2, "lora_rank": 8, "paraphrase_copies": 1}
     assert "epochs 4 → 2" in found["changes"]
 
 
 def test_jitter_of_the_validation_loss_is_not_overfitting():
     assert names(diagnostics.diagnose(curve(falling, [0.3, 0.02, 0.0043, 0.0053, 0.0044]), GUESS)) == [
-        NOTHING]  # 23 % above the best, and yet a thousandth of a nat
+        NOTHING
+    ]  # 23% above the best, and yet a thousandth of a nat
 
 
 def test_a_plateau_at_the_loss_of_a_guess_is_underfitting():
@@ -115,8 +115,9 @@ def test_table_of_a_real_run(nano, small_config):
     processor, base, _ = nano
     scenarios, folder = _scenarios(small_config)
     rows = encoding.encode(processor, scenarios, [folder] * len(scenarios))
-    trainer.train_adapter(base, processor, rows, rows[:8], small_config,
-                           run_dir(small_config) / "adapter", quiet=True)
+    trainer.train_adapter(
+        base, processor, rows, rows[:8], small_config, run_dir(small_config) / "adapter", quiet=True
+    )
     table = diagnostics.table(small_config)
     assert list(table) == ["Diagnosis", "Evidence", "Change"] and len(table) >= 1
     assert 0.02 < diagnostics.guessing_loss(small_config) < 0.2

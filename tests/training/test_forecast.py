@@ -74,10 +74,17 @@ def test_forecast_activations_are_those_that_autograd_keeps(nano_folder, dtype, 
     assert layers * batch * tokens * each == pytest.approx(kept, rel=0.05)
 
 
-@pytest.mark.parametrize("dtype, quantization", [
-    ("float32", None), ("bfloat16", None), ("float16", None), ("float32", "8bit"), ("float32", "4bit"),
-    ("float16", "4bit"),
-])
+@pytest.mark.parametrize(
+    "dtype, quantization",
+    [
+        ("float32", None),
+        ("bfloat16", None),
+        ("float16", None),
+        ("float32", "8bit"),
+        ("float32", "4bit"),
+        ("float16", "4bit"),
+    ],
+)
 def test_forecast_weights_are_those_that_are_loaded(nano_folder, dtype, quantization):
     if quantization:
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -87,8 +94,11 @@ def test_forecast_weights_are_those_that_are_loaded(nano_folder, dtype, quantiza
     for p in base.parameters():  # scales of NF4: 8 bits a block of 64, float32 a block of 256 of these
         if state := getattr(p, "quant_state", None):
             loaded += state.absmax.numel() + 4 * state.state2.absmax.numel()
-    weights = sum(forecast.weight_bytes(n, p, config, getattr(torch, dtype))
-                  for n, p in forecast.on_meta(config).named_parameters() if not p.requires_grad)
+    weights = sum(
+        forecast.weight_bytes(n, p, config, getattr(torch, dtype))
+        for n, p in forecast.on_meta(config).named_parameters()
+        if not p.requires_grad
+    )
     assert weights == pytest.approx(loaded, rel=0.01)
 
 

@@ -33,9 +33,13 @@ launch.notebook(getattr(test_launch, sys.argv[1]), tuple(sys.argv[2:]), processe
 
 def in_two_processes(function, *arguments):
     """Call a function of this module in two forked processes; returns what they printed."""
-    done = subprocess.run([sys.executable, "-c", CHILD, function.__name__, *map(str, arguments)],
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, function.__name__, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -52,8 +56,9 @@ def train(model, images_dir, out_dir, batch_size=4):
     rows = encoding.cache_image_features(base, rows)
     for row in rows[::3]:  # the processes have unequal numbers of labelled tokens
         row["labels"][-4:] = -100
-    config = RunConfig(model=model, epochs=2, batch_size=int(batch_size), lr=2e-4, lora_dropout=0,
-                       evaluations_per_epoch=1)
+    config = RunConfig(
+        model=model, epochs=2, batch_size=int(batch_size), lr=2e-4, lora_dropout=0, evaluations_per_epoch=1
+    )
     save = get_peft_model.__globals__["PeftModel"].save_pretrained
 
     def watched(peft_model, folder, *args, **kwargs):
@@ -89,7 +94,8 @@ def read_environment():
     from accelerate.utils.launch import prepare_multi_gpu_env
 
     arguments = launch_command_parser().parse_args(
-        ["--config_file", str(PROFILES / "fsdp-27b.yaml"), "--num_processes", "2", "train.py"])
+        ["--config_file", str(PROFILES / "fsdp-27b.yaml"), "--num_processes", "2", "train.py"]
+    )
     return prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
 
 
@@ -130,11 +136,17 @@ def shard(model, images_dir, out_dir):
     whole, expected = two_losses(sharded=False)
     parts, losses = two_losses(sharded=True)
     units = [name for name, module in parts.named_modules() if isinstance(module, FSDPModule)]
-    Path(out_dir, f"{accelerator.process_index}.json").write_text(json.dumps({
-        "expected": expected, "losses": losses, "units": units,
-        "whole": sum(p.numel() for p in whole.parameters()),
-        "held": sum(p.to_local().numel() for p in parts.parameters()),
-    }))
+    Path(out_dir, f"{accelerator.process_index}.json").write_text(
+        json.dumps(
+            {
+                "expected": expected,
+                "losses": losses,
+                "units": units,
+                "whole": sum(p.numel() for p in whole.parameters()),
+                "held": sum(p.to_local().numel() for p in parts.parameters()),
+            }
+        )
+    )
 
 
 @pytest.mark.slow

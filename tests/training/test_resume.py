@@ -15,9 +15,7 @@ from medlib.models import loading
 from medlib.training import encoding, trainer
 
 # 6 steps an epoch, a checkpoint every 3; the child dies in step 5, amid the first epoch
-SETTINGS = dict(
-    epochs=2, batch_size=4, eval_batch_size=8, lr=3e-3, lora_rank=4, evaluations_per_epoch=2
-)
+SETTINGS = dict(epochs=2, batch_size=4, eval_batch_size=8, lr=3e-3, lora_rank=4, evaluations_per_epoch=2)
 
 CHILD = """
 import os, signal, sys
@@ -74,23 +72,13 @@ def test_a_killed_training_resumes_to_the_same_adapter(nano_folder, suite, tmp_p
     resumed = train(model, images_dir, tmp_path / "killed")
     assert steps == list(range(3, 12))  # it went on from its checkpoint
     whole = train(model, images_dir, tmp_path / "whole")
-    metadata = {
-        folder: json.loads((folder / "training_metadata.json").read_text())
-        for folder in (resumed, whole)
-    }
+    metadata = {folder: json.loads((folder / "training_metadata.json").read_text()) for folder in (resumed, whole)}
     assert metadata[resumed]["resumed"] and not metadata[whole]["resumed"]
     assert metadata[resumed]["steps"] == metadata[whole]["steps"] == 12
-    losses = [
-        [e.get("loss", e.get("eval_loss")) for e in metadata[f]["history"]]
-        for f in (resumed, whole)
-    ]
+    losses = [[e.get("loss", e.get("eval_loss")) for e in metadata[f]["history"]] for f in (resumed, whole)]
     assert losses[0] == losses[1]
-    samples = [
-        metadata[f]["samples_per_second"] * metadata[f]["wall_seconds"] for f in (resumed, whole)
-    ]
-    assert (
-        abs(samples[0] / 36 - 1) < 0.2 and abs(samples[1] / 48 - 1) < 0.2
-    )  # those of this process only
+    samples = [metadata[f]["samples_per_second"] * metadata[f]["wall_seconds"] for f in (resumed, whole)]
+    assert abs(samples[0] / 36 - 1) < 0.2 and abs(samples[1] / 48 - 1) < 0.2  # those of this process only
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, whole))
     assert set(one) == set(two)
     assert all(torch.equal(one[name], two[name]) for name in one)

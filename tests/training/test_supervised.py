@@ -64,27 +64,22 @@ def test_dry_run_counts_and_trains_nothing(small_config, monkeypatch):
     assert "stand-in" in counts["model"]
 
 
-def test_core_folds_never_judge_a_picture_that_was_trained_on(small_config, monkeypatch):
+def test_core_folds_never_judge_a_image_that_was_trained_on(small_config, monkeypatch):
     core24.build(sources.CORE_DIR)
     suites = {split: sources.core(small_config, split) for split in ("train", "val")}
-    everything = Suite(
-        "all", suites["train"].scenarios + suites["val"].scenarios, suites["val"].images_dir
-    )
+    everything = Suite("all", suites["train"].scenarios + suites["val"].scenarios, suites["val"].images_dir)
     processor, base = loading.load_for(small_config)
     names = {
         tuple(row["input_ids"].tolist()): s
         for s, row in zip(
-            everything.scenarios,
-            encoding.encode(processor, everything.scenarios, [everything.images_dir] * 24),
+            everything.scenarios, encoding.encode(processor, everything.scenarios, [everything.images_dir] * 24)
         )
     }
     trained_on, judged, adapters = [], [], []
 
     def train_adapter(base, processor, rows, val_rows, config, out_dir, **options):
         assert not val_rows and not options["resume"]
-        trained_on.append(
-            {names[tuple(row["input_ids"].tolist())].factors["image_group"] for row in rows}
-        )
+        trained_on.append({names[tuple(row["input_ids"].tolist())].factors["image_group"] for row in rows})
         return out_dir
 
     def p_correct(model, processor, suite):
@@ -111,7 +106,7 @@ def test_core_folds_never_judge_a_picture_that_was_trained_on(small_config, monk
 
 def test_a_mask_in_place_of_a_scan_is_refused_unless_allowed(small_config, tmp_path):
     sources.ensure_core()
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     shutil.copytree(sources.CORE_DIR / "images", folder)
     scenarios = read_scenarios(sources.CORE_DIR / "train.jsonl")
     row, masked = next((i, s) for i, s in enumerate(scenarios, start=1) if s.image.endswith(".png"))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from medlib.config import ANSWERS, ConfigError, ModelError, RunConfig
 from medlib.models import loading
 from medlib.training import encoding, lora, memory, processes, trainer
-from medlib.training.lora import ATTENTION, CHANGES_PICTURES, MLP
+from medlib.training.lora import ATTENTION, CHANGES_IMAGES, MLP
 
 SETTINGS = dict(epochs=2, batch_size=8, eval_batch_size=8, lr=3e-3, evaluations_per_epoch=1)
 
@@ -28,9 +28,7 @@ def adapter(nano, suite, tmp_path_factory):
     processor, base, folder = nano
     rows, out = encoded(nano, suite), tmp_path_factory.mktemp("adapter")
     config = RunConfig(model=str(folder), **SETTINGS)
-    trainer.train_adapter(
-        base, processor, rows[:16], rows[16:], config, out, extra={"note": "kept"}
-    )
+    trainer.train_adapter(base, processor, rows[:16], rows[16:], config, out, extra={"note": "kept"})
     return out
 
 
@@ -41,10 +39,7 @@ def test_labels_are_the_answer_and_its_end_of_turn_only(nano, suite):
     processor = nano[0]
     for scenario, row in zip(suite[0], encoded(nano, suite, cached=False)):
         labelled = row["labels"] != -100
-        assert (
-            processor.tokenizer.decode(row["labels"][labelled])
-            == f"{ANSWERS[scenario.verdict]}<end_of_turn>"
-        )
+        assert processor.tokenizer.decode(row["labels"][labelled]) == f"{ANSWERS[scenario.verdict]}<end_of_turn>"
         assert torch.equal(row["labels"][labelled], row["input_ids"][labelled])
         before = processor.tokenizer.decode(row["input_ids"][: int(labelled.nonzero()[0])])
         assert before.endswith("<start_of_turn>model\n") and scenario.treatment in before
@@ -62,7 +57,7 @@ def test_cached_features_give_the_loss_of_the_pixels(nano, suite):
             losses.append(base(**batch).loss)
     assert torch.allclose(*losses, atol=1e-5)
     wrong = collate(encoded(nano, suite, 6))
-    wrong["mm_encoder_outputs"]["image"].pooler_output *= 0  # the picture does reach the loss
+    wrong["mm_encoder_outputs"]["image"].pooler_output *= 0  # the image does reach the loss
     with torch.no_grad():
         assert not torch.allclose(base(**wrong).loss, losses[0], atol=1e-5)
 
@@ -80,13 +75,7 @@ def test_padding_is_neither_attended_nor_labelled(nano, suite):
 # --- LoRA -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "targets, expected",
-    [
-        ("attention", ATTENTION),
-        ("attention+mlp", ATTENTION + MLP),
-    ],
-)
+@pytest.mark.parametrize("targets, expected", [("attention", ATTENTION), ("attention+mlp", ATTENTION + MLP)])
 def test_lora_touches_the_decoder_only(nano, targets, expected):
     base = nano[1]
     model = peft.get_peft_model(base, lora.lora_config(RunConfig(lora_targets=targets)))
@@ -170,7 +159,7 @@ def test_dora_on_the_projector_is_refused():
 
 def test_features_are_kept_only_where_training_leaves_them_alone(monkeypatch):
     assert not lora.why_no_features(RunConfig(lora_targets="all-linear"))
-    for targets in CHANGES_PICTURES:
+    for targets in CHANGES_IMAGES:
         assert f"lora_targets={targets}" in lora.why_no_features(RunConfig(lora_targets=targets))
     monkeypatch.setattr(processes, "sharded", lambda: True)
     assert "FSDP" in lora.why_no_features(RunConfig())
@@ -191,9 +180,7 @@ def test_saved_files_and_figures(adapter, nano):
         "training_metadata.json",
     ):
         assert (adapter / file).is_file(), file
-    assert not [
-        file.name for file in adapter.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".pkl")
-    ]
+    assert not [file.name for file in adapter.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
     metadata = json.loads((adapter / "training_metadata.json").read_text())
     saved = load_file(adapter / "adapter_model.safetensors")
     assert metadata["trainable_parameters"] == sum(tensor.numel() for tensor in saved.values())
@@ -201,20 +188,14 @@ def test_saved_files_and_figures(adapter, nano):
         100 * metadata["trainable_parameters"] / metadata["total_parameters"], abs=1e-3
     )
     assert [epoch["epoch"] for epoch in metadata["loss_per_epoch"]] == [1, 2]
-    assert all(
-        epoch["train_loss"] > 0 and epoch["eval_loss"] > 0 for epoch in metadata["loss_per_epoch"]
-    )
+    assert all(epoch["train_loss"] > 0 and epoch["eval_loss"] > 0 for epoch in metadata["loss_per_epoch"])
     assert metadata["steps"] == 4 and metadata["epochs_run"] == 2
     assert metadata["samples_per_second"] == pytest.approx(32 / metadata["wall_seconds"], rel=0.1)
-    assert (
-        metadata["peak_memory_mib"] > 50 and not metadata["resumed"] and metadata["note"] == "kept"
-    )
+    assert metadata["peak_memory_mib"] > 50 and not metadata["resumed"] and metadata["note"] == "kept"
     assert metadata["device"].split(":")[0] in ("cpu", "cuda", "mps")
     assert metadata["config"]["lr"] == SETTINGS["lr"]
     config = json.loads((adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(
-        nano[2]
-    )  # as configured, so a relative name stays one
+    assert config["base_model_name_or_path"] == str(nano[2])  # as configured, so a relative name stays one
 
 
 def test_plain_peft_loads_it_and_gives_the_base_back_bit_for_bit(adapter, nano, suite):
@@ -242,24 +223,15 @@ def test_training_leaves_the_base_as_it_was(nano, suite, tmp_path):
     rows = encoded(nano, suite, 4)
     config = RunConfig(model="models/nano", epochs=1, batch_size=2, lr=0.01)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "error", message=".*peft_config.*"
-        )  # nothing left of the first adapter
-        first = trainer.train_adapter(
-            base, processor, rows, [], config, tmp_path / "1", quiet=True
-        )
-        second = trainer.train_adapter(
-            base, processor, rows, [], config, tmp_path / "2", quiet=True
-        )
+        warnings.filterwarnings("error", message=".*peft_config.*")  # nothing left of the first adapter
+        first = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "1", quiet=True)
+        second = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "2", quiet=True)
     assert not base.training and "forward" not in base.__dict__
     assert set(base.state_dict()) == set(before)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in one)  # same seed, same adapter
-    assert (
-        json.loads((first / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == "models/nano"
-    )
+    assert json.loads((first / "adapter_config.json").read_text())["base_model_name_or_path"] == "models/nano"
 
 
 def test_an_interruption_takes_lora_off_the_base(nano, suite, tmp_path, monkeypatch):
@@ -271,9 +243,7 @@ def test_an_interruption_takes_lora_off_the_base(nano, suite, tmp_path, monkeypa
 
     monkeypatch.setattr(trainer.SFTTrainer, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train_adapter(
-            base, processor, encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True
-        )
+        trainer.train_adapter(base, processor, encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True)
     assert set(base.state_dict()) == names
 
 
@@ -285,10 +255,7 @@ def test_loss_goes_down_on_eight_scenarios(nano, suite, tmp_path):
     rows = encoded(nano, suite, 8)
     config = RunConfig(model=str(folder), epochs=8, batch_size=8, lr=0.02, lora_dropout=0)
     trainer.train_adapter(base, processor, rows, [], config, tmp_path, quiet=True)
-    losses = [
-        entry["loss"]
-        for entry in json.loads((tmp_path / "training_metadata.json").read_text())["history"]
-    ]
+    losses = [entry["loss"] for entry in json.loads((tmp_path / "training_metadata.json").read_text())["history"]]
     assert len(losses) == 8 and losses[-1] < losses[0] - 0.8
 
 
@@ -297,16 +264,12 @@ def test_early_stopping_keeps_the_checkpoint_of_least_validation_loss(nano, suit
     train_rows, val_rows = encoded(nano, suite, 8), encoded(nano, suite, 4)
     for row in val_rows:  # answers that training makes ever less likely
         row["labels"] = torch.where(row["labels"] == -100, -100, 7)
-    config = RunConfig(
-        model=str(folder), epochs=20, batch_size=4, lr=0.02, early_stopping_patience=2
-    )
+    config = RunConfig(model=str(folder), epochs=20, batch_size=4, lr=0.02, early_stopping_patience=2)
     trainer.train_adapter(base, processor, train_rows, val_rows, config, tmp_path, quiet=True)
     metadata = json.loads((tmp_path / "training_metadata.json").read_text())
     losses = [entry["eval_loss"] for entry in metadata["history"] if "eval_loss" in entry]
     best = min(losses)
-    assert (
-        losses.index(best) == len(losses) - 3 and len(losses) == metadata["steps"] < 40
-    )  # two worse, then stop
+    assert losses.index(best) == len(losses) - 3 and len(losses) == metadata["steps"] < 40  # two worse, then stop
     assert metadata["best_eval_loss"] == best
     batch = encoding.collator(processor.tokenizer.pad_token_id)(val_rows)
     model = loading.attach_adapter(base, tmp_path)
@@ -333,14 +296,14 @@ def largest_difference(one, two):
     return max(float((one[name] - two[name]).abs().max()) for name in one)
 
 
-def test_rows_of_a_picture_share_it_and_it_goes_through_the_tower_once(nano, suite, monkeypatch):
+def test_rows_of_a_image_share_it_and_it_goes_through_the_tower_once(nano, suite, monkeypatch):
     shown = []
     features = nano[1].get_image_features
     monkeypatch.setattr(nano[1], "get_image_features", lambda p: shown.append(len(p)) or features(p))
     rows = encoded(nano, suite)
-    pictures = {s.image for s in suite[0]}
-    assert sum(shown) == len(pictures) < len(rows)
-    assert encoding.cache_image_features(nano[1], rows) is rows and sum(shown) == len(pictures)  # none twice
+    images = {s.image for s in suite[0]}
+    assert sum(shown) == len(images) < len(rows)
+    assert encoding.cache_image_features(nano[1], rows) is rows and sum(shown) == len(images)  # none twice
 
 
 def test_a_batch_has_the_rows_it_would_have_longest_first():
@@ -362,14 +325,29 @@ def test_a_batch_has_the_rows_it_would_have_longest_first():
 
 def test_grouping_by_length_saves_padding_and_changes_no_adapter(nano, suite, tmp_path, monkeypatch):
     tokens, step = [], trainer.SFTTrainer.training_step
-    monkeypatch.setattr(trainer.SFTTrainer, "training_step", lambda trainer, model, inputs, *rest:
-                        tokens.append(inputs["input_ids"].numel()) or step(trainer, model, inputs, *rest))
+    monkeypatch.setattr(
+        trainer.SFTTrainer,
+        "training_step",
+        lambda trainer, model, inputs, *rest: (
+            tokens.append(inputs["input_ids"].numel()) or step(trainer, model, inputs, *rest)
+        ),
+    )
     folders, seen = [], []
     for grouped in (False, True):
-        config = RunConfig(model=str(nano[2]), epochs=2, batch_size=2, gradient_accumulation=4, lr=2e-4,
-                           lora_dropout=0, group_by_length=grouped)
-        folders.append(trainer.train_adapter(nano[1], nano[0], encoded(nano, suite, 20), [], config,
-                                              tmp_path / str(grouped), quiet=True))
+        config = RunConfig(
+            model=str(nano[2]),
+            epochs=2,
+            batch_size=2,
+            gradient_accumulation=4,
+            lr=2e-4,
+            lora_dropout=0,
+            group_by_length=grouped,
+        )
+        folders.append(
+            trainer.train_adapter(
+                nano[1], nano[0], encoded(nano, suite, 20), [], config, tmp_path / str(grouped), quiet=True
+            )
+        )
         seen.append(sum(tokens))
         tokens.clear()
     assert seen[1] < seen[0]
@@ -380,21 +358,36 @@ def test_features_once_or_pixels_at_every_step_give_one_adapter(nano, suite, tmp
     config = RunConfig(model=str(nano[2]), epochs=2, batch_size=8, lr=2e-4, lora_dropout=0)
     folders, losses = [], []
     for cached in (True, False):
-        folders.append(trainer.train_adapter(nano[1], nano[0], encoded(nano, suite, 16, cached),
-                                              encoded(nano, suite, 8, cached), config, tmp_path / str(cached),
-                                              quiet=True))
+        folders.append(
+            trainer.train_adapter(
+                nano[1],
+                nano[0],
+                encoded(nano, suite, 16, cached),
+                encoded(nano, suite, 8, cached),
+                config,
+                tmp_path / str(cached),
+                quiet=True,
+            )
+        )
         history = json.loads((folders[-1] / "training_metadata.json").read_text())["history"]
         losses.append([e.get("loss", e.get("eval_loss")) for e in history])
     assert len(losses[0]) >= 8 and losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert largest_difference(*folders) < SAME
 
 
-def test_workers_load_the_pictures_and_change_nothing(nano, suite, tmp_path):
+def test_workers_load_the_images_and_change_nothing(nano, suite, tmp_path):
     config = RunConfig(model=str(nano[2]), epochs=1, batch_size=4, lr=0.01, lora_dropout=0)
     rows = encoded(nano, suite, 8, cached=False)
     folders = [
-        trainer.train_adapter(nano[1], nano[0], rows, [], config.model_copy(update={"workers": workers}),
-                               tmp_path / str(workers), quiet=True)
+        trainer.train_adapter(
+            nano[1],
+            nano[0],
+            rows,
+            [],
+            config.model_copy(update={"workers": workers}),
+            tmp_path / str(workers),
+            quiet=True,
+        )
         for workers in (0, 1)
     ]
     assert largest_difference(*folders) == 0
@@ -408,10 +401,10 @@ def test_micro_batches_of_one_effective_batch_train_one_adapter(nano, suite, tmp
         row["labels"][-4:] = -100
     folders = []
     for size, passes in ((8, 1), (4, 2), (2, 4)):
-        config = RunConfig(model=str(nano[2]), epochs=2, batch_size=size, gradient_accumulation=passes,
-                           lr=2e-4, lora_dropout=0)
-        folders.append(trainer.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / str(size),
-                                              quiet=True))
+        config = RunConfig(
+            model=str(nano[2]), epochs=2, batch_size=size, gradient_accumulation=passes, lr=2e-4, lora_dropout=0
+        )
+        folders.append(trainer.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / str(size), quiet=True))
     moved = max(float(t.abs().max()) for n, t in weights(folders[0]).items() if "lora_B" in n)
     assert moved > 5e-4  # means of means would be as far off as that
     assert max(largest_difference(folders[0], other) for other in folders[1:]) < SAME
@@ -463,8 +456,9 @@ def test_out_of_memory_halves_the_micro_batch(nano, suite, tmp_path, monkeypatch
 
 def test_out_of_memory_amid_a_training_loses_nothing(nano, suite, tmp_path, monkeypatch):
     """The third epoch's first batch no longer fits; two epochs are not trained again."""
-    config = RunConfig(model=str(nano[2]), epochs=4, batch_size=8, lr=2e-4, lora_dropout=0,
-                       evaluations_per_epoch=1)
+    config = RunConfig(
+        model=str(nano[2]), epochs=4, batch_size=8, lr=2e-4, lora_dropout=0, evaluations_per_epoch=1
+    )
     rows = encoded(nano, suite, 16)
     whole = trainer.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "whole", quiet=True)
     tried = out_of_memory_above(monkeypatch, 4, after_step=4)
@@ -478,8 +472,9 @@ def test_out_of_memory_amid_a_training_loses_nothing(nano, suite, tmp_path, monk
 def test_one_scenario_that_does_not_fit_says_what_to_do(nano, suite, tmp_path, monkeypatch):
     out_of_memory_above(monkeypatch, 0)
     with pytest.raises(ModelError, match="one scenario.*gradient_checkpointing=true"):
-        trainer.train_adapter(nano[1], nano[0], encoded(nano, suite, 4), [], RunConfig(batch_size=4),
-                               tmp_path, quiet=True)
+        trainer.train_adapter(
+            nano[1], nano[0], encoded(nano, suite, 4), [], RunConfig(batch_size=4), tmp_path, quiet=True
+        )
 
 
 def test_another_error_is_not_taken_for_memory(nano, suite, tmp_path, monkeypatch):
@@ -495,12 +490,14 @@ def test_one_of_several_processes_cannot_shrink_alone(nano, suite, tmp_path, mon
     monkeypatch.setattr(processes, "processes", lambda: 2)
     out_of_memory_above(monkeypatch, 2)
     with pytest.raises(ModelError, match="batch_size=4 in one of 2 processes.*to half"):
-        trainer.train_adapter(nano[1], nano[0], encoded(nano, suite, 8), [], RunConfig(batch_size=4),
-                               tmp_path, quiet=True)
+        trainer.train_adapter(
+            nano[1], nano[0], encoded(nano, suite, 8), [], RunConfig(batch_size=4), tmp_path, quiet=True
+        )
 
 
-@pytest.mark.parametrize("size, passes, expected", [(8, 1, (4, 2)), (6, 1, (3, 2)), (3, 1, (1, 3)),
-                                                    (5, 4, (2, 10)), (7, 1, (1, 7))])
+@pytest.mark.parametrize(
+    "size, passes, expected", [(8, 1, (4, 2)), (6, 1, (3, 2)), (3, 1, (1, 3)), (5, 4, (2, 10)), (7, 1, (1, 7))]
+)
 def test_a_smaller_micro_batch_divides_the_batch(size, passes, expected):
     small = memory.smaller_micro_batch(RunConfig(batch_size=size, gradient_accumulation=passes))
     assert (small.batch_size, small.gradient_accumulation) == expected

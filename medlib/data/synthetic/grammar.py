@@ -1,15 +1,15 @@
-"""A scenario grammar: suites of any size whose verdict needs both the picture and the words.
+"""A scenario grammar: suites of any size whose verdict needs both the image and the words.
 
 Scenarios come in counterfactual pairs. The two members differ in exactly one factor and that factor
 flips the verdict:
 
-- ``treatment``: same picture and note, the treatment changes (over- or undertreatment);
+- ``treatment``: same image and note, the treatment changes (over- or undertreatment);
 - ``finding``: same treatment, the finding changes (watchful waiting is right for a cyst and wrong
-  for a spiculated mass), picture and note together;
-- ``image``: same words, the picture changes and contradicts the note.
+  for a spiculated mass), image and note together;
+- ``image``: same words, the image changes and contradicts the note.
 
 The text of an ``image`` pair is the same on both sides, so whoever reads only the words scores
-exactly 50 % there. Each split has its own finding phrases, treatment phrases and picture seeds.
+exactly 50% there. Each split has its own finding phrases, treatment phrases and image seeds.
 """
 
 from __future__ import annotations
@@ -36,11 +36,17 @@ from medlib.data.synthetic.lexicon import (
 
 PAIR_KINDS = ("treatment", "finding", "image")
 
-#: First picture seed of each use; a million apart, so no picture is drawn twice. `generate` uses the
+#: First image seed of each use; a million apart, so no image is drawn twice. `generate` uses the
 #: first 900,000 of a split and `note_pairs` the 100,000 behind them.
 SEED_BASE = {
-    "pretrain": 0, "pretrain_held_out": 900_000, "train": 1_000_000, "val": 2_000_000,
-    "test": 3_000_000, "feedback": 4_000_000, "calibration": 5_000_000, "probe": 6_000_000,
+    "pretrain": 0,
+    "pretrain_held_out": 900_000,
+    "train": 1_000_000,
+    "val": 2_000_000,
+    "test": 3_000_000,
+    "feedback": 4_000_000,
+    "calibration": 5_000_000,
+    "probe": 6_000_000,
     "core24": 9_000_000,
 }
 
@@ -51,13 +57,13 @@ def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> l
     Parameters
     ----------
     split : {"train", "val", "test"}
-        Chooses the phrases and the picture seeds; two splits share none of either.
+        Chooses the phrases and the image seeds; two splits share none of either.
     pairs : int
         Number of counterfactual pairs; 12 pairs cover every modality with every pair kind once.
     seed : int
         Same split, pairs and seed give the same scenarios.
     use : {"feedback", "calibration", "probe"}, optional
-        More scenarios in the split's words, with pictures of their own.
+        More scenarios in the split's words, with images of their own.
     """
     rng = _stream(split, seed, use)
     image_seeds = iter(SEED_BASE[use or split] + rng.permutation(900_000)[: 2 * pairs])
@@ -81,7 +87,10 @@ def _pair(pair_id, modality, kind, split, image_seeds, rng) -> list[Scenario]:
     finding, other = _two_findings(modality, rng)
     shared = {"modality": modality, "patient": draw_patient(modality, rng)}
     right = {
-        "shown": finding, "noted": finding, "care": finding.care, "image_seed": int(next(image_seeds)),
+        "shown": finding,
+        "noted": finding,
+        "care": finding.care,
+        "image_seed": int(next(image_seeds)),
         "finding": word_finding(finding, split, rng),
         "treatment": word_treatment(modality, finding.care, split, rng),
     }
@@ -101,23 +110,21 @@ def _pair(pair_id, modality, kind, split, image_seeds, rng) -> list[Scenario]:
 def _two_findings(modality: str, rng: np.random.Generator) -> tuple[Finding, Finding]:
     """Two findings that call for different care, each care equally likely to be the first."""
     care, other_care = rng.permutation(CARE_ORDER[modality])[:2]
-    return tuple(
-        rng.choice([f for f in findings_of(modality) if f.care == c]) for c in (care, other_care)
-    )
+    return tuple(rng.choice([f for f in findings_of(modality) if f.care == c]) for c in (care, other_care))
 
 
 def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[Scenario]:
-    """Pairs whose picture and note disagree; the twin trusts the note, and that is the error.
+    """Pairs whose image and note disagree; the twin trusts the note, and that is the error.
 
-    Both members have one picture (of finding A) and one note (of finding B). The first member's
-    treatment fits the picture, the second one's fits the note. The words agree with each other on the
-    wrong side, so whoever reads only the words gets every pair wrong, and picture alone is not enough
+    Both members have one image (of finding A) and one note (of finding B). The first member's
+    treatment fits the image, the second one's fits the note. The words agree with each other on the
+    wrong side, so whoever reads only the words gets every pair wrong, and image alone is not enough
     either: the treatment has to be read.
 
     Parameters
     ----------
     split, seed, use
-        As for `generate`; the pictures are others than those of any generated suite of the split.
+        As for `generate`; the images are others than those of any generated suite of the split.
     pairs : int
         At most 100,000.
     """
@@ -126,13 +133,17 @@ def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) ->
     scenarios = []
     for index in range(pairs):
         modality = MODALITIES[index % len(MODALITIES)]
-        pictured, noted = _two_findings(modality, rng)
+        imaged, noted = _two_findings(modality, rng)
         shared = {"modality": modality, "patient": draw_patient(modality, rng)}
         words = word_finding(noted, split, rng)
-        for letter, care in (("a", pictured.care), ("b", noted.care)):
+        for letter, care in (("a", imaged.care), ("b", noted.care)):
             member = {
-                "shown": pictured, "noted": noted, "care": care, "image_seed": int(image_seeds[index]),
-                "finding": words, "treatment": word_treatment(modality, care, split, rng),
+                "shown": imaged,
+                "noted": noted,
+                "care": care,
+                "image_seed": int(image_seeds[index]),
+                "finding": words,
+                "treatment": word_treatment(modality, care, split, rng),
             }
             pair_id = f"{use or split}_note_{index:05d}"
             scenarios.append(_scenario(f"{pair_id}_{letter}", "note", pair_id, shared, member))
@@ -168,9 +179,9 @@ def word_treatment(modality: str, care: str, split: str, rng: np.random.Generato
 def _scenario(scenario_id: str, kind: str, pair_id: str, shared: dict, member: dict) -> Scenario:
     modality, shown, noted, care = shared["modality"], member["shown"], member["noted"], member["care"]
     error_type, severity, cost = _error(modality, shown, noted, care)
-    source = {
-        "none": "watchful_waiting" if care == "observation" else "right_treatment",
-    }.get(error_type, error_type)
+    source = {"none": "watchful_waiting" if care == "observation" else "right_treatment"}.get(
+        error_type, error_type
+    )
     return Scenario(
         id=scenario_id,
         image=f"{modality}_{member['image_seed']:07d}.png",
@@ -181,15 +192,20 @@ def _scenario(scenario_id: str, kind: str, pair_id: str, shared: dict, member: d
         severity=severity,
         cost_impact=cost,
         factors={
-            "pair": pair_id, "pair_kind": kind, "source": source, "image_finding": shown.name,
-            "note_finding": noted.name, "care": care, "image_seed": member["image_seed"],
+            "pair": pair_id,
+            "pair_kind": kind,
+            "source": source,
+            "image_finding": shown.name,
+            "note_finding": noted.name,
+            "care": care,
+            "image_seed": member["image_seed"],
         },
         **shared,
     )
 
 
 def _error(modality: str, shown: Finding, noted: Finding, care: str) -> tuple[str, str, int]:
-    """(error type, severity, cost): the treatment is judged against what the picture shows."""
+    """(error type, severity, cost): the treatment is judged against what the image shows."""
     if care == shown.care:
         return "none", "none", 0
     rank = CARE_ORDER[modality].index
@@ -201,7 +217,7 @@ def _error(modality: str, shown: Finding, noted: Finding, care: str) -> tuple[st
 
 
 def draw_images(scenarios: list[Scenario], images_dir: str | Path, size: int = 224) -> int:
-    """Draw the pictures of generated scenarios that are not on disk yet; returns how many."""
+    """Draw the images of generated scenarios that are not on disk yet; returns how many."""
     from medlib.data.synthetic.draw import draw, save
 
     images_dir = Path(images_dir)
@@ -209,13 +225,13 @@ def draw_images(scenarios: list[Scenario], images_dir: str | Path, size: int = 2
     missing = {s.image: s for s in scenarios if not (images_dir / s.image).is_file()}
     for scenario in missing.values():
         factors = scenario.factors
-        picture = draw(scenario.modality, factors["image_finding"], factors["image_seed"], size)
-        save(picture, images_dir / scenario.image)
+        image = draw(scenario.modality, factors["image_finding"], factors["image_seed"], size)
+        save(image, images_dir / scenario.image)
     return len(missing)
 
 
 def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Path) -> list[Scenario]:
-    """Write ``out_dir/name/scenarios.jsonl`` and draw its pictures beside it; cheap to call again."""
+    """Write ``out_dir/name/scenarios.jsonl`` and draw its images beside it; cheap to call again."""
     scenarios = generate(split, pairs, seed)
     folder = Path(out_dir) / name
     card = {"name": name, "split": split, "pairs": pairs, "seed": seed, "pictures": "synthetic"}
@@ -239,7 +255,9 @@ def phrases(split: str | None = None) -> list[str]:
     splits = SPLITS if split is None else (split,)
     found = [
         fill(template, degree)
-        for finding in FINDINGS for name in splits for template in finding.phrases[name]
+        for finding in FINDINGS
+        for name in splits
+        for template in finding.phrases[name]
         for degree in (DEGREES if "{degree}" in template else DEGREES[:1])
     ]
     return found + [p for table in TREATMENTS.values() for name in splits for p in table[name]]

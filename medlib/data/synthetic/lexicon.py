@@ -46,7 +46,12 @@ def _finding(modality: str, name: str, label: str, care: str, phrases: str) -> F
 
 
 FINDINGS: tuple[Finding, ...] = (
-    _finding("xray", "normal", "clear lungs", "observation", """
+    _finding(
+        "xray",
+        "normal",
+        "clear lungs",
+        "observation",
+        """
         Clear lungs without infiltrate or effusion
         Normal chest radiograph, costophrenic angles sharp
         No focal opacity, heart size normal
@@ -59,8 +64,14 @@ FINDINGS: tuple[Finding, ...] = (
         Lungs clear, no effusion
         Unremarkable heart and lungs, no opacity
         Well aerated lungs, no acute abnormality
-    """),
-    _finding("xray", "consolidation", "lobar consolidation", "antibiotics", """
+    """,
+    ),
+    _finding(
+        "xray",
+        "consolidation",
+        "lobar consolidation",
+        "antibiotics",
+        """
         {degree} lobar consolidation with air bronchograms
         Focal airspace opacity, in keeping with bacterial pneumonia
         Dense consolidation confined to one lobe
@@ -73,8 +84,14 @@ FINDINGS: tuple[Finding, ...] = (
         Dense lobar opacity with air bronchograms
         {degree} bacterial pneumonia confined to one lobe
         Focal dense consolidation of a single lobe
-    """),
-    _finding("xray", "ground_glass", "ground-glass opacities", "antivirals", """
+    """,
+    ),
+    _finding(
+        "xray",
+        "ground_glass",
+        "ground-glass opacities",
+        "antivirals",
+        """
         {degree} bilateral ground-glass opacities
         Peripheral hazy opacities in both lungs, typical of COVID-19
         Patchy ground-glass change in both lower zones
@@ -87,8 +104,14 @@ FINDINGS: tuple[Finding, ...] = (
         {degree} hazy opacities in both lower zones
         Patchy hazy ground-glass pattern in both lungs
         Viral pneumonia with peripheral ground-glass change
-    """),
-    _finding("xray", "diffuse_infiltrates", "diffuse infiltrates", "antivirals", """
+    """,
+    ),
+    _finding(
+        "xray",
+        "diffuse_infiltrates",
+        "diffuse infiltrates",
+        "antivirals",
+        """
         {degree} diffuse bilateral infiltrates
         Widespread reticulonodular infiltrates in all zones
         Diffuse interstitial infiltrates suggesting viral pneumonia
@@ -101,8 +124,14 @@ FINDINGS: tuple[Finding, ...] = (
         {degree} widespread infiltrates, viral pattern
         Bilateral interstitial infiltrates in all zones
         Diffuse reticulonodular infiltrates suggesting viral pneumonia
-    """),
-    _finding("histopathology", "normal", "normal lung tissue", "observation", """
+    """,
+    ),
+    _finding(
+        "histopathology",
+        "normal",
+        "normal lung tissue",
+        "observation",
+        """
         Normal alveolar architecture, no atypia
         Benign lung parenchyma with thin septa
         No malignant cells in the section
@@ -115,8 +144,14 @@ FINDINGS: tuple[Finding, ...] = (
         Unremarkable benign alveoli
         Open airspaces with thin septa, uniform small nuclei
         No dysplasia, no malignant cells, regular alveoli
-    """),
-    _finding("histopathology", "adenocarcinoma", "adenocarcinoma", "oncology", """
+    """,
+    ),
+    _finding(
+        "histopathology",
+        "adenocarcinoma",
+        "adenocarcinoma",
+        "oncology",
+        """
         Invasive adenocarcinoma forming atypical glands
         Malignant glands with {degree} nuclear atypia
         Gland-forming carcinoma in desmoplastic stroma
@@ -129,8 +164,14 @@ FINDINGS: tuple[Finding, ...] = (
         Infiltrating acinar carcinoma in desmoplastic stroma
         Adenocarcinoma with crowded atypical glands
         Malignant back-to-back glands, {degree} nuclear atypia
-    """),
-    _finding("histopathology", "poorly_differentiated", "poorly differentiated carcinoma", "oncology", """
+    """,
+    ),
+    _finding(
+        "histopathology",
+        "poorly_differentiated",
+        "poorly differentiated carcinoma",
+        "oncology",
+        """
         Poorly differentiated carcinoma with frequent mitoses
         Solid sheets of pleomorphic tumour cells
         High-grade carcinoma, no gland formation
@@ -143,8 +184,14 @@ FINDINGS: tuple[Finding, ...] = (
         Sheets of pleomorphic hyperchromatic tumour cells
         High-grade solid malignant growth with {degree} pleomorphism
         Large malignant cells, frequent mitoses, no gland formation
-    """),
-    _finding("mri", "normal", "normal brain", "observation", """
+    """,
+    ),
+    _finding(
+        "mri",
+        "normal",
+        "normal brain",
+        "observation",
+        """
         Normal brain, no abnormal enhancement
         No intracranial mass or midline shift
         Unremarkable contrast MRI of the brain
@@ -157,8 +204,14 @@ FINDINGS: tuple[Finding, ...] = (
         Normal brain without midline shift or oedema
         No abnormal enhancement, sulci preserved
         Unremarkable brain parenchyma, no intracranial mass
-    """),
-    _finding("mri", "ring_enhancing_mass", "ring-enhancing glioblastoma", "chemoradiation", """
+    """,
+    ),
+    _finding(
+        "mri",
+        "ring_enhancing_mass",
+        "ring-enhancing glioblastoma",
+        "chemoradiation",
+        """
         Ring-enhancing mass with necrotic core, glioblastoma likely
         {degree} irregular rim enhancement around central necrosis
         High-grade glioma with surrounding oedema
@@ -171,8 +224,14 @@ FINDINGS: tuple[Finding, ...] = (
         High-grade glioma with irregular rim enhancement
         {degree} ring-enhancing necrotic tumour with oedema
         Irregular glioma around central necrosis
-    """),
-    _finding("mri", "well_circumscribed_mass", "well-circumscribed meningioma", "resection", """
+    """,
+    ),
+    _finding(
+        "mri",
+        "well_circumscribed_mass",
+        "well-circumscribed meningioma",
+        "resection",
+        """
         Well-circumscribed dural-based mass, meningioma likely
         Homogeneously enhancing extra-axial mass with dural tail
         Smooth solid mass at the convexity, typical of meningioma
@@ -185,8 +244,14 @@ FINDINGS: tuple[Finding, ...] = (
         Smooth well-defined extra-axial mass
         Solid mass with dural tail, typical of meningioma
         Well-circumscribed solid convexity meningioma
-    """),
-    _finding("ultrasound", "normal", "normal breast tissue", "observation", """
+    """,
+    ),
+    _finding(
+        "ultrasound",
+        "normal",
+        "normal breast tissue",
+        "observation",
+        """
         Normal fibroglandular tissue, BI-RADS 1
         No mass, no suspicious finding
         Unremarkable breast ultrasound
@@ -199,8 +264,14 @@ FINDINGS: tuple[Finding, ...] = (
         No lesion, BI-RADS 1
         Unremarkable layered fibroglandular tissue
         Homogeneous breast parenchyma, nothing suspicious
-    """),
-    _finding("ultrasound", "simple_cyst", "simple cyst", "observation", """
+    """,
+    ),
+    _finding(
+        "ultrasound",
+        "simple_cyst",
+        "simple cyst",
+        "observation",
+        """
         Simple anechoic cyst with posterior enhancement
         Thin-walled cyst, BI-RADS 2
         Smooth round anechoic lesion, benign cyst
@@ -213,8 +284,14 @@ FINDINGS: tuple[Finding, ...] = (
         Smooth oval anechoic cyst, BI-RADS 2
         Benign round cyst, thin wall
         Simple cyst, anechoic and smooth
-    """),
-    _finding("ultrasound", "spiculated_mass", "spiculated mass", "biopsy", """
+    """,
+    ),
+    _finding(
+        "ultrasound",
+        "spiculated_mass",
+        "spiculated mass",
+        "biopsy",
+        """
         Spiculated hypoechoic mass with shadowing, BI-RADS 5
         Irregular mass, taller than wide
         Suspicious spiculated lesion with posterior shadowing
@@ -227,7 +304,8 @@ FINDINGS: tuple[Finding, ...] = (
         Spiculated mass, taller than wide, with shadowing
         Suspicious irregular hypoechoic mass with posterior shadowing
         Probably malignant spiculated lesion with angular margins
-    """),
+    """,
+    ),
 )
 
 DEGREES = ("Mild", "Moderate", "Marked")
@@ -363,14 +441,46 @@ TREATMENTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
 
 #: Complaints are drawn apart from the finding, so they say nothing of the verdict.
 COMPLAINTS = {
-    "xray": ("Cough for 4 days", "Fever and chills", "Shortness of breath", "Pre-employment check",
-             "Chest discomfort", "Fatigue and cough", "Routine follow-up", "Wheeze at night"),
-    "histopathology": ("Lung nodule on CT", "Weight loss", "Chronic cough", "Haemoptysis",
-                       "Incidental lung opacity", "Long smoking history", "Dyspnoea", "Night sweats"),
-    "mri": ("Headache", "Seizure", "Dizziness", "Blurred vision", "Memory problems",
-            "Arm weakness", "Nausea in the morning", "Difficulty speaking"),
-    "ultrasound": ("Breast lump", "Breast tenderness", "Screening recall", "Family history",
-                   "Nipple discharge", "Routine screening", "Breast pain", "Swelling in the breast"),
+    "xray": (
+        "Cough for 4 days",
+        "Fever and chills",
+        "Shortness of breath",
+        "Pre-employment check",
+        "Chest discomfort",
+        "Fatigue and cough",
+        "Routine follow-up",
+        "Wheeze at night",
+    ),
+    "histopathology": (
+        "Lung nodule on CT",
+        "Weight loss",
+        "Chronic cough",
+        "Haemoptysis",
+        "Incidental lung opacity",
+        "Long smoking history",
+        "Dyspnoea",
+        "Night sweats",
+    ),
+    "mri": (
+        "Headache",
+        "Seizure",
+        "Dizziness",
+        "Blurred vision",
+        "Memory problems",
+        "Arm weakness",
+        "Nausea in the morning",
+        "Difficulty speaking",
+    ),
+    "ultrasound": (
+        "Breast lump",
+        "Breast tenderness",
+        "Screening recall",
+        "Family history",
+        "Nipple discharge",
+        "Routine screening",
+        "Breast pain",
+        "Swelling in the breast",
+    ),
 }
 
 #: What an error costs in US dollars and how bad it is, by modality and care; round figures of the

@@ -26,11 +26,17 @@ from medlib.models import scoring
 #: divergence against rewards of 1 to 4, this one sets at which log-odds a pair counts as learnt.
 BETA = 0.1
 #: Weight of the chosen answer's own likelihood. DPO alone only widens a margin, and lets both answers
-#: lose to words that are no verdict: 4 % of the validation answers did not parse any more.
+#: lose to words that are no verdict: 4% of the validation answers did not parse any more.
 ANCHOR = 1.0
 #: Names of TRL's figures, and what they are called in the history.
-FIGURES = {"rewards/margins": "margin", "rewards/accuracies": "preferred", "logps/chosen": "chosen_logp",
-           "logps/rejected": "rejected_logp", "entropy": "entropy", "loss": "loss"}
+FIGURES = {
+    "rewards/margins": "margin",
+    "rewards/accuracies": "preferred",
+    "logps/chosen": "chosen_logp",
+    "logps/rejected": "rejected_logp",
+    "entropy": "entropy",
+    "loss": "loss",
+}
 
 
 def improve(task) -> None:
@@ -50,15 +56,23 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
     config, batch = task.config, len(task.visits()[0])
     cases, passes = trl_hooks.micro_batch(config, batch)
     settings = DPOConfig(
-        **trl_hooks.arguments(task, config.dpo_lr, folder), beta=BETA,
-        loss_type=["sigmoid", "sft"], loss_weights=[1, float(ANCHOR)],
-        per_device_train_batch_size=cases, gradient_accumulation_steps=passes,
+        **trl_hooks.arguments(task, config.dpo_lr, folder),
+        beta=BETA,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1, float(ANCHOR)],
+        per_device_train_batch_size=cases,
+        gradient_accumulation_steps=passes,
     )
     order = np.concatenate(task.visits()).tolist()
     trainer = _Trainer(
-        rows, task.weights / task.weights.mean(), model=task.model, args=settings,
-        processing_class=task.processor, data_collator=collator(task, reference(task, rows)),
-        train_dataset=Dataset.from_dict({"case": order}), callbacks=[Follow(task, FIGURES)],
+        rows,
+        task.weights / task.weights.mean(),
+        model=task.model,
+        args=settings,
+        processing_class=task.processor,
+        data_collator=collator(task, reference(task, rows)),
+        train_dataset=Dataset.from_dict({"case": order}),
+        callbacks=[Follow(task, FIGURES)],
     )
     task.model.delete_adapter("ref")  # TRL's copy of the adapter; its answers are known already
     trainer.precompute_ref_logps = True
@@ -91,8 +105,10 @@ def collator(task, scores: torch.Tensor):
             "input_ids": trl_hooks.pad_sequence(ids, batch_first=True),
             "attention_mask": trl_hooks.pad_sequence([torch.ones_like(m) for m in mask], batch_first=True),
             "completion_mask": trl_hooks.pad_sequence(mask, batch_first=True),
-            **{f"ref_{side}_logps": scores[cases, [columns.index(v) for v in verdicts]]
-               for side, verdicts in said.items()},
+            **{
+                f"ref_{side}_logps": scores[cases, [columns.index(v) for v in verdicts]]
+                for side, verdicts in said.items()
+            },
         }
 
     return collate
@@ -123,5 +139,7 @@ class _Trainer(DPOTrainer):
         weight = self.weights[cases].to(logp.device)[:, None]
         logp = weight * logp + (1 - weight) * logp.detach()
         figures = {"log_probs": logp, "entropy": entropy, "mean_logits": logits.detach().mean(-1)}
-        return FusedCausalLMOutput(**{name: value.masked_fill(~told, 0) for name, value in figures.items()},
-                                   is_top1=(logits.argmax(-1) == answers) & told)
+        return FusedCausalLMOutput(
+            **{name: value.masked_fill(~told, 0) for name, value in figures.items()},
+            is_top1=(logits.argmax(-1) == answers) & told,
+        )

@@ -26,8 +26,15 @@ from medlib.models import prompts
 #: Tokens of an answer; a verdict has about nine, and an answer that is cut off is seldom one.
 MAX_TOKENS = 16
 #: Names of TRL's figures, and what they are called in the history.
-FIGURES = {"reward": "reward", "answer_kl": "kl", "entropy": "entropy", "completions/mean_length": "length",
-           "parsed": "parsed", "informative": "informative", "loss": "loss"}
+FIGURES = {
+    "reward": "reward",
+    "answer_kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "parsed": "parsed",
+    "informative": "informative",
+    "loss": "loss",
+}
 
 
 def improve(task) -> None:
@@ -47,17 +54,27 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
     config, batch = task.config, len(task.visits()[0])
     cases, passes = trl_hooks.micro_batch(config, batch)
     settings = GRPOConfig(
-        **trl_hooks.arguments(task, config.grpo_lr, folder), beta=config.rl_beta,
-        num_generations=config.rl_samples, max_completion_length=MAX_TOKENS, shuffle_dataset=False,
-        per_device_train_batch_size=cases * config.rl_samples, gradient_accumulation_steps=passes,
-        steps_per_generation=passes, scale_rewards="none", loss_type="dapo",
+        **trl_hooks.arguments(task, config.grpo_lr, folder),
+        beta=config.rl_beta,
+        num_generations=config.rl_samples,
+        max_completion_length=MAX_TOKENS,
+        shuffle_dataset=False,
+        per_device_train_batch_size=cases * config.rl_samples,
+        gradient_accumulation_steps=passes,
+        steps_per_generation=passes,
+        scale_rewards="none",
+        loss_type="dapo",
     )
     order = np.concatenate(task.visits()).tolist()
     with warnings.catch_warnings():  # rollout_func may still change, so TRL is pinned to a minor version
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         return _Trainer(
-            rows, model=task.model, args=settings, processing_class=task.processor,
-            reward_funcs=lambda **answered: judge(task, **answered), rollout_func=_rollout,
+            rows,
+            model=task.model,
+            args=settings,
+            processing_class=task.processor,
+            reward_funcs=lambda **answered: judge(task, **answered),
+            rollout_func=_rollout,
             train_dataset=Dataset.from_dict({"prompt": list(map(str, order)), "case": order}),
             callbacks=[Follow(task, FIGURES)],
         )
@@ -73,8 +90,10 @@ def judge(task, completions: list[str], case: list[int], log_metric=None, **_) -
     if log_metric:
         log_metric("parsed", float(np.mean([prompts.parse_verdict(text) is not None for text in completions])))
     worst = -float(task.weights.max())
-    return [float(task.rewards[row, column[text.strip()]]) if text.strip() in column else worst
-            for text, row in zip(completions, case)]
+    return [
+        float(task.rewards[row, column[text.strip()]]) if text.strip() in column else worst
+        for text, row in zip(completions, case)
+    ]
 
 
 def _rollout(asked: list[str], trainer: _Trainer) -> dict[str, list]:
@@ -103,7 +122,7 @@ def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tup
     over, ends = torch.zeros_like(begun, dtype=torch.bool), torch.tensor(ends, device=mask.device)
     tokens, scores = [], []
     while True:
-        logits[..., model.config.image_token_id] = -torch.inf  # a picture token needs a picture
+        logits[..., model.config.image_token_id] = -torch.inf  # an image token needs an image
         logp = logits[:, -1].float().log_softmax(-1)[begun]
         token = torch.multinomial(logp.exp(), 1).masked_fill(over[:, None], ends[0])
         tokens.append(token.masked_fill(over[:, None], -1))
@@ -127,8 +146,7 @@ class _Trainer(GRPOTrainer):
         self.rows, self.known = rows, {}
         super().__init__(**options)
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep,
-                                           *_, **__):
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *_, **__):
         """(log-probabilities, entropies, None), float tensors (n, logits_to_keep)."""
         cases, answers = input_ids[:, 0].tolist(), input_ids[:, 1:]
         if "ref" in self.accelerator.unwrap_model(model).active_adapters:
@@ -160,6 +178,8 @@ class _Trainer(GRPOTrainer):
         moving = inputs["advantages"] != 0
         moving[0] |= not moving.any()
         n = len(moving)
-        inputs = {name: value[moving] if torch.is_tensor(value) and value.ndim and len(value) == n else value
-                  for name, value in inputs.items()}
+        inputs = {
+            name: value[moving] if torch.is_tensor(value) and value.ndim and len(value) == n else value
+            for name, value in inputs.items()
+        }
         return super()._compute_loss(model, inputs)

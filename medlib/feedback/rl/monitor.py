@@ -19,8 +19,9 @@ class Monitor:
     not see: right verdicts, answers that parse, their length, and the share of the more frequent verdict.
     """
 
-    def __init__(self, task_model, processor, probe: Suite, rewards: np.ndarray, config: RunConfig,
-                 updates: int) -> None:
+    def __init__(
+        self, task_model, processor, probe: Suite, rewards: np.ndarray, config: RunConfig, updates: int
+    ) -> None:
         self.model, self.processor, self.probe, self.rewards = task_model, processor, probe, rewards
         self.limit, self.updates = config.rl_kl_limit, updates
         self.every = max(1, updates // MEASUREMENTS)
@@ -44,8 +45,10 @@ class Monitor:
         self.start = p if self.start is None else self.start
         said, gold = p >= 0.5, np.array([s.verdict == "CORRECT" for s in self.probe.scenarios])
         measured = {
-            "kl": kl(p, self.start), "reward": float((self.rewards * np.stack([p, 1 - p], 1)).sum(1).mean()),
-            "accuracy": float((said == gold).mean()), "parsed": float(spoken["parsed"].notna().mean()),
+            "kl": kl(p, self.start),
+            "reward": float((self.rewards * np.stack([p, 1 - p], 1)).sum(1).mean()),
+            "accuracy": float((said == gold).mean()),
+            "parsed": float(spoken["parsed"].notna().mean()),
             "length": float(spoken["generated"].str.len().mean()),
             "same_answer": float(max(said.mean(), 1 - said.mean())),
         }

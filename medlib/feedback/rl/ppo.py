@@ -149,16 +149,33 @@ def _learner(task, rows: list[dict]) -> _Learner:
     scores, features = supervised(task, rows)
     # the scores are read once a step, for the loss and for the divergence, so the actor starts from them
     logits = TensorDictModule(lambda scores: scores / TEMPERATURE, in_keys=["scores"], out_keys=["logits"])
-    actor = ProbabilisticActor(logits, in_keys=["logits"], distribution_class=Categorical, return_log_prob=True,
-                               default_interaction_type=InteractionType.RANDOM)
+    actor = ProbabilisticActor(
+        logits,
+        in_keys=["logits"],
+        distribution_class=Categorical,
+        return_log_prob=True,
+        default_interaction_type=InteractionType.RANDOM,
+    )
     expected = torch.nn.Linear(features.shape[1], 1, device=features.device)
     torch.nn.init.zeros_(expected.weight)
     torch.nn.init.zeros_(expected.bias)
-    loss = ClipPPOLoss(actor, ValueOperator(expected, in_keys=["features"]), clip_epsilon=CLIP,
-                       entropy_coeff=ENTROPY, critic_coeff=1.0, loss_critic_type="l2", functional=False)
+    loss = ClipPPOLoss(
+        actor,
+        ValueOperator(expected, in_keys=["features"]),
+        clip_epsilon=CLIP,
+        entropy_coeff=ENTROPY,
+        critic_coeff=1.0,
+        loss_critic_type="l2",
+        functional=False,
+    )
     updates = len(task.visits())
-    optimizer = torch.optim.AdamW([{"params": _adapter(task.model).values(), "lr": task.config.ppo_lr},
-                                   {"params": expected.parameters(), "lr": VALUE_LR}], weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": _adapter(task.model).values(), "lr": task.config.ppo_lr},
+            {"params": expected.parameters(), "lr": VALUE_LR},
+        ],
+        weight_decay=0,
+    )
     schedule = get_linear_schedule_with_warmup(optimizer, max(1, updates // 20), updates)
     return _Learner(rows, scores, features, loss, optimizer, schedule)
 
@@ -231,8 +248,15 @@ def learn(task, learner: _Learner, drawn: TensorDict) -> dict[str, float]:
         loss = loss + task.config.rl_beta * kl - SPOKEN * spoken
         share = len(part) / len(drawn)
         (share * loss).backward()
-        figures = {"kl": kl, "entropy": losses["entropy"], "loss": loss, "value_loss": losses["loss_critic"],
-                   "clipped": losses["clip_fraction"], "spoken": spoken.exp(), "informative": moves.float().mean()}
+        figures = {
+            "kl": kl,
+            "entropy": losses["entropy"],
+            "loss": loss,
+            "value_loss": losses["loss_critic"],
+            "clipped": losses["clip_fraction"],
+            "spoken": spoken.exp(),
+            "informative": moves.float().mean(),
+        }
         total = {name: total.get(name, 0) + share * float(value.detach()) for name, value in figures.items()}
     torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT)
     learner.optimizer.step()
@@ -250,10 +274,15 @@ def _weights(task, learner: _Learner) -> dict[str, torch.Tensor]:
 def _keep(task, learner: _Learner, file: Path, update: int) -> None:
     """Write all that a run needs to go on after ``update``, whole or not at all."""
     optimizer = learner.optimizer.state_dict()
-    moments = {f"{number}.{name}": value for number, state in optimizer["state"].items()
-               for name, value in state.items()}
-    state = {"update": update, "history": task.watch.history, "groups": optimizer["param_groups"],
-             "schedule": learner.schedule.state_dict()}
+    moments = {
+        f"{number}.{name}": value for number, state in optimizer["state"].items() for name, value in state.items()
+    }
+    state = {
+        "update": update,
+        "history": task.watch.history,
+        "groups": optimizer["param_groups"],
+        "schedule": learner.schedule.state_dict(),
+    }
     tensors = {name: value.detach().contiguous() for name, value in (_weights(task, learner) | moments).items()}
     begun = file.with_suffix(".begun")
     save_file(tensors, begun, {"state": json.dumps(state)})

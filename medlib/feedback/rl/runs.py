@@ -66,8 +66,18 @@ def improve(config: RunConfig) -> pd.DataFrame:
         watch = Monitor(model, processor, probe, probe_rewards, config, updates)
         folder = adapters.rl_folder(config, method, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        task = Task(config, seed, model, processor, suite, preferences, verdict_rewards(judged, weights), weights, folder,
-                    watch)
+        task = Task(
+            config,
+            seed,
+            model,
+            processor,
+            suite,
+            preferences,
+            verdict_rewards(judged, weights),
+            weights,
+            folder,
+            watch,
+        )
         started = time.time()
         try:
             import_module(f"medlib.feedback.rl.{method}").improve(task)
@@ -89,12 +99,18 @@ def training_cases(config: RunConfig) -> tuple[Suite, pd.DataFrame, np.ndarray]:
     """
     rated, preferences = training_side(config)
     again = rehearsed(sources.suite(config, "train"), config.rl_rehearsal_pairs, config.seed)
-    known = pd.DataFrame({"chosen": [s.verdict for s in again.scenarios],
-                          "rejected": [VERDICTS[s.verdict == VERDICTS[0]] for s in again.scenarios],
-                          "severity": [s.severity for s in again.scenarios]})
+    known = pd.DataFrame(
+        {
+            "chosen": [s.verdict for s in again.scenarios],
+            "rejected": [VERDICTS[s.verdict == VERDICTS[0]] for s in again.scenarios],
+            "severity": [s.severity for s in again.scenarios],
+        }
+    )
     columns = ["chosen", "rejected", "severity"]
     table = pd.concat([preferences[columns].assign(rehearsed=False), known.assign(rehearsed=True)])
-    preferred = np.concatenate([reward_model.preferred(config, rated), (known["chosen"] == VERDICTS[0]).to_numpy(float)])
+    preferred = np.concatenate(
+        [reward_model.preferred(config, rated), (known["chosen"] == VERDICTS[0]).to_numpy(float)]
+    )
     return sources.together("practice", [rated, again]), table.reset_index(drop=True), preferred
 
 
@@ -110,8 +126,13 @@ FIELDS = ("rl_rehearsal_pairs", "rl_epochs", "rl_batch", "rl_samples", "rl_beta"
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
     """Names what a method's runs are made of: supervised adapter, feedback, reward model, settings."""
-    shared = [adapters.supervised_hash(config), loading.weights_hash(config.model), reward_model.fingerprint(config),
-              [getattr(config, name) for name in FIELDS], SEVERITY_WEIGHT]
+    shared = [
+        adapters.supervised_hash(config),
+        loading.weights_hash(config.model),
+        reward_model.fingerprint(config),
+        [getattr(config, name) for name in FIELDS],
+        SEVERITY_WEIGHT,
+    ]
     return {method: provenance.digest([*shared, method, getattr(config, f"{method}_lr")]) for method in METHODS}
 
 
@@ -128,13 +149,22 @@ def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
     trainable, total, share = lora.trainable_share(model)
     visited = sum(map(len, task.visits()))
     written = {
-        "base_model": task.config.model, "method": method, "seed": task.seed, "fingerprint": made_of,
+        "base_model": task.config.model,
+        "method": method,
+        "seed": task.seed,
+        "fingerprint": made_of,
         "supervised": adapters.supervised_hash(task.config),
-        "trainable_parameters": trainable, "total_parameters": total, "trainable_percent": round(share, 4),
-        "cases": len(task.suite), "rehearsed": int(task.preferences["rehearsed"].sum()),
-        "visits": visited, "samples_per_second": round(visited / seconds, 2),
-        "history": task.watch.history, "wall_seconds": round(seconds, 1),
-        "peak_memory_mib": round(memory.peak_memory_mib()), "device": str(next(model.parameters()).device),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "trainable_percent": round(share, 4),
+        "cases": len(task.suite),
+        "rehearsed": int(task.preferences["rehearsed"].sum()),
+        "visits": visited,
+        "samples_per_second": round(visited / seconds, 2),
+        "history": task.watch.history,
+        "wall_seconds": round(seconds, 1),
+        "peak_memory_mib": round(memory.peak_memory_mib()),
+        "device": str(next(model.parameters()).device),
         "config": task.config.model_dump(),
     }
     provenance.write_json_atomic(out / "training_metadata.json", written)
@@ -145,7 +175,8 @@ def history(config: RunConfig) -> pd.DataFrame:
     """What every finished run logged: ``method``, ``seed``, ``update`` and its figures, ``probe_`` the watched."""
     rows = [
         {"method": method, "seed": seed, **entry}
-        for method in config.rl_methods for seed in seeds(config)
+        for method in config.rl_methods
+        for seed in seeds(config)
         for entry in adapters.rl_metadata(config, method, seed).get("history", [])
     ]
     return pd.DataFrame(rows)

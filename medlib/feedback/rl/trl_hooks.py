@@ -1,8 +1,8 @@
 """What GRPO and DPO share of TRL: cases known by number, settings, checkpoints, a model given back.
 
-To TRL's trainers a prompt is one number, the row of its case. Its words are tokenised once, its picture
+To TRL's trainers a prompt is one number, the row of its case. Its words are tokenised once, its image
 goes through the frozen tower once, and a step reads it once for all answers to it. TRL's own way with
-pictures would prepare and read all of that anew for every answer of every step.
+images would prepare and read all of that anew for every answer of every step.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ def answer_tokens(processor, verdict: str) -> list[int]:
 def prompt_batch(rows: list[dict], device) -> dict:
     """Model inputs of some prompts, padded at the left, where answers do not reach."""
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    batch = {name: pad_sequence([row[name] for row in rows], batch_first=True, padding_side="left").to(device)
-             for name in ("input_ids", "token_type_ids")}
+    batch = {
+        name: pad_sequence([row[name] for row in rows], batch_first=True, padding_side="left").to(device)
+        for name in ("input_ids", "token_type_ids")
+    }
     width = batch["input_ids"].shape[1]
     batch["attention_mask"] = (torch.arange(width) >= width - lengths[:, None]).long().to(device)
     if "image_features" not in rows[0]:
@@ -101,11 +103,14 @@ def _packed_logits(model, rows: list[dict], answers: torch.Tensor) -> torch.Tens
     part = torch.cat([real.long() - 1, part.expand(n, -1)], dim=1)
     after = torch.arange(length, device=real.device).repeat(width)
     position = torch.cat([(real.cumsum(1) - 1).clamp(min=0), real.sum(1, keepdim=True) + after], dim=1)
-    pictures = torch.nn.functional.pad(_picture_of(types), (0, width * length), value=-1)
+    images = torch.nn.functional.pad(_image_of(types), (0, width * length), value=-1)
     output = model(
-        input_ids=torch.cat([batch.pop("input_ids"), answers.flatten(1)], dim=1), position_ids=position,
-        attention_mask=_masks(model, part, position, pictures), use_cache=False,
-        logits_to_keep=width * length + 1, **batch,
+        input_ids=torch.cat([batch.pop("input_ids"), answers.flatten(1)], dim=1),
+        position_ids=position,
+        attention_mask=_masks(model, part, position, images),
+        use_cache=False,
+        logits_to_keep=width * length + 1,
+        **batch,
     )
     # token 0 of every answer is expected at the prompt's end, token i at token i - 1
     index = torch.arange(width * length, device=real.device).view(width, length).clone()
@@ -113,26 +118,28 @@ def _packed_logits(model, rows: list[dict], answers: torch.Tensor) -> torch.Tens
     return output.logits[:, index]
 
 
-def _picture_of(types: torch.Tensor) -> torch.Tensor:
-    """Number of the picture that a token belongs to; -1 for words."""
-    picture = types == 1
-    starts = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
-    return torch.where(picture, starts.cumsum(1), -1)
+def _image_of(types: torch.Tensor) -> torch.Tensor:
+    """Number of the image that a token belongs to; -1 for words."""
+    image = types == 1
+    starts = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
+    return torch.where(image, starts.cumsum(1), -1)
 
 
-def _masks(model, part: torch.Tensor, position: torch.Tensor, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gemma 3's two attention masks: tokens of a picture see each other both ways."""
+def _masks(model, part: torch.Tensor, position: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gemma 3's two attention masks: tokens of an image see each other both ways."""
     visible = (part[:, :, None] == part[:, None]) | ((part[:, None] == 0) & (part[:, :, None] > 0))
     distance = position[:, :, None] - position[:, None]
-    picture = (pictures[:, :, None] == pictures[:, None]) & (pictures[:, None] >= 0)
+    image = (images[:, :, None] == images[:, None]) & (images[:, None] >= 0)
     near = distance < model.config.get_text_config().sliding_window
-    full = visible & ((distance >= 0) | picture)
-    masks = {"full_attention": full, "sliding_attention": visible & (((distance >= 0) & near) | picture)}
+    full = visible & ((distance >= 0) | image)
+    masks = {"full_attention": full, "sliding_attention": visible & (((distance >= 0) & near) | image)}
     if model.config.get_text_config()._attn_implementation != "eager":
         return {kind: seen[:, None] for kind, seen in masks.items()}
     dtype = model.get_input_embeddings().weight.dtype  # eager attention adds its mask to the scores
-    return {kind: torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-            for kind, seen in masks.items()}
+    return {
+        kind: torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        for kind, seen in masks.items()
+    }
 
 
 def log_probabilities(logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,13 +158,27 @@ def arguments(task, lr: float, folder: Path) -> dict:
     recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     updates = len(task.visits())
     return dict(
-        output_dir=str(folder), seed=task.seed, data_seed=task.seed, num_train_epochs=1, max_steps=updates,
-        learning_rate=lr, lr_scheduler_type="linear", warmup_steps=max(1, updates // 20), weight_decay=0,
-        bf16=next(model.parameters()).dtype == torch.bfloat16, use_cpu=device == "cpu",
-        disable_dropout=True, gradient_checkpointing=recompute,
-        logging_steps=1, report_to="none",
-        save_strategy="steps", save_steps=max(1, updates // 4), save_total_limit=2,
-        remove_unused_columns=False, dataloader_pin_memory=False, dataloader_num_workers=0,
+        output_dir=str(folder),
+        seed=task.seed,
+        data_seed=task.seed,
+        num_train_epochs=1,
+        max_steps=updates,
+        learning_rate=lr,
+        lr_scheduler_type="linear",
+        warmup_steps=max(1, updates // 20),
+        weight_decay=0,
+        bf16=next(model.parameters()).dtype == torch.bfloat16,
+        use_cpu=device == "cpu",
+        disable_dropout=True,
+        gradient_checkpointing=recompute,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="steps",
+        save_steps=max(1, updates // 4),
+        save_total_limit=2,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        dataloader_num_workers=0,
         disable_tqdm=not (processes.state().is_main_process and sys.stderr.isatty()),
     )
 
@@ -214,8 +235,16 @@ def checkpoints(task, method: str) -> Path:
     """Where a run keeps its checkpoints; those of other settings, cases or another adapter are deleted."""
     folder = task.folder / "checkpoints"
     adapter = {name: value.contiguous() for name, value in task.model.named_parameters() if ".default" in name}
-    made_of = provenance.digest([method, task.seed, task.config.model_dump(), task.suite.sha256,
-                                 task.rewards.tolist(), hashlib.sha256(save(adapter)).hexdigest()])
+    made_of = provenance.digest(
+        [
+            method,
+            task.seed,
+            task.config.model_dump(),
+            task.suite.sha256,
+            task.rewards.tolist(),
+            hashlib.sha256(save(adapter)).hexdigest(),
+        ]
+    )
     started = folder / "fingerprint"
     if not (started.is_file() and started.read_text() == made_of):
         shutil.rmtree(folder, ignore_errors=True)

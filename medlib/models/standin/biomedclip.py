@@ -4,11 +4,11 @@ The classes of the published model (`medlib.models.dual_encoder.BiomedCLIP`: ViT
 pooling, the same projections) at a hundredth of the size, trained from scratch in one loop on two
 losses, as the original learned from figures with captions after PubMedBERT had learned from text:
 
-- contrastive: synthetic pictures and captions that word their finding;
+- contrastive: synthetic images and captions that word their finding;
 - masked words: sentences on their own, findings and treatments alike.
 
-A treatment is never paired with a picture or a finding: captions are what BiomedCLIP knows, not
-guidelines. The wording of every split is seen; no test picture and no verdict ever is.
+A treatment is never paired with an image or a finding: captions are what BiomedCLIP knows, not
+guidelines. The wording of every split is seen; no test image and no verdict ever is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from medlib.config import MODALITIES
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
 from medlib.data.synthetic.lexicon import DEGREES, FINDINGS, Finding, findings_of
-from medlib.models.dual_encoder import CONTEXT_LENGTH, BiomedCLIP, embed_pictures, embed_texts
+from medlib.models.dual_encoder import CONTEXT_LENGTH, BiomedCLIP, embed_images, embed_texts
 from medlib.models.standin import medgemma as medgemma_standin
 from medlib.models.standin.medgemma import IMAGE_SIZE, MODALITY_NAMES, PATCH_SIZE
 
@@ -53,15 +53,19 @@ CAPTIONS = ("{words}", "{modality}: {words}", "{modality} showing {words}")
 
 
 def build_processor() -> VisionTextDualEncoderProcessor:
-    """WordPiece tokenizer of our own phrases, and the picture size of the other stand-in."""
+    """WordPiece tokenizer of our own phrases, and the image size of the other stand-in."""
     trainer = BertWordPieceTokenizer(lowercase=True)
     names = [f.label for f in FINDINGS] + list(MODALITY_NAMES.values()) + list(CAPTIONS)
-    trainer.train_from_iterator(grammar.phrases() + names, vocab_size=VOCABULARY, min_frequency=1,
-                                show_progress=False)
+    trainer.train_from_iterator(
+        grammar.phrases() + names, vocab_size=VOCABULARY, min_frequency=1, show_progress=False
+    )
     tokenizer = BertTokenizer(vocab=trainer.get_vocab(), model_max_length=CONTEXT_LENGTH)
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        resample=Image.Resampling.BILINEAR, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        resample=Image.Resampling.BILINEAR,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     return VisionTextDualEncoderProcessor(image_processor, tokenizer)
 
@@ -69,11 +73,11 @@ def build_processor() -> VisionTextDualEncoderProcessor:
 def build_model(processor: VisionTextDualEncoderProcessor, seed: int = 0) -> BiomedCLIP:
     """A randomly initialised dual encoder of about two million parameters, marked as a stand-in."""
     torch.manual_seed(seed)
-    shape = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-                 intermediate_size=4 * WIDTH)
+    shape = dict(
+        hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * WIDTH
+    )
     vision = ViTConfig(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, layer_norm_eps=1e-6, **shape)
-    text = BertConfig(vocab_size=len(processor.tokenizer), max_position_embeddings=CONTEXT_LENGTH,
-                      **shape)
+    text = BertConfig(vocab_size=len(processor.tokenizer), max_position_embeddings=CONTEXT_LENGTH, **shape)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=WIDTH)
     config.standin = True
     return BiomedCLIP(config)
@@ -83,21 +87,21 @@ def build_model(processor: VisionTextDualEncoderProcessor, seed: int = 0) -> Bio
 
 
 def caption(rng: np.random.Generator, finding: Finding) -> str:
-    """One of many ways to caption a picture of a finding, in the words of any split."""
+    """One of many ways to caption an image of a finding, in the words of any split."""
     templates = [p for phrases in finding.phrases.values() for p in phrases] + [finding.label]
     words = str(rng.choice(templates)).replace("{degree}", str(rng.choice(DEGREES)).lower())
     return str(rng.choice(CAPTIONS)).format(modality=MODALITY_NAMES[finding.modality], words=words)
 
 
-def contrastive_loss(pictures, texts, scale, findings: torch.Tensor) -> torch.Tensor:
-    """CLIP's loss, in which every caption of the picture's finding is a right answer.
+def contrastive_loss(images, texts, scale, findings: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss, in which every caption of the image's finding is a right answer.
 
-    With 13 findings a batch holds many pictures of one finding; plain CLIP would push a caption away
-    from pictures that it describes.
+    With 13 findings a batch holds many images of one finding; plain CLIP would push a caption away
+    from images that it describes.
 
     Parameters
     ----------
-    pictures, texts : Tensor (n, projection), need not be unit vectors
+    images, texts : Tensor (n, projection), need not be unit vectors
     scale : Tensor (), factor of the cosine
     findings : int Tensor (n,), which finding a pair is about
 
@@ -106,8 +110,8 @@ def contrastive_loss(pictures, texts, scale, findings: torch.Tensor) -> torch.Te
     Radford et al. (2021), CLIP; Yang et al. (2022), "Unified contrastive learning in
     image-text-label space".
     """
-    pictures, texts = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (pictures, texts))
-    logits = scale * pictures @ texts.T
+    images, texts = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (images, texts))
+    logits = scale * images @ texts.T
     right = (findings[:, None] == findings[None, :]).float()
     right = right / right.sum(dim=1, keepdim=True)  # symmetric, so it serves both directions
     cross_entropy = torch.nn.functional.cross_entropy
@@ -126,9 +130,18 @@ def masked_word_loss(model: BiomedCLIP, tokenizer, sentences: list[str]) -> torc
     return torch.nn.functional.cross_entropy(logits.float(), ids[hidden])
 
 
-def train(model: BiomedCLIP, processor, pictures: np.ndarray, labels: np.ndarray, checkpoint: Path,
-          steps: int = 1200, batch_size: int = 64, lr: float = 1e-3, seed: int = 0,
-          every: int = 100) -> list[dict]:
+def train(
+    model: BiomedCLIP,
+    processor,
+    images: np.ndarray,
+    labels: np.ndarray,
+    checkpoint: Path,
+    steps: int = 1200,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    every: int = 100,
+) -> list[dict]:
     """Train in place; goes on from ``checkpoint`` if that file is there.
 
     Every step draws from a generator of its own number, so a resumed training sees what an
@@ -140,8 +153,11 @@ def train(model: BiomedCLIP, processor, pictures: np.ndarray, labels: np.ndarray
     """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05},
-                                   {"params": plain, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+        lr=lr,
+        betas=(0.9, 0.98),
+    )
     first, history = _restore(checkpoint, model, optimizer) if checkpoint.is_file() else (0, [])
     sentences, labels, recent = grammar.phrases(), torch.from_numpy(labels), []
     model.train()
@@ -149,7 +165,7 @@ def train(model: BiomedCLIP, processor, pictures: np.ndarray, labels: np.ndarray
         rng, generator = np.random.default_rng([seed, step]), torch.Generator().manual_seed(seed + step)
         torch.manual_seed(seed + step)  # dropout and masks
         rows = torch.from_numpy(rng.integers(len(labels), size=batch_size))
-        pixels = medgemma_standin.augment(medgemma_standin.to_pixels(pictures[rows.numpy()]), generator)
+        pixels = medgemma_standin.augment(medgemma_standin.to_pixels(images[rows.numpy()]), generator)
         captions = [caption(rng, FINDINGS[labels[row]]) for row in rows]
         tokens = processor.tokenizer(captions, padding=True, return_tensors="pt")
         with medgemma_standin.half_precision():
@@ -208,29 +224,34 @@ def _restore(file: Path, model, optimizer) -> tuple[int, list[dict]]:
 # --- measuring and building -----------------------------------------------------------------------
 
 
-def measure(processor, model: BiomedCLIP, pictures: np.ndarray, labels: np.ndarray) -> dict:
-    """What the encoder makes of pictures that it never saw.
+def measure(processor, model: BiomedCLIP, images: np.ndarray, labels: np.ndarray) -> dict:
+    """What the encoder makes of images that it never saw.
 
     Returns
     -------
     dict
-        ``zero_shot``: {modality or "all": proportion of pictures whose most similar caption, among
+        ``zero_shot``: {modality or "all": proportion of images whose most similar caption, among
         one canonical caption for each finding of the modality, is the right one};
-        ``picture_to_text``: most similar of all phrases words the finding;
-        ``text_to_picture``: most similar of all pictures shows the finding.
+        ``image_to_text``: most similar of all phrases words the finding;
+        ``text_to_picture``: most similar of all images shows the finding.
     """
-    shown = embed_pictures(processor, model, map(Image.fromarray, pictures))
+    shown = embed_images(processor, model, map(Image.fromarray, images))
     modality = np.array([FINDINGS[label].modality for label in labels])
     right = np.zeros(len(labels), bool)
     for name in MODALITIES:
         findings, rows = findings_of(name), modality == name
         prompts = embed_texts(processor, model, [medgemma_standin.caption(f) for f in findings])
         similarity = shown[rows] @ prompts.T
-        right[rows] = [findings[best] is FINDINGS[label]
-                       for best, label in zip(similarity.argmax(axis=1), labels[rows])]
+        right[rows] = [
+            findings[best] is FINDINGS[label] for best, label in zip(similarity.argmax(axis=1), labels[rows])
+        ]
     degree = DEGREES[1].lower()
-    texts = [(f"{MODALITY_NAMES[f.modality]}: {p.replace('{degree}', degree)}", number)
-             for number, f in enumerate(FINDINGS) for phrases in f.phrases.values() for p in phrases]
+    texts = [
+        (f"{MODALITY_NAMES[f.modality]}: {p.replace('{degree}', degree)}", number)
+        for number, f in enumerate(FINDINGS)
+        for phrases in f.phrases.values()
+        for p in phrases
+    ]
     similarity = shown @ embed_texts(processor, model, [text for text, _ in texts]).T
     about = np.array([number for _, number in texts])
 
@@ -244,8 +265,9 @@ def measure(processor, model: BiomedCLIP, pictures: np.ndarray, labels: np.ndarr
     }
 
 
-def build(out_dir: str | Path, per_finding: int = 800, steps: int = 1200, held_out: int = 100,
-          seed: int = 0) -> dict:
+def build(
+    out_dir: str | Path, per_finding: int = 800, steps: int = 1200, held_out: int = 100, seed: int = 0
+) -> dict:
     """Rebuild the stand-in from nothing; after an interruption, call again: it goes on where it was.
 
     Writes weights (safetensors), processor, ``standin.json`` (what was measured) and a model card.
@@ -253,26 +275,30 @@ def build(out_dir: str | Path, per_finding: int = 800, steps: int = 1200, held_o
     Parameters
     ----------
     per_finding, held_out : int
-        Pictures a finding to train on, and to measure on.
+        Images a finding to train on, and to measure on.
     """
     out_dir, started = Path(out_dir), time.time()
     stages = out_dir / "stages"
     stages.mkdir(parents=True, exist_ok=True)
     processor = build_processor()
     model = build_model(processor, seed)
-    pictures, labels = medgemma_standin.picture_pool(per_finding, SEED_BASE["pretrain"])
+    images, labels = medgemma_standin.image_pool(per_finding, SEED_BASE["pretrain"])
     drawn = time.time()
     checkpoint = stages / "checkpoint.safetensors"
-    history = train(model, processor, pictures, labels, checkpoint, steps, seed=seed)
+    history = train(model, processor, images, labels, checkpoint, steps, seed=seed)
     trained = time.time()
     model.save_pretrained(out_dir)
     processor.save_pretrained(out_dir)
-    unseen = medgemma_standin.picture_pool(held_out, SEED_BASE["pretrain_held_out"])
+    unseen = medgemma_standin.image_pool(held_out, SEED_BASE["pretrain_held_out"])
     measured = measure(processor, model, *unseen)
     measured |= {
-        "parameters": sum(p.numel() for p in model.parameters()), "pictures": len(pictures),
-        "steps": steps, "seed": seed, "minutes_drawing": round((drawn - started) / 60, 1),
-        "minutes_training": round((trained - drawn) / 60, 1), "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "pictures": len(images),
+        "steps": steps,
+        "seed": seed,
+        "minutes_drawing": round((drawn - started) / 60, 1),
+        "minutes_training": round((trained - drawn) / 60, 1),
+        "threads": torch.get_num_threads(),
         "history": history,
     }
     (out_dir / "standin.json").write_text(json.dumps(measured, indent=2, default=float) + "\n")
@@ -283,15 +309,18 @@ def build(out_dir: str | Path, per_finding: int = 800, steps: int = 1200, held_o
 
 def model_card(measured: dict) -> str:
     """Markdown card with the figures of this build."""
+
     def cells(rate):
         return f"{rate['value']:.1%} | {rate['low']:.1%} to {rate['high']:.1%} | {rate['n']:,}"
 
-    rows = [f"| {MODALITY_NAMES.get(name, 'all')} | {cells(rate)} |"
-            for name, rate in measured["zero_shot"].items()]
+    rows = [
+        f"| {MODALITY_NAMES.get(name, 'all')} | {cells(rate)} |" for name, rate in measured["zero_shot"].items()
+    ]
     retrieval = {name: cells(measured[name]) for name in ("picture_to_text", "text_to_picture")}
     facts = ("parameters", "pictures", "steps", "seed", "threads", "minutes_drawing", "minutes_training")
-    return CARD.format(zero_shot="\n".join(rows), findings=len(FINDINGS), **retrieval,
-                       **{name: measured[name] for name in facts})
+    return CARD.format(
+        zero_shot="\n".join(rows), findings=len(FINDINGS), **retrieval, **{name: measured[name] for name in facts}
+    )
 
 
 CARD = """\
@@ -306,33 +335,33 @@ pipeline_tag: zero-shot-image-classification
 **A stand-in that knows no medicine. Not a medical device.** It has the architecture of
 `microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224` (ViT and BERT, first-token pooling, the
 same two projections; `medlib.models.dual_encoder.BiomedCLIP`) with {parameters:,} parameters, trained from
-scratch by this repository on synthetic pictures, so that every row of the benchmark runs offline on
+scratch by this repository on synthetic images, so that every row of the benchmark runs offline on
 a laptop. What it scores says whether the pipeline works; it says nothing of BiomedCLIP nor of
 patients.
 
 ## What it was taught
 
-{pictures:,} synthetic pictures of {findings} findings with captions of the finding (contrastive
+{images:,} synthetic images of {findings} findings with captions of the finding (contrastive
 loss), and sentences with hidden words (BERT's loss), {steps:,} steps of 64 each. Treatments occur
-only among those sentences, as plain text: none was paired with a picture or with a finding, because
+only among those sentences, as plain text: none was paired with an image or with a finding, because
 BiomedCLIP knows captions, not guidelines. The wording of every split was seen, as BiomedCLIP has met
-the words of medicine; the test pictures, and every verdict, were never seen.
+the words of medicine; the test images, and every verdict, were never seen.
 
 ## What it can do
 
-On held-out synthetic pictures, which share no seed with training (95 % Wilson intervals).
+On held-out synthetic images, which share no seed with training (95% Wilson intervals).
 Zero-shot naming of the finding, among the findings of its modality:
 
-| Modality | Right | 95 % interval | n |
+| Modality | Right | 95% interval | n |
 |:---|---:|---:|---:|
 {zero_shot}
 
 Retrieval, most similar item, right if it is about the same finding:
 
-| Query | Right | 95 % interval | n |
+| Query | Right | 95% interval | n |
 |:---|---:|---:|---:|
-| picture, all phrases | {picture_to_text} |
-| phrase, all pictures | {text_to_picture} |
+| image, all phrases | {image_to_text} |
+| phrase, all images | {text_to_picture} |
 
 Rebuild: `make standin` (drawing {minutes_drawing} minutes, training {minutes_training}, threads
 {threads}, seed {seed}).

@@ -2,16 +2,16 @@
 
 The same classes as `google/medgemma-4b-it` (`Gemma3ForConditionalGeneration`, a SigLIP tower,
 `Gemma3Processor`, `GemmaTokenizer`, Gemma's turn markers and image tokens) at a thousandth of the
-size, pretrained from scratch on synthetic pictures in three steps:
+size, pretrained from scratch on synthetic images in three steps:
 
 1. train a byte-fallback BPE tokenizer on our text;
-2. warm the vision tower up on naming what a picture shows (a linear head, thrown away afterwards);
+2. warm the vision tower up on naming what an image shows (a linear head, thrown away afterwards);
 3. train decoder and projector on captions and on statements about ONE relation at a time: does the
-   picture show this finding, is this treatment used for this finding. The verdict question, which
+   image show this finding, is this treatment used for this finding. The verdict question, which
    needs both at once, is never asked: that is left to LoRA.
 
 It sees the wording of every split in step 3, as MedGemma has met the words of medicine before our
-fine-tuning; it never sees a test picture nor any verdict.
+fine-tuning; it never sees a test image nor any verdict.
 """
 
 from __future__ import annotations
@@ -50,8 +50,12 @@ from medlib.models.prompts import INSTRUCTION
 
 IMAGE_SIZE, PATCH_SIZE, IMAGE_TOKENS = 112, 14, 16
 VOCABULARY = 1536
-MODALITY_NAMES = {"xray": "Chest x-ray", "histopathology": "Lung histology", "mri": "Brain MRI",
-                  "ultrasound": "Breast ultrasound"}
+MODALITY_NAMES = {
+    "xray": "Chest x-ray",
+    "histopathology": "Lung histology",
+    "mri": "Brain MRI",
+    "ultrasound": "Breast ultrasound",
+}
 
 #: Own wording of Gemma 3's turn format: a system turn is put in front of the first user turn.
 CHAT_TEMPLATE = """\
@@ -92,12 +96,24 @@ REPEAT = "Repeat this sentence."
 
 def corpus() -> list[str]:
     """Every sentence that the tokenizer must cover."""
-    texts = [INSTRUCTION, WITHHELD, DESCRIBE, SHOWS, USED, NAME_FINDING, NAME_TREATMENT,
-             REPEAT, *ANSWERS.values(), "user model yes no"]
+    texts = [
+        INSTRUCTION,
+        WITHHELD,
+        DESCRIBE,
+        SHOWS,
+        USED,
+        NAME_FINDING,
+        NAME_TREATMENT,
+        REPEAT,
+        *ANSWERS.values(),
+        "user model yes no",
+    ]
     texts += grammar.phrases() + [f.label for f in FINDINGS] + list(MODALITY_NAMES.values())
     texts += [c for cs in COMPLAINTS.values() for c in cs] + [c for cs in CARE_ORDER.values() for c in cs]
-    blocks = [_clinical(np.random.default_rng(i), m, p, p) for i, (m, p) in
-              enumerate((m, p) for m in MODALITIES for p in grammar.phrases()[:20])]
+    blocks = [
+        _clinical(np.random.default_rng(i), m, p, p)
+        for i, (m, p) in enumerate((m, p) for m in MODALITIES for p in grammar.phrases()[:20])
+    ]
     return texts + blocks
 
 
@@ -112,9 +128,13 @@ def build_tokenizer(texts: list[str]) -> GemmaTokenizer:
     bpe.train_from_iterator(texts, trainer)
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = GemmaTokenizer(
-        vocab=learned["vocab"], merges=[tuple(m) for m in learned["merges"]],
-        extra_special_tokens={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
-                              "image_token": "<image_soft_token>"},
+        vocab=learned["vocab"],
+        merges=[tuple(m) for m in learned["merges"]],
+        extra_special_tokens={
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
     )
     turns = [AddedToken(t, special=True, normalized=False) for t in ("<start_of_turn>", "<end_of_turn>")]
     tokenizer.add_tokens(turns, special_tokens=True)
@@ -125,7 +145,9 @@ def build_processor(texts: list[str]) -> Gemma3Processor:
     """`Gemma3Processor` with the PIL image processor, so nothing needs torchvision."""
     return Gemma3Processor(
         image_processor=Gemma3ImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
-        tokenizer=build_tokenizer(texts), chat_template=CHAT_TEMPLATE, image_seq_length=IMAGE_TOKENS,
+        tokenizer=build_tokenizer(texts),
+        chat_template=CHAT_TEMPLATE,
+        image_seq_length=IMAGE_TOKENS,
     )
 
 
@@ -136,36 +158,51 @@ def build_model(processor: Gemma3Processor, seed: int = 0) -> Gemma3ForCondition
     end_of_turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     config = Gemma3Config(
         text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=6,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=48, query_pre_attn_scalar=48,
-            max_position_embeddings=1024, sliding_window=512, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=[tokenizer.eos_token_id, end_of_turn],
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=48,
+            query_pre_attn_scalar=48,
+            max_position_embeddings=1024,
+            sliding_window=512,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=[tokenizer.eos_token_id, end_of_turn],
         ),
         vision_config=dict(
-            hidden_size=192, intermediate_size=576, num_hidden_layers=6, num_attention_heads=4,
-            image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, vision_use_head=False,
+            hidden_size=192,
+            intermediate_size=576,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            vision_use_head=False,
         ),
         mm_tokens_per_image=IMAGE_TOKENS,
-        boi_token_index=tokenizer.boi_token_id, eoi_token_index=tokenizer.eoi_token_id,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
         image_token_index=tokenizer.image_token_id,
     )
     model = Gemma3ForConditionalGeneration(config)
     projection = model.model.multi_modal_projector.mm_input_projection_weight
-    torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)  # zeros would hide the picture
+    torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)  # zeros would hide the image
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, end_of_turn]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-# --- 2. pictures and the vision tower -------------------------------------------------------------
+# --- 2. images and the vision tower -------------------------------------------------------------
 
 
-def picture_pool(per_finding: int, seed_base: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw ``per_finding`` pictures of each finding.
+def image_pool(per_finding: int, seed_base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw ``per_finding`` images of each finding.
 
     Returns
     -------
-    pictures : uint8 array (n, 112, 112, 3), resized as the image processor does
+    images : uint8 array (n, 112, 112, 3), resized as the image processor does
     labels : int array (n,), indices into ``FINDINGS``
     """
     jobs = [(index, seed_base + number) for number in range(per_finding) for index in range(len(FINDINGS))]
@@ -180,17 +217,17 @@ def _draw_small(job: tuple[int, int]) -> np.ndarray:
     from medlib.data.synthetic.draw import draw
 
     finding = FINDINGS[job[0]]
-    picture = draw(finding.modality, finding.name, job[1])
-    return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
+    image = draw(finding.modality, finding.name, job[1])
+    return np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
 
 
-def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+def to_pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 (n, h, w, 3) to float (n, 3, h, w) in [-1, 1], the processor's normalisation."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift, flip, gain and noise per picture, so that the tower learns findings and not seeds."""
+    """Shift, flip, gain and noise per image, so that the tower learns findings and not seeds."""
     n = len(pixels)
     gain = 1 + 0.2 * (torch.rand(n, 1, 1, 1, generator=generator) - 0.5)
     pixels = pixels * gain + 0.2 * (torch.rand(n, 1, 1, 1, generator=generator) - 0.5)
@@ -211,7 +248,7 @@ def schedule(step: int, steps: int, warm_up: int = 100) -> float:
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.01
 
 
-def warm_up_tower(model, pictures, labels, steps=1000, batch_size=64, lr=1e-3, seed=0) -> list[float]:
+def warm_up_tower(model, images, labels, steps=1000, batch_size=64, lr=1e-3, seed=0) -> list[float]:
     """Teach the tower to name findings; the linear head is thrown away. Returns the losses."""
     tower = model.model.vision_tower
     head = torch.nn.Linear(tower.config.hidden_size, len(FINDINGS))
@@ -223,7 +260,7 @@ def warm_up_tower(model, pictures, labels, steps=1000, batch_size=64, lr=1e-3, s
     tower.train()
     for step in (bar := tqdm(range(steps), desc="vision tower")):
         rows = torch.randint(len(labels), (batch_size,), generator=generator)
-        pixels = augment(to_pixels(pictures[rows.numpy()]), generator)
+        pixels = augment(to_pixels(images[rows.numpy()]), generator)
         with half_precision():
             logits = head(tower(pixel_values=pixels).last_hidden_state.mean(dim=1)).float()
         loss = torch.nn.functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
@@ -241,11 +278,13 @@ def warm_up_tower(model, pictures, labels, steps=1000, batch_size=64, lr=1e-3, s
 
 
 @torch.no_grad()
-def tower_features(model, pictures, batch_size=128) -> torch.Tensor:
+def tower_features(model, images, batch_size=128) -> torch.Tensor:
     """The frozen tower's output, float (n, patches, width): computed once, used at every step."""
-    batches = range(0, len(pictures), batch_size)
-    outputs = [model.model.vision_tower(pixel_values=to_pixels(pictures[i : i + batch_size])).last_hidden_state
-               for i in tqdm(batches, desc="features")]
+    batches = range(0, len(images), batch_size)
+    outputs = [
+        model.model.vision_tower(pixel_values=to_pixels(images[i : i + batch_size])).last_hidden_state
+        for i in tqdm(batches, desc="features")
+    ]
     return torch.cat(outputs)
 
 
@@ -253,8 +292,11 @@ def tower_features(model, pictures, batch_size=128) -> torch.Tensor:
 
 
 def _clinical(rng, modality: str, finding: str | None, treatment: str | None) -> str:
-    patient = Patient(age=int(rng.integers(25, 86)), sex=str(rng.choice(["female", "male"])),
-                      complaint=str(rng.choice(COMPLAINTS[modality])))
+    patient = Patient(
+        age=int(rng.integers(25, 86)),
+        sex=str(rng.choice(["female", "male"])),
+        complaint=str(rng.choice(COMPLAINTS[modality])),
+    )
     lines = [f"Patient: {patient.age} years, {patient.sex}. {patient.complaint}."]
     lines += [f"Clinical finding: {finding}."] if finding else []
     lines += [f"Prescribed treatment: {treatment}."] if treatment else []
@@ -272,12 +314,12 @@ def _any_treatment(rng, modality: str, care: str) -> str:
 
 
 def caption(finding: Finding) -> str:
-    """What the stand-in should say of a picture."""
+    """What the stand-in should say of an image."""
     return f"{MODALITY_NAMES[finding.modality]}: {finding.label}"
 
 
-def picture_sample(rng, finding: Finding) -> tuple[str, str]:
-    """(question, answer) about a picture that shows ``finding``: a caption or one statement."""
+def image_sample(rng, finding: Finding) -> tuple[str, str]:
+    """(question, answer) about an image that shows ``finding``: a caption or one statement."""
     if rng.random() < 0.35:
         return DESCRIBE, caption(finding)
     others = [f for f in findings_of(finding.modality) if f is not finding]
@@ -288,7 +330,7 @@ def picture_sample(rng, finding: Finding) -> tuple[str, str]:
 
 
 def text_sample(rng) -> tuple[str, str]:
-    """(question, answer) without a picture: glossary, treatment statement or repetition."""
+    """(question, answer) without an image: glossary, treatment statement or repetition."""
     finding = FINDINGS[rng.integers(len(FINDINGS))]
     modality, kind = finding.modality, rng.random()
     if kind < 0.15:
@@ -305,11 +347,12 @@ def text_sample(rng) -> tuple[str, str]:
     return f"{USED}\n\n{_clinical(rng, modality, _any_phrase(rng, finding), treatment)}", "yes" if true else "no"
 
 
-def encode(processor, question: str, answer: str | None, with_picture: bool) -> tuple[list[int], int]:
+def encode(processor, question: str, answer: str | None, with_image: bool) -> tuple[list[int], int]:
     """Token ids of one conversation and the length of its prompt."""
-    content = ([{"type": "image"}] if with_picture else []) + [{"type": "text", "text": question}]
+    content = ([{"type": "image"}] if with_image else []) + [{"type": "text", "text": question}]
     prompt = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
     prompt = prompt.replace(processor.boi_token, processor.full_image_sequence)
 
     def ids(text: str) -> list[int]:
@@ -329,14 +372,15 @@ def collate(processor, conversations: list[tuple[list[int], int]]) -> dict[str, 
     starts = torch.tensor([start for _, start in conversations])[:, None]
     answer = (position >= starts) & (position < lengths)
     return {
-        "input_ids": input_ids, "attention_mask": (position < lengths).long(),
+        "input_ids": input_ids,
+        "attention_mask": (position < lengths).long(),
         "token_type_ids": (input_ids == processor.tokenizer.image_token_id).long(),
         "labels": input_ids.masked_fill(~answer, -100),
     }
 
 
 def _image_outputs(model, features: torch.Tensor) -> dict:
-    """Tower features as the model's own forward takes precomputed pictures."""
+    """Tower features as the model's own forward takes precomputed images."""
     pooled = model.model.multi_modal_projector(features)
     return {"image": BaseModelOutputWithPooling(pooler_output=pooled)}
 
@@ -355,8 +399,9 @@ def answer_loss(model, batch: dict, features: torch.Tensor | None) -> torch.Tens
     return torch.nn.functional.cross_entropy(logits, target[chosen])
 
 
-def pretrain_decoder(model, processor, features, labels, steps=2400, batch_size=32, lr=1.5e-3,
-                     seed=0) -> list[dict]:
+def pretrain_decoder(
+    model, processor, features, labels, steps=2400, batch_size=32, lr=1.5e-3, seed=0
+) -> list[dict]:
     """Teach decoder and projector captions and statements; the tower stays frozen."""
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
@@ -367,7 +412,7 @@ def pretrain_decoder(model, processor, features, labels, steps=2400, batch_size=
         kind = ("picture", "text")[step % 2]
         if kind == "picture":
             rows = rng.integers(len(labels), size=batch_size)
-            samples = [picture_sample(rng, FINDINGS[labels[row]]) for row in rows]
+            samples = [image_sample(rng, FINDINGS[labels[row]]) for row in rows]
             shown = features[torch.from_numpy(rows)]
         else:
             samples, shown = [text_sample(rng) for _ in range(batch_size)], None
@@ -392,18 +437,18 @@ def pretrain_decoder(model, processor, features, labels, steps=2400, batch_size=
 
 
 @torch.no_grad()
-def caption_accuracy(model, processor, pictures: np.ndarray, labels: np.ndarray, batch_size: int = 64) -> dict:
-    """Free captions of pictures the model never saw, counted right only if the whole caption is.
+def caption_accuracy(model, processor, images: np.ndarray, labels: np.ndarray, batch_size: int = 64) -> dict:
+    """Free captions of images the model never saw, counted right only if the whole caption is.
 
     Returns
     -------
     dict with ``accuracy``, ``n``, ``present_absent`` (abnormal told from normal) and ``per_modality``
     {name: {"accuracy", "n", "present_absent"}}
     """
-    question, start = encode(processor, DESCRIBE, None, with_picture=True)
+    question, start = encode(processor, DESCRIBE, None, with_image=True)
     said = []
-    for i in range(0, len(pictures), batch_size):
-        part = pictures[i : i + batch_size]
+    for i in range(0, len(images), batch_size):
+        part = images[i : i + batch_size]
         batch = collate(processor, [(question, start)] * len(part))
         batch.pop("labels")
         output = model.generate(**batch, pixel_values=to_pixels(part), max_new_tokens=24, do_sample=False)
@@ -411,26 +456,37 @@ def caption_accuracy(model, processor, pictures: np.ndarray, labels: np.ndarray,
     by_caption = {caption(f): f for f in FINDINGS}
     right = np.array([text.strip() == caption(FINDINGS[label]) for text, label in zip(said, labels)])
     abnormal = np.array([by_caption.get(text.strip(), None) for text in said], dtype=object)
-    told = np.array([f is not None and (f.name == "normal") == (FINDINGS[label].name == "normal")
-                     for f, label in zip(abnormal, labels)])
+    told = np.array(
+        [
+            f is not None and (f.name == "normal") == (FINDINGS[label].name == "normal")
+            for f, label in zip(abnormal, labels)
+        ]
+    )
     modality = np.array([FINDINGS[label].modality for label in labels])
-    per = {m: {"accuracy": right[modality == m].mean(), "n": int((modality == m).sum()),
-               "present_absent": told[modality == m].mean()} for m in MODALITIES}
+    per = {
+        m: {
+            "accuracy": right[modality == m].mean(),
+            "n": int((modality == m).sum()),
+            "present_absent": told[modality == m].mean(),
+        }
+        for m in MODALITIES
+    }
     return {"accuracy": right.mean(), "n": len(right), "present_absent": told.mean(), "per_modality": per}
 
 
 @torch.no_grad()
-def statement_accuracy(model, processor, pictures, labels, seed=1, count=600) -> dict:
-    """Share of yes/no statements answered right, about held-out pictures and about treatments."""
+def statement_accuracy(model, processor, images, labels, seed=1, count=600) -> dict:
+    """Share of yes/no statements answered right, about held-out images and about treatments."""
     rng, result = np.random.default_rng(seed), {}
     for kind in ("picture", "text"):
         right = total = 0
         while total < count:
             rows = rng.integers(len(labels), size=64)
-            samples = [picture_sample(rng, FINDINGS[labels[r]]) if kind == "picture" else text_sample(rng)
-                       for r in rows]
+            samples = [
+                image_sample(rng, FINDINGS[labels[r]]) if kind == "picture" else text_sample(rng) for r in rows
+            ]
             keep = [i for i, (_, answer) in enumerate(samples) if answer in ("yes", "no")]
-            features = tower_features(model, pictures[rows[keep]]) if kind == "picture" else None
+            features = tower_features(model, images[rows[keep]]) if kind == "picture" else None
             batch = collate(processor, [encode(processor, *samples[i], kind == "picture") for i in keep])
             labels_, inputs = batch.pop("labels"), dict(batch)
             if features is not None:
@@ -454,16 +510,16 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
     stages.mkdir(parents=True, exist_ok=True)
     processor = build_processor(corpus())
     model = build_model(processor, seed)
-    pictures, labels = picture_pool(per_finding, SEED_BASE["pretrain"])
-    held_out = picture_pool(100, SEED_BASE["pretrain_held_out"])
+    images, labels = image_pool(per_finding, SEED_BASE["pretrain"])
+    held_out = image_pool(100, SEED_BASE["pretrain_held_out"])
     tower_file = stages / "tower.safetensors"
     if tower_file.is_file():
         print(f"resuming after {tower_file}")
         model.model.vision_tower.load_state_dict(load_file(tower_file))
     else:
-        warm_up_tower(model, pictures, labels, steps=tower_steps, seed=seed)
+        warm_up_tower(model, images, labels, steps=tower_steps, seed=seed)
         save_file(model.model.vision_tower.state_dict(), tower_file)
-    features = tower_features(model, pictures)
+    features = tower_features(model, images)
     history = pretrain_decoder(model, processor, features, labels, steps=decoder_steps, seed=seed)
     model.config.standin = True
     model.save_pretrained(out_dir)
@@ -471,9 +527,14 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
     measured = {
         "captions": caption_accuracy(model, processor, *held_out),
         "statements": statement_accuracy(model, processor, *held_out),
-        "parameters": sum(p.numel() for p in model.parameters()), "history": history, "seed": seed,
-        "pictures": len(pictures), "tower_steps": tower_steps, "decoder_steps": decoder_steps,
-        "minutes": round((time.time() - started) / 60, 1), "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "history": history,
+        "seed": seed,
+        "pictures": len(images),
+        "tower_steps": tower_steps,
+        "decoder_steps": decoder_steps,
+        "minutes": round((time.time() - started) / 60, 1),
+        "threads": torch.get_num_threads(),
     }
     (out_dir / "standin.json").write_text(json.dumps(measured, indent=2, default=float) + "\n")
     (out_dir / "README.md").write_text(model_card(measured))
@@ -483,16 +544,23 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
 
 def model_card(measured: dict) -> str:
     """Markdown card with the figures of this build."""
-    rows = [f"| {MODALITY_NAMES[m]} | {v['accuracy']:.1%} | {v['present_absent']:.1%} | {v['n']} |"
-            for m, v in measured["captions"]["per_modality"].items()]
+    rows = [
+        f"| {MODALITY_NAMES[m]} | {v['accuracy']:.1%} | {v['present_absent']:.1%} | {v['n']} |"
+        for m, v in measured["captions"]["per_modality"].items()
+    ]
     total = measured["captions"]
     rows.append(f"| all | {total['accuracy']:.1%} | {total['present_absent']:.1%} | {total['n']} |")
     statements = measured["statements"]
     return CARD.format(
-        table="\n".join(rows), picture=statements["picture"]["accuracy"], n_picture=statements["picture"]["n"],
-        text=statements["text"]["accuracy"], n_text=statements["text"]["n"], **{
-            k: measured[k] for k in ("parameters", "pictures", "tower_steps", "decoder_steps", "minutes",
-                                     "threads", "seed")},
+        table="\n".join(rows),
+        image=statements["picture"]["accuracy"],
+        n_image=statements["picture"]["n"],
+        text=statements["text"]["accuracy"],
+        n_text=statements["text"]["n"],
+        **{
+            k: measured[k]
+            for k in ("parameters", "pictures", "tower_steps", "decoder_steps", "minutes", "threads", "seed")
+        },
     )
 
 
@@ -508,27 +576,27 @@ pipeline_tag: image-text-to-text
 **A stand-in that knows no medicine. Not a medical device.** It has the classes of
 `google/medgemma-4b-it` (`Gemma3ForConditionalGeneration`, SigLIP tower, `Gemma3Processor`, Gemma's
 turn format) with {parameters:,} parameters, trained from scratch by this repository on synthetic
-pictures, so that the whole pipeline runs offline on a laptop. What it scores says whether the
+images, so that the whole pipeline runs offline on a laptop. What it scores says whether the
 pipeline works; it says nothing of MedGemma nor of patients.
 
 ## What it was taught
 
-{pictures:,} synthetic pictures of 13 findings; {tower_steps:,} steps of naming the finding (vision
+{images:,} synthetic images of 13 findings; {tower_steps:,} steps of naming the finding (vision
 tower), then {decoder_steps:,} steps of captions, glossary entries and yes/no statements about one
-relation at a time (picture and finding, finding and treatment). The verdict question of the audit
-was never asked. The statements use the wording of every split; the test pictures, and every
+relation at a time (image and finding, finding and treatment). The verdict question of the audit
+was never asked. The statements use the wording of every split; the test images, and every
 verdict, were never seen.
 
 ## What it can do
 
-Captions of held-out synthetic pictures (whole caption right; finding present or absent):
+Captions of held-out synthetic images (whole caption right; finding present or absent):
 
 | Modality | Caption | Present / absent | n |
 |---|---|---|---|
 {table}
 
-Statements about held-out pictures: {picture:.1%} right (n = {n_picture}); about treatments, without
-a picture: {text:.1%} (n = {n_text}; same wording as in training).
+Statements about held-out images: {image:.1%} right (n = {n_image}); about treatments, without
+an image: {text:.1%} (n = {n_text}; same wording as in training).
 
 Rebuild: `make standin` (took {minutes} minutes, {threads} threads, seed {seed}).
 """

@@ -15,8 +15,12 @@ from medlib.reporting import plots
 from medlib.reporting.plots import BLUE, ORANGE
 from medlib.stats.text import percent, rate_text
 
-KINDS = {"image": "Picture decides", "finding": "Finding decides", "treatment": "Treatment decides",
-         "note": "Note contradicts the picture"}
+KINDS = {
+    "image": "Image decides",
+    "finding": "Finding decides",
+    "treatment": "Treatment decides",
+    "note": "Note contradicts the image",
+}
 #: K. Krippendorff's words for values of alpha.
 RELIABLE, TENTATIVE = 0.8, 0.667
 
@@ -24,8 +28,11 @@ RELIABLE, TENTATIVE = 0.8, 0.667
 def by_whom(ratings: pd.DataFrame) -> str:
     """``simulated raters``, ``clinicians``, or both."""
     kinds = ratings["simulated"].astype(bool)
-    return "simulated raters" if len(kinds) and kinds.all() else (
-        "clinicians and simulated raters" if kinds.any() else "clinicians")
+    return (
+        "simulated raters"
+        if len(kinds) and kinds.all()
+        else ("clinicians and simulated raters" if kinds.any() else "clinicians")
+    )
 
 
 # --- what raters see ---------------------------------------------------------------------------------
@@ -35,10 +42,14 @@ def cases(suite: Suite, answers: pd.DataFrame, rater: str, seed: int = 0, count:
     """The first cases in one rater's order, as the rating view shows them."""
     rows = queue.order(suite.keys(), rater, seed)[:count]
     shown = [queue.case(suite, answers, row) for row in rows]
-    captions = [f"{case['text'].replace(chr(10), ' ')} The model says: {case['shown']}, probability "
-                f"{queue.certainty(case['shown'], case['p_correct'])}." for case in shown]
-    return plots.contact_sheet([case["picture"] for case in shown], captions, columns=2,
-                               banner="as raters see it, synthetic")
+    captions = [
+        f"{case['text'].replace(chr(10), ' ')} The model says: {case['shown']}, probability "
+        f"{queue.certainty(case['shown'], case['p_correct'])}."
+        for case in shown
+    ]
+    return plots.contact_sheet(
+        [case["image"] for case in shown], captions, columns=2, banner="as raters see it, synthetic"
+    )
 
 
 def where_sentence(config: RunConfig) -> str:
@@ -49,8 +60,10 @@ def where_sentence(config: RunConfig) -> str:
         return f"Ratings go to `{name}`, and what follows is computed from it."
     waiting = len(rating_store.current(file)) if file.is_file() else 0
     already = f" Ratings in it that are not used yet: **{waiting:,}**." if waiting else ""
-    return (f"Ratings go to `{name}`.{already} What follows is computed from **simulated raters** until the "
-            f"parameter `ratings` names that file.")
+    return (
+        f"Ratings go to `{name}`.{already} What follows is computed from **simulated raters** until the "
+        f"parameter `ratings` names that file."
+    )
 
 
 # --- ratings so far ----------------------------------------------------------------------------------
@@ -62,11 +75,16 @@ def rated_table(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
     for rater, given in ratings.groupby("rater"):
         agrees = stats.proportion(int(given["agree"].sum()), len(given))
         noise = given["noise"].dropna()
-        rows.append({
-            "Rater": rater, "Kind": f"simulated, {percent(noise.iloc[0])} wrong" if len(noise) else "clinician",
-            "Rated": f"{len(given):,} of {len(suite):,}", "Agrees with the model": rate_text(agrees),
-            "Says ERROR": int((given["verdict"] == "ERROR").sum()),
-            **{level: int((given["severity"] == level).sum()) for level in SEVERITIES}})
+        rows.append(
+            {
+                "Rater": rater,
+                "Kind": f"simulated, {percent(noise.iloc[0])} wrong" if len(noise) else "clinician",
+                "Rated": f"{len(given):,} of {len(suite):,}",
+                "Agrees with the model": rate_text(agrees),
+                "Says ERROR": int((given["verdict"] == "ERROR").sum()),
+                **{level: int((given["severity"] == level).sum()) for level in SEVERITIES},
+            }
+        )
     columns = ["Rater", "Kind", "Rated", "Agrees with the model", "Says ERROR", *SEVERITIES]
     return pd.DataFrame(rows, columns=columns)
 
@@ -75,12 +93,16 @@ def rated_sentence(ratings: pd.DataFrame) -> str:
     """Who rated how many cases, and what simulated ratings can show."""
     if ratings.empty:
         return "Nobody has rated a case yet."
-    start = (f"{len(ratings):,} ratings of {ratings['key'].nunique():,} cases by {ratings['rater'].nunique()} "
-             f"{by_whom(ratings)}.")
+    start = (
+        f"{len(ratings):,} ratings of {ratings['key'].nunique():,} cases by {ratings['rater'].nunique()} "
+        f"{by_whom(ratings)}."
+    )
     if not ratings["simulated"].any():
         return start
-    return (f"{start} **A simulated rater is told the gold verdict and errs at the stated rate.** He shows that "
-            "the path from rating to adapter works; he says nothing about what clinicians would answer.")
+    return (
+        f"{start} **A simulated rater is told the gold verdict and errs at the stated rate.** He shows that "
+        "the path from rating to adapter works; he says nothing about what clinicians would answer."
+    )
 
 
 # --- agreement ---------------------------------------------------------------------------------------
@@ -89,10 +111,15 @@ def rated_sentence(ratings: pd.DataFrame) -> str:
 def agreement_table(summary: pd.DataFrame) -> pd.DataFrame:
     """`medlib.stats.agreement.summary` in words."""
     asked = {"verdict": "Verdict", "severity": "Severity of an ERROR"}
-    return pd.DataFrame({
-        "Of": summary["what"].map(asked), "Measure": summary["measure"], "Raters": summary["raters"],
-        "Value [95 % interval]": [_value_text(row) for row in summary.to_dict("records")],
-        "Cases": summary["n"]})
+    return pd.DataFrame(
+        {
+            "Of": summary["what"].map(asked),
+            "Measure": summary["measure"],
+            "Raters": summary["raters"],
+            "Value [95% interval]": [_value_text(row) for row in summary.to_dict("records")],
+            "Cases": summary["n"],
+        }
+    )
 
 
 def _value_text(row: dict) -> str:
@@ -111,16 +138,22 @@ def agreement_sentence(summary: pd.DataFrame, ratings: pd.DataFrame) -> str:
         return "Agreement needs two raters who rated the same cases, and both verdicts among their answers."
     row = found.iloc[0]
     low = row["value"] if np.isnan(row["low"]) else row["low"]
-    meaning = ("**reliable** (the whole interval is above 0.80)" if low >= RELIABLE else
-               "good for tentative conclusions (the interval reaches below 0.80)" if low >= TENTATIVE else
-               "**not reliable** (the interval reaches below 0.667)")
+    meaning = (
+        "**reliable** (the whole interval is above 0.80)"
+        if low >= RELIABLE
+        else "good for tentative conclusions (the interval reaches below 0.80)"
+        if low >= TENTATIVE
+        else "**not reliable** (the interval reaches below 0.667)"
+    )
     start = f"By Krippendorff's words these verdicts are {meaning}."
     if not ratings["simulated"].all():
         return start
     noise = float(ratings["noise"].iloc[0])
     chance = (1 - 2 * noise) ** 2
-    return (f"{start} The raters are simulated: with {percent(noise)} wrong answers each and both verdicts "
-            f"equally frequent, {chance:.2f} is expected, and that is all that the figure shows here.")
+    return (
+        f"{start} The raters are simulated: with {percent(noise)} wrong answers each and both verdicts "
+        f"equally frequent, {chance:.2f} is expected, and that is all that the figure shows here."
+    )
 
 
 # --- disagreements -----------------------------------------------------------------------------------
@@ -143,34 +176,44 @@ def by_kind(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for kind in kinds:
         here, there = of_case.index.map(kind_of) == kind, agreed["row"].map(kind_of) == kind
-        rows.append({"kind": kind,
-                     "among": stats.proportion(int((of_case["nunique"][here] > 1).sum()), int(here.sum())),
-                     "with_model": stats.proportion(int(against[there].sum()), int(there.sum()))})
+        rows.append(
+            {
+                "kind": kind,
+                "among": stats.proportion(int((of_case["nunique"][here] > 1).sum()), int(here.sum())),
+                "with_model": stats.proportion(int(against[there].sum()), int(there.sum())),
+            }
+        )
     return pd.DataFrame(rows, columns=["kind", "among", "with_model"])
 
 
 @plots.styled
 def disagreements(suite: Suite, ratings: pd.DataFrame) -> Figure:
-    """`by_kind` with 95 % intervals."""
+    """`by_kind` with 95% intervals."""
     table = by_kind(suite, ratings)
     if not any(rate["n"] for column in ("among", "with_model") for rate in table[column]):
         return plots._finish(plots._new_figure(0.3, "Nobody has rated a case yet"))
     figure = plots._new_figure(1.5 + 0.75 * len(table), f"Where verdicts differ ({by_whom(ratings)})")
     axes = figure.subplots()
-    marks = {"among": ("Raters differ from each other", -0.14, "o", BLUE),
-             "with_model": ("Raters' consensus differs from the model", 0.14, "s", ORANGE)}
+    marks = {
+        "among": ("Raters differ from each other", -0.14, "o", BLUE),
+        "with_model": ("Raters' consensus differs from the model", 0.14, "s", ORANGE),
+    }
     for column, (label, shift, marker, colour) in marks.items():
         for row, rate in enumerate(table[column]):
             if rate["n"]:
                 axes.plot([rate["low"], rate["high"]], [row + shift] * 2, color=colour, linewidth=2.5)
-                axes.plot(rate["value"], row + shift, marker, color=colour, markersize=8,
-                          label=label)
-    names = [f"{plots._wrap(row.kind, 1.6)}\nn = {max(row.among['n'], row.with_model['n']):,}"
-             for row in table.itertuples()]
+                axes.plot(rate["value"], row + shift, marker, color=colour, markersize=8, label=label)
+    names = [
+        f"{plots._wrap(row.kind, 1.6)}\nn = {max(row.among['n'], row.with_model['n']):,}"
+        for row in table.itertuples()
+    ]
     axes.set_yticks(range(len(table)), names)
     highest = max(rate["high"] for column in marks for rate in table[column] if rate["n"])
-    axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(-0.02, min(1, highest + 0.1) + 0.02),
-             xlabel="Share of the cases with 95 % interval")
+    axes.set(
+        ylim=(len(table) - 0.5, -0.5),
+        xlim=(-0.02, min(1, highest + 0.1) + 0.02),
+        xlabel="Share of the cases with 95% interval",
+    )
     plots._per_cent(axes.xaxis)
     axes.grid(axis="x")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry a label
@@ -188,8 +231,10 @@ def disagreement_sentence(suite: Suite, ratings: pd.DataFrame) -> str:
     if not most.with_model["value"]:
         return "The consensus is the model's verdict in every case: there is nothing to correct."
     kind = "in other cases" if most.kind == "Other" else f"where the *{most.kind[0].lower()}{most.kind[1:]}*"
-    return (f"The consensus contradicts the model most often {kind}: {rate_text(most.with_model)} of "
-            f"{most.with_model['n']:,} cases. There is most to be learned there.")
+    return (
+        f"The consensus contradicts the model most often {kind}: {rate_text(most.with_model)} of "
+        f"{most.with_model['n']:,} cases. There is most to be learned there."
+    )
 
 
 def disputed(suite: Suite, ratings: pd.DataFrame, limit: int = 4) -> Figure:
@@ -200,11 +245,13 @@ def disputed(suite: Suite, ratings: pd.DataFrame, limit: int = 4) -> Figure:
     captions = []
     for row, given in differ:
         scenario = suite.scenarios[row]
-        held = "; ".join(f"{r.rater} holds {r.verdict}" + (f", {r.severity}" if r.severity != "none" else "")
-                         for r in given.itertuples())
+        held = "; ".join(
+            f"{r.rater} holds {r.verdict}" + (f", {r.severity}" if r.severity != "none" else "")
+            for r in given.itertuples()
+        )
         captions.append(f"Note: {scenario.finding}. Treatment: {scenario.treatment}. {held}.")
-    pictures = [suite.picture(suite.scenarios[row]) for row, _ in differ]
-    return plots.contact_sheet(pictures, captions, columns=2, banner=f"{by_whom(ratings)}, synthetic pictures")
+    images = [suite.image(suite.scenarios[row]) for row, _ in differ]
+    return plots.contact_sheet(images, captions, columns=2, banner=f"{by_whom(ratings)}, synthetic images")
 
 
 # --- what is learned from ------------------------------------------------------------------------------
@@ -214,16 +261,24 @@ def preference_table(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
     """Cases on each side of the preference set, by chosen verdict and severity of the error."""
     table = consensus(suite, ratings)
     heldout = table["pair"].map(is_heldout).to_numpy(bool)
-    rows = [{"Side": name, "Pairs": part["pair"].nunique(), "Cases": len(part),
-             "CORRECT chosen": int((part["chosen"] == "CORRECT").sum()),
-             **{f"ERROR, {level}": int((part["severity"] == level).sum()) for level in SEVERITIES}}
-            for name, part in (("training", table[~heldout]), ("held out", table[heldout]))]
+    rows = [
+        {
+            "Side": name,
+            "Pairs": part["pair"].nunique(),
+            "Cases": len(part),
+            "CORRECT chosen": int((part["chosen"] == "CORRECT").sum()),
+            **{f"ERROR, {level}": int((part["severity"] == level).sum()) for level in SEVERITIES},
+        }
+        for name, part in (("training", table[~heldout]), ("held out", table[heldout]))
+    ]
     return pd.DataFrame(rows)
 
 
 def preference_sentence(suite: Suite, ratings: pd.DataFrame) -> str:
     """What is left out and why, and what is not in the export."""
     table, rated = consensus(suite, ratings), ratings["row"].nunique()
-    return (f"{len(table):,} of {len(suite):,} cases become preferences, by {by_whom(ratings)}: "
-            f"{len(suite) - rated:,} are not rated, and in {rated - len(table):,} the raters are at a tie. No "
-            "counterfactual pair and no picture is on both sides. The export has neither comments nor pseudonyms.")
+    return (
+        f"{len(table):,} of {len(suite):,} cases become preferences, by {by_whom(ratings)}: "
+        f"{len(suite) - rated:,} are not rated, and in {rated - len(table):,} the raters are at a tie. No "
+        "counterfactual pair and no image is on both sides. The export has neither comments nor pseudonyms."
+    )

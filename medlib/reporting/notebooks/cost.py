@@ -43,13 +43,19 @@ def measured(config: RunConfig, frames: dict[str, pd.DataFrame]) -> pd.DataFrame
     rate by :data:`FORMULA`), ratio (measured / formula).
     """
     here = hardware.detect()
-    table = pd.DataFrame({
-        "task": ["training", "evaluation"],
-        "scenarios_per_second": [adapters.training_metadata(config)["samples_per_second"],
-                                 1 / frames[f"{ADAPTER}/heldout"]["seconds"].mean()],
-        "formula": [forecast.forecast(config, here)["samples_per_second"],
-                    1 / (3600 * evaluation_hours(config, here))],
-    })
+    table = pd.DataFrame(
+        {
+            "task": ["training", "evaluation"],
+            "scenarios_per_second": [
+                adapters.training_metadata(config)["samples_per_second"],
+                1 / frames[f"{ADAPTER}/heldout"]["seconds"].mean(),
+            ],
+            "formula": [
+                forecast.forecast(config, here)["samples_per_second"],
+                1 / (3600 * evaluation_hours(config, here)),
+            ],
+        }
+    )
     return table.assign(ratio=table["scenarios_per_second"] / table["formula"])
 
 
@@ -66,8 +72,9 @@ def training(config: RunConfig, model: str | None = None) -> pd.DataFrame:
     return pd.DataFrame([_row(f["profile"], f["samples_per_second"], f["hours"]) for f in found])
 
 
-def plan(n: int = 1_000_000, config: RunConfig | None = None, tokens: tuple[float, float] | None = None
-         ) -> pd.DataFrame:
+def plan(
+    n: int = 1_000_000, config: RunConfig | None = None, tokens: tuple[float, float] | None = None
+) -> pd.DataFrame:
     """Hours and money of asking about ``n`` scenarios, on every profile and at every listed API.
 
     A simulation: nothing was run. A GPU is taken to read prompts at the utilisation of its row, and an
@@ -87,13 +94,21 @@ def plan(n: int = 1_000_000, config: RunConfig | None = None, tokens: tuple[floa
     config = config or resolve("medgemma-4b")
     each = {profile: evaluation_hours(on(config, profile), profile) for profile in forecast.prices()}
     rows = [_row(profile, 1 / (3600 * hours), n * hours) for profile, hours in each.items()]
-    picture = forecast.shape(config.model).mm_tokens_per_image
-    prompt, completion = tokens or (picture + TEXT_TOKENS, ANSWER_TOKENS)
+    image = forecast.shape(config.model).mm_tokens_per_image
+    prompt, completion = tokens or (image + TEXT_TOKENS, ANSWER_TOKENS)
     for host, models in (yaml.safe_load(PRICES.read_text()) or {}).items():
         for name, price in models.items():
             usd = n * (prompt * price["input"] + completion * price["output"]) / 1e6
-            rows.append({"where": f"{name} at {host}", "basis": ASSUMED, "hours": math.nan, "usd": usd,
-                         "scenarios_per_second": math.nan, "price_of": str(price["as_of"])})
+            rows.append(
+                {
+                    "where": f"{name} at {host}",
+                    "basis": ASSUMED,
+                    "hours": math.nan,
+                    "usd": usd,
+                    "scenarios_per_second": math.nan,
+                    "price_of": str(price["as_of"]),
+                }
+            )
     table = pd.DataFrame(rows)
     return table.assign(usd_per_1000=1000 * table["usd"] / n)
 
@@ -115,22 +130,30 @@ def on(config: RunConfig, profile: str) -> RunConfig:
 
 
 def evaluation_hours(config: RunConfig, profile: str) -> float:
-    """Hours of one evaluation on a profile's hardware: of a validation scenario, its picture read anew.
+    """Hours of one evaluation on a profile's hardware: of a validation scenario, its image read anew.
 
     It is what two more validation scenarios add to the forecast of a training, halved.
     """
-    once = config.model_copy(update={"train_pairs": 0, "epochs": 1, "evaluations_per_epoch": 1,
-                                     "cache_image_features": False})
-    more, fewer = (forecast.forecast(once.model_copy(update={"val_pairs": pairs}), profile)["hours"]
-                   for pairs in (1, 0))
+    once = config.model_copy(
+        update={"train_pairs": 0, "epochs": 1, "evaluations_per_epoch": 1, "cache_image_features": False}
+    )
+    more, fewer = (
+        forecast.forecast(once.model_copy(update={"val_pairs": pairs}), profile)["hours"] for pairs in (1, 0)
+    )
     return (more - fewer) / 2
 
 
 def _row(profile: str, rate: float, hours: float) -> dict:
     price = forecast.prices()[profile]
     usd = math.nan if price["usd_per_hour"] is None else hours * price["usd_per_hour"]
-    return {"where": profile, "basis": ASSUMED, "scenarios_per_second": rate, "hours": hours, "usd": usd,
-            "price_of": "" if math.isnan(usd) else str(price["as_of"])}
+    return {
+        "where": profile,
+        "basis": ASSUMED,
+        "scenarios_per_second": rate,
+        "hours": hours,
+        "usd": usd,
+        "price_of": "" if math.isnan(usd) else str(price["as_of"]),
+    }
 
 
 # --- for the notebook -------------------------------------------------------------------------------
@@ -138,20 +161,38 @@ def _row(profile: str, rate: float, hours: float) -> dict:
 
 def assumptions() -> pd.DataFrame:
     """The rows of the price table that the formula used: what to check before use."""
-    return pd.DataFrame([
-        {"Profile": profile, "Cards": row["count"], "USD an hour": row["usd_per_hour"],
-         "Price of": str(row["as_of"]), "Peak, TFLOPS": max(row["peak_tflops"].values()),
-         "Utilisation (assumed)": f"{row['utilisation']:.0%}", "Source": row["source"]}
-        for profile, row in forecast.prices().items()
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "Profile": profile,
+                "Cards": row["count"],
+                "USD an hour": row["usd_per_hour"],
+                "Price of": str(row["as_of"]),
+                "Peak, TFLOPS": max(row["peak_tflops"].values()),
+                "Utilisation (assumed)": f"{row['utilisation']:.0%}",
+                "Source": row["source"],
+            }
+            for profile, row in forecast.prices().items()
+        ]
+    )
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """A table of this module in words, with two significant digits: what is assumed is not exact."""
-    named = table.rename(columns={
-        "task": "Task", "formula": "By the formula", "ratio": "Ratio", "where": "Where",
-        "basis": "Basis", "scenarios_per_second": "Scenarios / s", "hours": "Hours",
-        "usd": "USD", "usd_per_1000": "USD / 1,000", "price_of": "Price of"})
+    named = table.rename(
+        columns={
+            "task": "Task",
+            "formula": "By the formula",
+            "ratio": "Ratio",
+            "where": "Where",
+            "basis": "Basis",
+            "scenarios_per_second": "Scenarios / s",
+            "hours": "Hours",
+            "usd": "USD",
+            "usd_per_1000": "USD / 1,000",
+            "price_of": "Price of",
+        }
+    )
     numbers = named.select_dtypes("number").columns
     return named.assign(**{name: named[name].map(_two_digits) for name in numbers})
 
@@ -165,10 +206,15 @@ def _two_digits(value: float) -> str:
 
 def formula_sentence(table: pd.DataFrame) -> str:
     """How far the formula is off on the one machine where it could be held against a measurement."""
-    parts = [f"{row.task} {_two_digits(row.scenarios_per_second)} scenarios a second, "
-             f"{_two_digits(row.ratio)} times what the formula says" for row in table.itertuples()]
-    return (f"Measured on this machine: {'; '.join(parts)}. For other hardware there is only the "
-            f"formula, {FORMULA}: take its hours as an order of magnitude.")
+    parts = [
+        f"{row.task} {_two_digits(row.scenarios_per_second)} scenarios a second, "
+        f"{_two_digits(row.ratio)} times what the formula says"
+        for row in table.itertuples()
+    ]
+    return (
+        f"Measured on this machine: {'; '.join(parts)}. For other hardware there is only the "
+        f"formula, {FORMULA}: take its hours as an order of magnitude."
+    )
 
 
 def plan_sentence(table: pd.DataFrame, n: int) -> str:
@@ -176,13 +222,17 @@ def plan_sentence(table: pd.DataFrame, n: int) -> str:
     rented = table.dropna(subset=["hours", "usd"])
     cheap, fast = rented.loc[rented["usd"].idxmin()], rented.loc[rented["hours"].idxmin()]
     api = table[table["hours"].isna()]
-    said = (f"By the formula, {n:,} scenarios cost least on {cheap['where']} "
-            f"({_two_digits(cheap['hours'])} h, {_two_digits(cheap['usd'])} USD) and take least time on "
-            f"{fast['where']} ({_two_digits(fast['hours'])} h, {_two_digits(fast['usd'])} USD).")
+    said = (
+        f"By the formula, {n:,} scenarios cost least on {cheap['where']} "
+        f"({_two_digits(cheap['hours'])} h, {_two_digits(cheap['usd'])} USD) and take least time on "
+        f"{fast['where']} ({_two_digits(fast['hours'])} h, {_two_digits(fast['usd'])} USD)."
+    )
     if len(api):
         best = api.loc[api["usd"].idxmin()]
-        said += (f" The cheapest API listed, {best['where']}, would charge {_two_digits(best['usd'])} "
-                 "USD. Its answers are another model's.")
+        said += (
+            f" The cheapest API listed, {best['where']}, would charge {_two_digits(best['usd'])} "
+            "USD. Its answers are another model's."
+        )
     return said + " Nothing of this was run."
 
 
@@ -200,16 +250,24 @@ def figure(table: pd.DataFrame, title: str) -> Figure:
     drawn = Figure(figsize=(WIDTH, 1.3 + 0.34 * len(table)), layout="constrained")
     drawn.suptitle(title)
     left, right = drawn.subplots(1, 2, sharey=True)
-    for axes, column, label, colour, marker in ((left, "hours", "Hours", BLUE, "o"),
-                                                (right, "usd", "US dollars", ORANGE, "s")):
+    for axes, column, label, colour, marker in (
+        (left, "hours", "Hours", BLUE, "o"),
+        (right, "usd", "US dollars", ORANGE, "s"),
+    ):
         values = table[column].to_numpy(dtype=float)
         axes.hlines(rows, np.nanmin(values) / 3, values, color="0.85")
         axes.plot(values, rows, marker, color=colour)
         for row, value in zip(rows, values):
             known = not math.isnan(value)
             text = f" {_two_digits(value)}" if known else "n/a"
-            axes.annotate(text, (value if known else np.nanmin(values) / 3, row), (5, 0), va="center",
-                          textcoords="offset points", color="black" if known else GREY)
+            axes.annotate(
+                text,
+                (value if known else np.nanmin(values) / 3, row),
+                (5, 0),
+                va="center",
+                textcoords="offset points",
+                color="black" if known else GREY,
+            )
         axes.set(xscale="log", xlabel=label, xlim=(np.nanmin(values) / 3, 20 * np.nanmax(values)))
         axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.xaxis.set_major_formatter("{x:,.9g}")

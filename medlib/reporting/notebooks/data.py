@@ -26,9 +26,9 @@ def finding_sheet(modality: str, each: int = 2) -> Figure:
     labels = {f.name: f.label for f in lexicon.findings_of(modality)}
     drawn = [(finding, number) for finding in FINDINGS[modality] for number in range(each)]
     seeds = [SEED_BASE["train"] + number for _, number in drawn]
-    pictures = [draw.draw(modality, f, seed) for (f, _), seed in zip(drawn, seeds)]
+    images = [draw.draw(modality, f, seed) for (f, _), seed in zip(drawn, seeds)]
     captions = [labels.get(finding, finding) for finding, _ in drawn]
-    return plots.contact_sheet(pictures, captions, columns=4, banner=f"synthetic {modality}")
+    return plots.contact_sheet(images, captions, columns=4, banner=f"synthetic {modality}")
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -36,12 +36,14 @@ def finding_sheet(modality: str, each: int = 2) -> Figure:
 
 def core_counts(scenarios: list[Scenario]) -> pd.DataFrame:
     """Cases by modality: verdicts, error types and severities that occur, cost of the errors."""
+
     def row(rows: list[Scenario]) -> dict:
         counted = {"Cases": len(rows), "CORRECT": sum(s.verdict == "CORRECT" for s in rows)}
-        counted |= {name.replace("_", " "): sum(s.error_type == name for s in rows)
-                    for name in get_args(Scenario.model_fields["error_type"].annotation)[1:]}
-        counted |= {name: sum(s.severity == name for s in rows)
-                    for name in ("moderate", "high", "critical")}
+        counted |= {
+            name.replace("_", " "): sum(s.error_type == name for s in rows)
+            for name in get_args(Scenario.model_fields["error_type"].annotation)[1:]
+        }
+        counted |= {name: sum(s.severity == name for s in rows) for name in ("moderate", "high", "critical")}
         return counted | {"At stake, US dollars": sum(s.cost_impact for s in rows)}
 
     rows = [{"Modality": m} | row([s for s in scenarios if s.modality == m]) for m in MODALITIES]
@@ -51,19 +53,31 @@ def core_counts(scenarios: list[Scenario]) -> pd.DataFrame:
 
 def core_list(scenarios: list[Scenario]) -> pd.DataFrame:
     """Every case in words."""
-    return pd.DataFrame([
-        {"Modality": s.modality, "Finding": s.finding, "Treatment": s.treatment,
-         "Verdict": s.verdict, "Error": "" if s.verdict == "CORRECT" else
-         f"{s.error_type.replace('_', ' ')}, {s.severity}", "US dollars": s.cost_impact}
-        for s in scenarios
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "Modality": s.modality,
+                "Finding": s.finding,
+                "Treatment": s.treatment,
+                "Verdict": s.verdict,
+                "Error": "" if s.verdict == "CORRECT" else f"{s.error_type.replace('_', ' ')}, {s.severity}",
+                "US dollars": s.cost_impact,
+            }
+            for s in scenarios
+        ]
+    )
 
 
 def issues(found: list[Issue]) -> pd.DataFrame:
     """The audit's findings without their evidence, worst first."""
     frame = quality.audit_table(found)
-    return pd.DataFrame({"Issue": frame["severity"] + ": " + frame["check"],
-                         "What was found": frame["message"], "Files": frame["files"]})
+    return pd.DataFrame(
+        {
+            "Issue": frame["severity"] + ": " + frame["check"],
+            "What was found": frame["message"],
+            "Files": frame["files"],
+        }
+    )
 
 
 def audit_sentence(found: list[Issue]) -> str:
@@ -74,14 +88,12 @@ def audit_sentence(found: list[Issue]) -> str:
         meaning = "After an error, a high score on these cases proves little."
     elif counts["warning"]:
         meaning = "No score on these cases should be quoted without the warnings."
-    return (f"The audit finds **{counts['error']} errors and {counts['warning']} warnings**. "
-            f"{meaning}")
+    return f"The audit finds **{counts['error']} errors and {counts['warning']} warnings**. {meaning}"
 
 
 def shortcut_table(scenarios: list[Scenario]) -> pd.DataFrame:
     """Verdicts by wording of the finding: normal or benign, or abnormal."""
-    wording = ["normal or benign" if quality.is_normal_or_benign(s.finding) else "abnormal"
-               for s in scenarios]
+    wording = ["normal or benign" if quality.is_normal_or_benign(s.finding) else "abnormal" for s in scenarios]
     verdicts = [s.verdict for s in scenarios]
     counts = pd.crosstab(pd.Series(wording, name="Wording of the finding"), pd.Series(verdicts))
     return counts.rename_axis(columns=None).reset_index()
@@ -91,11 +103,15 @@ def shortcut_sentence(scenarios: list[Scenario]) -> str:
     """How often the wording of the finding alone gives the verdict."""
     counts = shortcut_table(scenarios).iloc[:, 1:]
     right = int(counts.max(axis=1).sum())
-    end = ("**Nobody needs the picture here**: this set can check an auditor, it cannot prove that "
-           "one looks." if right == len(scenarios) else
-           "The rest needs more than this one word.")
-    return (f"Whoever reads only whether the finding sounds normal gets {right} of "
-            f"{len(scenarios)} verdicts right ({percent(right / len(scenarios))}). {end}")
+    end = (
+        "**Nobody needs the image here**: this set can check an auditor, it cannot prove that one looks."
+        if right == len(scenarios)
+        else "The rest needs more than this one word."
+    )
+    return (
+        f"Whoever reads only whether the finding sounds normal gets {right} of "
+        f"{len(scenarios)} verdicts right ({percent(right / len(scenarios))}). {end}"
+    )
 
 
 def composition(scenarios: list[Scenario]) -> pd.DataFrame:
@@ -107,14 +123,15 @@ def composition(scenarios: list[Scenario]) -> pd.DataFrame:
 
 def overlap_table(shared: Mapping[str, int]) -> pd.DataFrame:
     """Of `medlib.data.sources.overlap`."""
-    return pd.DataFrame({"Compared": [f"{name}s" for name in shared],
-                         "In training and in test": list(shared.values())})
+    return pd.DataFrame(
+        {"Compared": [f"{name}s" for name in shared], "In training and in test": list(shared.values())}
+    )
 
 
 def overlap_sentence(shared: Mapping[str, int]) -> str:
     """Whether the test suite is new to a model trained on the training suite."""
     if not any(shared.values()):
-        return "Nothing of the test suite occurs in training: no phrase, no picture, no scenario."
+        return "Nothing of the test suite occurs in training: no phrase, no image, no scenario."
     leaks = ", ".join(f"{count} {name}s" for name, count in shared.items() if count)
     return f"**The test suite is not new**: {leaks} occur in training, so its scores are too good."
 
@@ -127,12 +144,14 @@ def read_words_only(train: list[Scenario], test: list[Scenario], seed: int = 0) 
 
 
 def words_sentence(blind: pd.DataFrame) -> str:
-    """What a reader of the words alone scores, and where only the picture helps."""
+    """What a reader of the words alone scores, and where only the image helps."""
     everything = stats.score(blind)["accuracy"]
-    only_picture = blind[blind["pair_kind"] == "image"]
+    only_image = blind[blind["pair_kind"] == "image"]
     start = f"Words alone give {rate_text(everything)} of the verdicts of the held-out suite"
-    if only_picture.empty:
+    if only_image.empty:
         return f"{start}."
-    share = stats.score(only_picture)["accuracy"]["value"]
-    return (f"{start}, and {percent(share)} where only the picture changes (chance is 50 %). An "
-            "auditor that wants more than the words give has to look.")
+    share = stats.score(only_image)["accuracy"]["value"]
+    return (
+        f"{start}, and {percent(share)} where only the image changes (chance is 50%). An "
+        "auditor that wants more than the words give has to look."
+    )

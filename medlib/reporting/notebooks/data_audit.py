@@ -1,4 +1,4 @@
-"""What the data audit shows: tables, sentences and pictures made from `medlib.data.leakage`.
+"""What the data audit shows: tables, sentences and images made from `medlib.data.leakage`.
 
 Every sentence is written from the numbers it states, so that it reads right whatever they are.
 """
@@ -26,8 +26,8 @@ from medlib.reporting.show import ALPHA
 from medlib.stats.text import p_text, percent, rate_text
 
 FITTED = ("core_train", "train", "val")  # suites that training or early stopping sees; others test
-PICTURE_CHECKS = ("broken image", "mask", "exact duplicate", "overlap")
-DRAWN_FACTORS = ("wording", "modality", "sex", "age", "picture shows")  # the figure has no room for all
+IMAGE_CHECKS = ("broken image", "mask", "exact duplicate", "overlap")
+DRAWN_FACTORS = ("wording", "modality", "sex", "age", "image shows")  # the figure has no room for all
 MARKS = (("s", ORANGE), ("o", BLUE), ("D", RED), ("^", GREY))
 
 
@@ -40,47 +40,58 @@ def _crossing(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).reset_index(drop=True)
 
 
-# ---- pictures ------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------
 
 
 def leak_table(suites: Mapping[str, Suite], leaks: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of pictures of `leakage.picture_leaks`, for every suite to fit on and to test on."""
+    """Pairs of images of `leakage.image_leaks`, for every suite to fit on and to test on."""
     crossing, rows = _crossing(leaks), []
-    pictures = {name: len({s.image for s in suite.scenarios}) for name, suite in suites.items()}
+    images = {name: len({s.image for s in suite.scenarios}) for name, suite in suites.items()}
     for fitted in (name for name in FITTED if name in suites):
         for tested in (name for name in suites if name not in FITTED):
             kinds = crossing.loc[(crossing["one"] == fitted) & (crossing["two"] == tested), "kind"]
-            rows.append({
-                "Fitted on": fitted.replace("_", " "), "Tested on": tested.replace("_", " "),
-                "Pictures compared": f"{pictures[fitted]:,} with {pictures[tested]:,}",
-                "Same pixels": int((kinds == "exact").sum()),
-                "Copies by hash": int((kinds == "perceptual").sum()),
-            })
+            rows.append(
+                {
+                    "Fitted on": fitted.replace("_", " "),
+                    "Tested on": tested.replace("_", " "),
+                    "Images compared": f"{images[fitted]:,} with {images[tested]:,}",
+                    "Same pixels": int((kinds == "exact").sum()),
+                    "Copies by hash": int((kinds == "perceptual").sum()),
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def leak_sentence(suites: Mapping[str, Suite], leaks: pd.DataFrame) -> str:
-    """Whether a picture of a test was there to learn from."""
+    """Whether an image of a test was there to learn from."""
     crossing, table = _crossing(leaks), leak_table(suites, leaks)
     if crossing.empty:
-        return ("**No picture of a test stands in a suite to fit on**, neither as it is nor "
-                f"recompressed, resized, mirrored or turned (pairs of suites compared: {len(table)}).")
+        return (
+            "**No image of a test stands in a suite to fit on**, neither as it is nor "
+            f"recompressed, resized, mirrored or turned (pairs of suites compared: {len(table)})."
+        )
     first = crossing.iloc[0]
     tested = ", ".join(sorted(crossing["two"].str.replace("_", " ").unique()))
-    return (f"**Pairs of pictures on both sides: {len(crossing):,}**, such as {first['image_one']} and "
-            f"{first['image_two']} ({first['kind']}, {first['distance']} bits apart), so scores on "
-            f"{tested} are too good.")
+    return (
+        f"**Pairs of images on both sides: {len(crossing):,}**, such as {first['image_one']} and "
+        f"{first['image_two']} ({first['kind']}, {first['distance']} bits apart), so scores on "
+        f"{tested} are too good."
+    )
 
 
 def detection_table(distances: pd.DataFrame) -> pd.DataFrame:
     """Of `leakage.detection`."""
     found = leakage.detection(distances)
-    return pd.DataFrame({
-        "Compared with the picture": found["kind"], "n": found["n"],
-        "Bits apart: least": found["least"].astype(int), "median": found["median"].astype(int),
-        "most": found["most"].astype(int),
-        "Called a copy (95 % CI)": [rate_text(row) for row in found.to_dict("records")],
-    })
+    return pd.DataFrame(
+        {
+            "Compared with the image": found["kind"],
+            "n": found["n"],
+            "Bits apart: least": found["least"].astype(int),
+            "median": found["median"].astype(int),
+            "most": found["most"].astype(int),
+            "Called a copy (95% CI)": [rate_text(row) for row in found.to_dict("records")],
+        }
+    )
 
 
 def detection_sentence(distances: pd.DataFrame) -> str:
@@ -93,10 +104,12 @@ def detection_sentence(distances: pd.DataFrame) -> str:
     if missed:
         text += f" (not reliably: {', '.join(missed)})"
     if STRANGERS not in rates.index:
-        return f"{text}; with no second picture there is no false-alarm rate."
+        return f"{text}; with no second image there is no false-alarm rate."
     alarm = rates.loc[STRANGERS]
-    return (f"{text}, and {rate_text(alarm)} of the pictures have a stranger that close: the "
-            f"false-alarm rate, over {int(alarm['n']):,} pictures.")
+    return (
+        f"{text}, and {rate_text(alarm)} of the images have a stranger that close: the "
+        f"false-alarm rate, over {int(alarm['n']):,} images."
+    )
 
 
 @plots.styled
@@ -104,11 +117,12 @@ def distance_figure(distances: pd.DataFrame, max_distance: int = MAX_DISTANCE) -
     """Histograms of `leakage.hash_distances`: copies, crops and strangers, by modality."""
     plots._needed("distance_figure", distances)
     names = {STRANGERS: STRANGERS} | {
-        kind: "cropped copy" if kind.startswith("crop") else "uncropped copy" for kind in COPIES}
+        kind: "cropped copy" if kind.startswith("crop") else "uncropped copy" for kind in COPIES
+    }
     colours = {"uncropped copy": BLUE, "cropped copy": GREY, STRANGERS: ORANGE}
     frame = distances.assign(what=distances["kind"].map(names))
     modalities = [m for m in MODALITIES if m in set(frame["modality"])]
-    title = "How far apart are the hashes of two pictures?"
+    title = "How far apart are the hashes of two images?"
     figure = plots._new_figure(1.15 * len(modalities) + 1.1, title)
     grid = figure.subplots(len(modalities), 1, sharex=True, squeeze=False)[:, 0]
     # distances are even, as half of the bits of every hash are set
@@ -116,34 +130,45 @@ def distance_figure(distances: pd.DataFrame, max_distance: int = MAX_DISTANCE) -
     for axes, modality in zip(grid, modalities):
         for what, colour in colours.items():
             part = frame[(frame["modality"] == modality) & (frame["what"] == what)]
-            sns.histplot(x=part["distance"].astype(float), bins=bins, stat="percent", ax=axes,
-                         color=colour, element="step", alpha=0.4, label=what)
-        axes.axvline(max_distance + 1, color="black", linestyle="--",
-                     label=f"threshold, {max_distance} bits")
+            sns.histplot(
+                x=part["distance"].astype(float),
+                bins=bins,
+                stat="percent",
+                ax=axes,
+                color=colour,
+                element="step",
+                alpha=0.4,
+                label=what,
+            )
+        axes.axvline(max_distance + 1, color="black", linestyle="--", label=f"threshold, {max_distance} bits")
         axes.set(ylabel=f"{modality}\n%", xlabel="")
-    grid[-1].set_xlabel(f"Bits that differ, of {HASH_SIDE ** 2}, in the best of eight turns")
+    grid[-1].set_xlabel(f"Bits that differ, of {HASH_SIDE**2}, in the best of eight turns")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return plots._finish(figure)
 
 
-def picture_issues(found: Sequence[Issue]) -> list[Issue]:
-    """The issues of `medlib.data.quality` that are about pictures."""
-    return [issue for issue in found if issue.check in PICTURE_CHECKS]
+def image_issues(found: Sequence[Issue]) -> list[Issue]:
+    """The issues of `medlib.data.quality` that are about images."""
+    return [issue for issue in found if issue.check in IMAGE_CHECKS]
 
 
-def picture_sentence(found: Sequence[Issue]) -> str:
-    """How many faults the pictures of the core set have."""
-    about = picture_issues(found)
+def image_sentence(found: Sequence[Issue]) -> str:
+    """How many faults the images of the core set have."""
+    about = image_issues(found)
     faults = [issue for issue in about if issue.severity != "info"]
     if not faults:
-        return ("The pictures of the core set in use have **no fault**: none is broken or a mask, no "
-                "two show one field. What the audit says of their words and labels is in `01_data`.")
+        return (
+            "The images of the core set in use have **no fault**: none is broken or a mask, no "
+            "two show one field. What the audit says of their words and labels is in `01_data`."
+        )
     counts = pd.Series([issue.check for issue in faults]).value_counts()
     listed = ", ".join(f"{check} ({count})" for check, count in counts.items())
     files = sorted({file for issue in faults for file in issue.files})
-    return (f"The pictures of the core set in use have **faults: {listed}**, in {len(files)} files. All "
-            "that the audit finds, in words and labels too, is in `01_data`.")
+    return (
+        f"The images of the core set in use have **faults: {listed}**, in {len(files)} files. All "
+        "that the audit finds, in words and labels too, is in `01_data`."
+    )
 
 
 # ---- phrases and findings ------------------------------------------------------------------------
@@ -154,11 +179,16 @@ def phrase_table(phrases: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (fitted, tested), part in _crossing(phrases).groupby(["one", "two"], sort=False):
         part = part.set_index("text")
-        rows.append({"Fitted on": fitted.replace("_", " "), "Tested on": tested.replace("_", " ")} | {
-            f"{text.capitalize()}s of the test that were seen":
-            f"{part.loc[text, 'shared']:,} of {part.loc[text, 'distinct_two']:,}" for text in part.index
-        } | {"Findings most alike": part.loc["finding", "closest"].replace(" | ", " / ")})
+        rows.append(
+            {"Fitted on": fitted.replace("_", " "), "Tested on": tested.replace("_", " ")}
+            | {f"{text.capitalize()}s of the test that were seen": _seen(part.loc[text]) for text in part.index}
+            | {"Findings most alike": part.loc["finding", "closest"].replace(" | ", " / ")}
+        )
     return pd.DataFrame(rows)
+
+
+def _seen(row: pd.Series) -> str:
+    return f"{row['shared']:,} of {row['distinct_two']:,}"
 
 
 def phrase_sentence(phrases: pd.DataFrame) -> str:
@@ -169,12 +199,14 @@ def phrase_sentence(phrases: pd.DataFrame) -> str:
     complaints = crossing.loc[crossing["text"] == "complaint", "shared"].sum()
     text = "**No finding and no treatment of a test is worded as in a suite to fit on.**"
     if len(shared):
-        listed = "; ".join(f"{row.text}s of {row.two} in {row.one}: {row.shared} ({row.examples})"
-                           for row in shared.itertuples())
+        listed = "; ".join(
+            f"{row.text}s of {row.two} in {row.one}: {row.shared} ({row.examples})" for row in shared.itertuples()
+        )
         text = f"**Words of a test were seen**, {listed.replace('_', ' ')}."
     if complaints:
-        text += (" Complaints are shared: they come from one list, and whether one goes with a verdict "
-                 "is tested below.")
+        text += (
+            " Complaints are shared: they come from one list, and whether one goes with a verdict is tested below."
+        )
     return text
 
 
@@ -185,8 +217,9 @@ def finding_table(suites: Mapping[str, Suite]) -> pd.DataFrame:
     table["Finding"] = table["Finding"].str.replace("_", " ")
     for name in (name for name in suites if name in counts):
         table[name.replace("_", " ").capitalize()] = [
-            f"{n:,} ({100 * correct / n:.0f} %)" if n else "0"
-            for n, correct in zip(counts[name], counts[f"{name} CORRECT"])]
+            f"{n:,} ({100 * correct / n:.0f}%)" if n else "0"
+            for n, correct in zip(counts[name], counts[f"{name} CORRECT"])
+        ]
     return table
 
 
@@ -200,9 +233,11 @@ def finding_sentence(suites: Mapping[str, Suite]) -> str:
     text = f"{(tested > 0).sum()} findings are tested"
     if new:
         return f"{text}; {len(new)} of them are in no suite to fit on: {', '.join(new)}."
-    return (f"{text}, and each of them occurs in a suite to fit on, in other pictures and words. So the "
-            "tests show how well known findings are recognised, **not what happens with an unknown "
-            "one**.")
+    return (
+        f"{text}, and each of them occurs in a suite to fit on, in other images and words. So the "
+        "tests show how well known findings are recognised, **not what happens with an unknown "
+        "one**."
+    )
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -217,13 +252,18 @@ def telling(balance: pd.DataFrame) -> pd.DataFrame:
 def balance_table(balance: pd.DataFrame, rows: int = 10) -> pd.DataFrame:
     """The groups of `leakage.label_balance` that are furthest from one half, by p-value."""
     first = balance.sort_values("p", kind="stable").head(rows)
-    return pd.DataFrame({
-        "Factor": [f + " (never shown)" * (f in NOT_SHOWN) for f in first["factor"]],
-        "Group": first["level"], "n": first["n"],
-        "CORRECT (95 % CI)": [rate_text({"value": r.share, "n": r.n, "low": r.low, "high": r.high})
-                              for r in first.itertuples()],
-        "p, binomial": first["p"].map(p_text), "p, Holm": first["p_holm"].map(p_text),
-    })
+    return pd.DataFrame(
+        {
+            "Factor": [f + " (never shown)" * (f in NOT_SHOWN) for f in first["factor"]],
+            "Group": first["level"],
+            "n": first["n"],
+            "CORRECT (95% CI)": [
+                rate_text({"value": r.share, "n": r.n, "low": r.low, "high": r.high}) for r in first.itertuples()
+            ],
+            "p, binomial": first["p"].map(p_text),
+            "p, Holm": first["p_holm"].map(p_text),
+        }
+    )
 
 
 def balance_sentence(balance: pd.DataFrame, name: str) -> str:
@@ -232,21 +272,24 @@ def balance_sentence(balance: pd.DataFrame, name: str) -> str:
     found = telling(balance)
     if found.empty:
         least = seen["p_holm"].min() if len(seen) else 1.0
-        return (f"In {name} **no group predicts the verdict**: of {len(seen)} groups that an auditor "
-                f"can tell apart, none differs from one half more than chance explains (least Holm "
-                f"{p_text(least)}).")
-    listed = "; ".join(f"{row.factor} *{row.level}* ({row.correct:,} of {row.n:,} CORRECT)"
-                       for row in found.head(4).itertuples())
+        return (
+            f"In {name} **no group predicts the verdict**: of {len(seen)} groups that an auditor "
+            f"can tell apart, none differs from one half more than chance explains (least Holm "
+            f"{p_text(least)})."
+        )
+    listed = "; ".join(
+        f"{row.factor} *{row.level}* ({row.correct:,} of {row.n:,} CORRECT)" for row in found.head(4).itertuples()
+    )
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    return (f"In {name} **groups that predict the verdict** beyond chance (Holm, {percent(ALPHA)}): "
-            f"{len(found)} of {len(seen)}, {listed}{more}.")
+    return (
+        f"In {name} **groups that predict the verdict** beyond chance (Holm, {percent(ALPHA)}): "
+        f"{len(found)} of {len(seen)}, {listed}{more}."
+    )
 
 
 @plots.styled
-def balance_figure(
-    balances: Mapping[str, pd.DataFrame], factors: Sequence[str] = DRAWN_FACTORS
-) -> Figure:
-    """Share of CORRECT in every group, with 95 % intervals, for several sets side by side.
+def balance_figure(balances: Mapping[str, pd.DataFrame], factors: Sequence[str] = DRAWN_FACTORS) -> Figure:
+    """Share of CORRECT in every group, with 95% intervals, for several sets side by side.
 
     Parameters
     ----------
@@ -270,14 +313,19 @@ def balance_figure(
         shift = 0.16 * (2 * number - len(balances) + 1)
         for y, group in here:
             axes.plot([group["low"], group["high"]], [y + shift] * 2, color=colour, linewidth=2)
-        axes.plot([group["share"] for _, group in here], [y + shift for y, _ in here], marker,
-                  color=colour, markersize=6, label=name)
+        axes.plot(
+            [group["share"] for _, group in here],
+            [y + shift for y, _ in here],
+            marker,
+            color=colour,
+            markersize=6,
+            label=name,
+        )
     axes.axvline(0.5, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(rows)), labels)
     for tick, (_, factor, _) in zip(axes.get_yticklabels(), rows):
         tick.set_fontweight("bold" if factor is None else "normal")
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6),
-             xlabel="Share of CORRECT with 95 % interval")
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel="Share of CORRECT with 95% interval")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.grid(axis="x")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -311,8 +359,11 @@ def shortcut_sentence(sets: Mapping[str, Sequence[Scenario]]) -> str:
     for name, scenarios in sets.items():
         rule = leakage.normal_rule(scenarios)
         rate = stats.proportion(rule["right"], rule["n"])
-        meaning = "chance" if rate["low"] <= 0.5 <= rate["high"] else (
-            "all there is to know" if rule["right"] == rule["n"] else "better than chance")
+        meaning = (
+            "chance"
+            if rate["low"] <= 0.5 <= rate["high"]
+            else ("all there is to know" if rule["right"] == rule["n"] else "better than chance")
+        )
         parts.append(f"{rule['right']:,} of {rule['n']:,} verdicts of {name} ({meaning})")
     return f"Whether the finding sounds normal gives {' and '.join(parts)}."
 
@@ -322,11 +373,19 @@ def word_table(sets: Mapping[str, Sequence[Scenario]], rows: int = 6) -> pd.Data
     parts = []
     for name, scenarios in sets.items():
         words = leakage.word_shortcuts(scenarios).head(rows)
-        parts.append(pd.DataFrame({
-            "Set": name, "Word": words["word"], "Of the": words["text"], "n": words["n"],
-            "CORRECT": [f"{r.correct:,} ({100 * r.share:.0f} %)" for r in words.itertuples()],
-            "p, Fisher": words["p"].map(p_text), "p, Holm": words["p_holm"].map(p_text),
-        }))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "Set": name,
+                    "Word": words["word"],
+                    "Of the": words["text"],
+                    "n": words["n"],
+                    "CORRECT": [f"{r.correct:,} ({100 * r.share:.0f}%)" for r in words.itertuples()],
+                    "p, Fisher": words["p"].map(p_text),
+                    "p, Holm": words["p_holm"].map(p_text),
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -339,10 +398,10 @@ def word_sentence(sets: Mapping[str, Sequence[Scenario]]) -> str:
         part = f"in {name}, {len(proven)} of {len(words):,} words predict the verdict beyond chance"
         pure = words[(words["n"] >= 5) & words["share"].isin([0.0, 1.0])]
         if len(pure):
-            listed = ", ".join(f"*{r.word}* ({r.n} times {'CORRECT' if r.share else 'ERROR'})"
-                               for r in pure.head(3).itertuples())
-            part += (f"; of those that occur five times or more, {len(pure)} go with one verdict: "
-                     f"{listed}")
+            listed = ", ".join(
+                f"*{r.word}* ({r.n} times {'CORRECT' if r.share else 'ERROR'})" for r in pure.head(3).itertuples()
+            )
+            part += f"; of those that occur five times or more, {len(pure)} go with one verdict: {listed}"
         parts.append(part)
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."

@@ -24,12 +24,19 @@ from medlib.stats.text import percent, rate_text
 
 
 def with_factors(frame: pd.DataFrame, scenarios: list[Scenario]) -> pd.DataFrame:
-    """Predictions with what the picture shows and what the scenario says, by id."""
-    known = pd.DataFrame([
-        {"id": s.id, "image_finding": f"{s.modality}: {s.factors.get('image_finding', 'unknown')}",
-         "finding": s.finding, "treatment": s.treatment, "image": s.image}
-        for s in scenarios
-    ])
+    """Predictions with what the image shows and what the scenario says, by id."""
+    known = pd.DataFrame(
+        [
+            {
+                "id": s.id,
+                "image_finding": f"{s.modality}: {s.factors.get('image_finding', 'unknown')}",
+                "finding": s.finding,
+                "treatment": s.treatment,
+                "image": s.image,
+            }
+            for s in scenarios
+        ]
+    )
     return frame.merge(known, on="id", how="left", validate="one_to_one")
 
 
@@ -42,12 +49,17 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
     groups = pd.concat(parts, ignore_index=True)
     misses = (groups["n"] * (1 - groups["accuracy"])).round().astype(int)
     right = int((frame["verdict"] == frame["predicted"]).sum())
-    found = pd.DataFrame({
-        "Grouped by": groups["Grouped"], "Group": groups["Group"], "n": groups["n"],
-        "Misses": misses, "Accuracy there": groups["accuracy"].map(percent),
-        "Accuracy of all, were it solved": ((right + misses) / len(frame)).map(percent),
-        "Points gained": (100 * misses / len(frame)).map("{:.1f}".format),
-    })
+    found = pd.DataFrame(
+        {
+            "Grouped by": groups["Grouped"],
+            "Group": groups["Group"],
+            "n": groups["n"],
+            "Misses": misses,
+            "Accuracy there": groups["accuracy"].map(percent),
+            "Accuracy of all, were it solved": ((right + misses) / len(frame)).map(percent),
+            "Points gained": (100 * misses / len(frame)).map("{:.1f}".format),
+        }
+    )
     return found.sort_values("Misses", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -57,22 +69,27 @@ def gain_sentence(gained: pd.DataFrame) -> str:
     if not sources["Misses"].sum():
         return "There are no misses on this suite: it is too easy to show what to work on next."
     first = sources.iloc[0]
-    return (f"The source with most misses is **{first['Group']}**: {first['Misses']:,} of "
-            f"{first['n']:,} scenarios there are wrong. Solving that group alone would add "
-            f"{first['Points gained']} points.")
+    return (
+        f"The source with most misses is **{first['Group']}**: {first['Misses']:,} of "
+        f"{first['n']:,} scenarios there are wrong. Solving that group alone would add "
+        f"{first['Points gained']} points."
+    )
 
 
 def harm(scores: Mapping[str, dict]) -> pd.DataFrame:
     """Critical errors let through, and dollars lost, by system."""
-    return pd.DataFrame([
-        {"System": name,
-         "Critical errors missed": f"{s['critical_misses']['count']:,} of "
-                                   f"{s['critical_misses']['n']:,}",
-         "True share at most (95 %)": percent(s["critical_misses"]["upper"]),
-         "US dollars lost per 1,000 decisions": round(s["expected_cost"]["per_1000"]),
-         "Valid treatments flagged": percent(1 - s["sensitivity"]["value"])}
-        for name, s in scores.items()
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "System": name,
+                "Critical errors missed": f"{s['critical_misses']['count']:,} of {s['critical_misses']['n']:,}",
+                "True share at most (95%)": percent(s["critical_misses"]["upper"]),
+                "US dollars lost per 1,000 decisions": round(s["expected_cost"]["per_1000"]),
+                "Valid treatments flagged": percent(1 - s["sensitivity"]["value"]),
+            }
+            for name, s in scores.items()
+        ]
+    )
 
 
 def harm_sentence(score: Mapping) -> str:
@@ -80,10 +97,12 @@ def harm_sentence(score: Mapping) -> str:
     missed = score["critical_misses"]
     if not missed["n"]:
         return "The suite has no critical error, so nothing is known about those."
-    return (f"The adapter lets {missed['count']:,} of {missed['n']:,} critical errors through; the "
-            f"true share may be as high as {percent(missed['upper'])}. Missed errors would cost "
-            f"${score['expected_cost']['per_1000']:,.0f} per 1,000 decisions at the costs that the "
-            "scenarios state.")
+    return (
+        f"The adapter lets {missed['count']:,} of {missed['n']:,} critical errors through; the "
+        f"true share may be as high as {percent(missed['upper'])}. Missed errors would cost "
+        f"${score['expected_cost']['per_1000']:,.0f} per 1,000 decisions at the costs that the "
+        "scenarios state."
+    )
 
 
 def calibration_sentence(frame: pd.DataFrame, sure: float = 0.9) -> str:
@@ -92,29 +111,36 @@ def calibration_sentence(frame: pd.DataFrame, sure: float = 0.9) -> str:
     certain = frame[(p >= sure) | (p <= 1 - sure)]
     error = stats.score(frame)["ece"]
     if certain.empty:
-        return (f"Calibration error {error:.3f}. The model is never {percent(sure)} sure of "
-                "anything, so no threshold sorts out the safe verdicts.")
+        return (
+            f"Calibration error {error:.3f}. The model is never {percent(sure)} sure of "
+            "anything, so no threshold sorts out the safe verdicts."
+        )
     hits = int((certain["verdict"] == certain["predicted"]).sum())
     right = stats.proportion(hits, len(certain))
     verb = "is **overconfident**" if right["high"] < sure else "keeps what it promises"
-    return (f"Calibration error {error:.3f} (0 is perfect). Where the model is at least "
-            f"{percent(sure)} sure ({len(certain):,} of {len(frame):,} scenarios) it is right in "
-            f"{rate_text(right)}: there it {verb}.")
+    return (
+        f"Calibration error {error:.3f} (0 is perfect). Where the model is at least "
+        f"{percent(sure)} sure ({len(certain):,} of {len(frame):,} scenarios) it is right in "
+        f"{rate_text(right)}: there it {verb}."
+    )
 
 
 def reliance_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
-    """What can be scored without the picture, or without the words."""
+    """What can be scored without the image, or without the words."""
     chosen = evaluate_page.ablation_frames(frames)
     rates = {name: stats.score(f)["accuracy"] for name, f in chosen.items()}
-    words, picture, swapped = (
-        rates.get(f"adapter: {ABLATION_NAMES[a]}") for a in ("text_only", "image_only", "swapped"))
+    words, image, swapped = (
+        rates.get(f"adapter: {ABLATION_NAMES[a]}") for a in ("text_only", "image_only", "swapped")
+    )
     full = rates[f"adapter: {ABLATION_NAMES[None]}"]
-    if not (words and picture and swapped):
+    if not (words and image and swapped):
         return "The ablations were switched off for this run, so nothing is known about shortcuts."
-    return (f"With everything the adapter gets {rate_text(full)}; with the words alone "
-            f"{rate_text(words)}, with the picture alone {rate_text(picture)}, and with a wrong "
-            f"picture {rate_text(swapped)}. What the words alone reach is no evidence of looking; "
-            f"the picture adds {100 * (full['value'] - words['value']):+.1f} points.")
+    return (
+        f"With everything the adapter gets {rate_text(full)}; with the words alone "
+        f"{rate_text(words)}, with the image alone {rate_text(image)}, and with a wrong "
+        f"image {rate_text(swapped)}. What the words alone reach is no evidence of looking; "
+        f"the image adds {100 * (full['value'] - words['value']):+.1f} points."
+    )
 
 
 # --- where it looked --------------------------------------------------------------------------------
@@ -148,8 +174,15 @@ def misses_sentence(frame: pd.DataFrame, limit: int = 100) -> str:
 def every_miss(frame: pd.DataFrame, limit: int = 100) -> pd.DataFrame:
     """Every wrong verdict in words, the surest first."""
     rows = maps.surest_misses(frame).head(limit)
-    return pd.DataFrame({
-        "Scenario": rows["id"], "Picture shows": rows["image_finding"].str.replace("_", " "),
-        "Note says": rows["finding"], "Treatment": rows["treatment"], "Gold verdict": rows["verdict"],
-        "Given": rows["predicted"], "p(CORRECT)": rows["p_correct"].round(3), "Severity": rows["severity"],
-    })
+    return pd.DataFrame(
+        {
+            "Scenario": rows["id"],
+            "Image shows": rows["image_finding"].str.replace("_", " "),
+            "Note says": rows["finding"],
+            "Treatment": rows["treatment"],
+            "Gold verdict": rows["verdict"],
+            "Given": rows["predicted"],
+            "p(CORRECT)": rows["p_correct"].round(3),
+            "Severity": rows["severity"],
+        }
+    )

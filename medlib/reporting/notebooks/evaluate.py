@@ -22,8 +22,9 @@ def results(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFra
     names = summary.figure_names(config)
     parts = []
     for suite, label in SUITES.items():
-        scores = {names[s]: stats.score(frames[f"{s}/{suite}"])
-                  for s in (BASE, ADAPTER) if f"{s}/{suite}" in frames}
+        scores = {
+            names[s]: stats.score(frames[f"{s}/{suite}"]) for s in (BASE, ADAPTER) if f"{s}/{suite}" in frames
+        }
         if scores:
             part = results_table(scores).drop(columns="n")
             parts.append(part.assign(Suite=label))
@@ -32,8 +33,9 @@ def results(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFra
 
 
 SUITES = {
-    "heldout": "Held-out suite", "core24_val": "core24, 8 validation cases",
-    "core24_folds": "core24, all 24 (adapter: leave one picture out)",
+    "heldout": "Held-out suite",
+    "core24_val": "core24, 8 validation cases",
+    "core24_folds": "core24, all 24 (adapter: leave one image out)",
 }
 
 
@@ -68,11 +70,15 @@ def small_sample_sentence(score: Mapping, bar: float = BAR) -> str:
 def verdict_sentence(score: Mapping) -> str:
     """Valid treatments recognised and errors caught, and a warning about a constant answer."""
     share = score["constant_answer_share"]
-    text = (f"The adapter recognises {rate_text(score['sensitivity'])} of the valid treatments and "
-            f"catches {rate_text(score['specificity'])} of the errors.")
+    text = (
+        f"The adapter recognises {rate_text(score['sensitivity'])} of the valid treatments and "
+        f"catches {rate_text(score['specificity'])} of the errors."
+    )
     if share > 0.9:
-        text += (f" {percent(share)} of its answers are the same word: **it hardly "
-                 "discriminates**, whatever its accuracy.")
+        text += (
+            f" {percent(share)} of its answers are the same word: **it hardly "
+            "discriminates**, whatever its accuracy."
+        )
     return text
 
 
@@ -84,13 +90,15 @@ def generation(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.Data
         if "generated" in frame:
             frame = frame if "parsed" in frame else frame.assign(parsed=None)
             score = stats.score(frame)
-            rows.append({
-                "System": summary.figure_names(config)[system],
-                "Answers that are a verdict": rate_text(score["generation"]["parse_rate"]),
-                "Right, free answer": rate_text(score["generation"]["accuracy"]),
-                "Right, by likelihood": rate_text(score["accuracy"]),
-                "Both agree": percent((frame["parsed"] == frame["predicted"]).mean()),
-            })
+            rows.append(
+                {
+                    "System": summary.figure_names(config)[system],
+                    "Answers that are a verdict": rate_text(score["generation"]["parse_rate"]),
+                    "Right, free answer": rate_text(score["generation"]["accuracy"]),
+                    "Right, by likelihood": rate_text(score["accuracy"]),
+                    "Both agree": percent((frame["parsed"] == frame["predicted"]).mean()),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -100,22 +108,27 @@ def generation_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
     if "generated" not in frame:
         return "Free answers were switched off for this run (`generate`)."
     agree = (frame.get("parsed", pd.Series(index=frame.index)) == frame["predicted"]).mean()
-    return (f"In {percent(agree)} of the scenarios the adapter writes the verdict that it also "
-            "finds more likely. " + ("The two readings can be used for one another."
-            if agree > 0.98 else "**What it writes is not what it finds likelier**: "
-            "the tables that follow use the likelihood."))
+    return (
+        f"In {percent(agree)} of the scenarios the adapter writes the verdict that it also "
+        "finds more likely. "
+        + (
+            "The two readings can be used for one another."
+            if agree > 0.98
+            else "**What it writes is not what it finds likelier**: the tables that follow use the likelihood."
+        )
+    )
 
 
 ABLATION_NAMES = {
-    None: "picture and words", "text_only": "words only, grey picture",
-    "image_only": "picture only, words withheld", "swapped": "words and a wrong picture",
+    None: "image and words",
+    "text_only": "words only, grey image",
+    "image_only": "image only, words withheld",
+    "swapped": "words and a wrong image",
     "masked_words": "labelling words blanked",
 }
 
 
-def ablation_frames(
-    frames: Mapping[str, pd.DataFrame], pair_kind: str | None = None
-) -> dict[str, pd.DataFrame]:
+def ablation_frames(frames: Mapping[str, pd.DataFrame], pair_kind: str | None = None) -> dict[str, pd.DataFrame]:
     """Predictions of base and adapter, with parts of the input withheld, by name of the variant.
 
     ``pair_kind`` limits them to one kind of pair, such as ``image``.
@@ -132,29 +145,40 @@ def ablation_frames(
 
 def ablation_figure(frames: Mapping[str, pd.DataFrame], pair_kind: str | None = None) -> Figure:
     """Accuracy bars of `ablation_frames`."""
-    title = "What each part of the input brings" if not pair_kind else (
-        "The same, on the pairs that only the picture decides" if pair_kind == "image" else
-        f"The same, on the {pair_kind} pairs")
+    title = (
+        "What each part of the input brings"
+        if not pair_kind
+        else (
+            "The same, on the pairs that only the image decides"
+            if pair_kind == "image"
+            else f"The same, on the {pair_kind} pairs"
+        )
+    )
     scores = {name: stats.score(f) for name, f in ablation_frames(frames, pair_kind).items()}
     return plots.ablation_bars(scores, title=title)
 
 
-def picture_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
-    """Whether the adapter uses the picture, read from the pairs that only the picture decides."""
+def image_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
+    """Whether the adapter uses the image, read from the pairs that only the image decides."""
     chosen = ablation_frames(frames, "image")
     full, words = (chosen.get(f"adapter: {ABLATION_NAMES[a]}") for a in (None, "text_only"))
     if full is None:
-        return "The held-out suite has no pair that only the picture decides."
+        return "The held-out suite has no pair that only the image decides."
     rate = rate_text(stats.score(full)["accuracy"])
-    start = f"On the {len(full):,} scenarios that only the picture decides, the adapter gets {rate}"
+    start = f"On the {len(full):,} scenarios that only the image decides, the adapter gets {rate}"
     if words is None:
-        return f"{start}; chance is 50 %. The ablations were switched off for this run."
+        return f"{start}; chance is 50%. The ablations were switched off for this run."
     test = stats.compare(full, words)
     seen = test["p"] < ALPHA and test["difference"] > 0
-    reading = "So **the picture decides some of its verdicts**" if seen else (
-        "So **nothing here shows that it uses the picture**")
-    return (f"{start}, and {percent(test['accuracy_b'])} with the picture greyed out (chance is "
-            f"50 %; exact McNemar test, {p_text(test['p'])}). {reading}.")
+    reading = (
+        "So **the image decides some of its verdicts**"
+        if seen
+        else ("So **nothing here shows that it uses the image**")
+    )
+    return (
+        f"{start}, and {percent(test['accuracy_b'])} with the image greyed out (chance is "
+        f"50%; exact McNemar test, {p_text(test['p'])}). {reading}."
+    )
 
 
 def targets_sentence(bars: pd.DataFrame) -> str:

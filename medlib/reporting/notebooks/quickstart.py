@@ -26,12 +26,15 @@ def base_answers(config: RunConfig, suite: Suite, scenarios: list[Scenario]) -> 
     answered = scoring.free_answers(base, processor, asked)
     answered["p_correct"] = scoring.p_correct(base, processor, asked)
     frame = stats.predictions_table(scenarios, answered)
-    return pd.DataFrame({
-        "Scenario": frame["id"], "Gold verdict": frame["verdict"],
-        "The model's own words": [text.strip() or "(nothing)" for text in frame["generated"]],
-        "Verdict read from them": frame["parsed"].fillna("none"),
-        "P(CORRECT) by likelihood": frame["p_correct"].round(3),
-    })
+    return pd.DataFrame(
+        {
+            "Scenario": frame["id"],
+            "Gold verdict": frame["verdict"],
+            "The model's own words": [text.strip() or "(nothing)" for text in frame["generated"]],
+            "Verdict read from them": frame["parsed"].fillna("none"),
+            "P(CORRECT) by likelihood": frame["p_correct"].round(3),
+        }
+    )
 
 
 def answers_sentence(answers: pd.DataFrame) -> str:

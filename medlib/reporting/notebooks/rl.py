@@ -1,4 +1,4 @@
-"""Tables, figures and sentences of 07_rl; the numbers come from `medlib.feedback.rl.runs` and `medlib.evaluation.compare_methods`."""
+"""What 07_rl shows: methods that learned from feedback, side by side."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from medlib.stats.text import percent, rate_text
 from medlib.training import adapters
 
 WATCHED = {
-    "kl": "KL from the supervised adapter (nats)", "reward": "Mean reward",
-    "accuracy": "Right verdicts", "parsed": "Answers that parse",
-    "length": "Letters in an answer", "same_answer": "Most frequent verdict",
+    "kl": "KL from the supervised adapter (nats)",
+    "reward": "Mean reward",
+    "accuracy": "Right verdicts",
+    "parsed": "Answers that parse",
+    "length": "Letters in an answer",
+    "same_answer": "Most frequent verdict",
 }
 SHARES = ("accuracy", "parsed", "same_answer")
 #: Beside what the seeds do, a change of this size in what is watched is told.
@@ -45,10 +48,17 @@ def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
         for number, (method, part) in enumerate(seen.groupby("method", sort=False)):
             over_seeds = part.groupby("update")[f"probe_{name}"]
             mean = over_seeds.mean()
-            axes.fill_between(mean.index, over_seeds.min(), over_seeds.max(), alpha=0.15,
-                              color=PALETTE[number], linewidth=0)
-            axes.plot(mean.index, mean, marker=MARKERS[number], markersize=4, color=PALETTE[number],
-                      label=METHODS[method])
+            axes.fill_between(
+                mean.index, over_seeds.min(), over_seeds.max(), alpha=0.15, color=PALETTE[number], linewidth=0
+            )
+            axes.plot(
+                mean.index,
+                mean,
+                marker=MARKERS[number],
+                markersize=4,
+                color=PALETTE[number],
+                label=METHODS[method],
+            )
         axes.set_title(title, fontsize=LETTERS)
         axes.grid()
         if name in SHARES:
@@ -69,26 +79,31 @@ def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
     ends = seen.sort_values("update").groupby(["method", "seed"])
     first, last = ends.first(), ends.last()
     far = last["probe_kl"].max()
-    told = [f"No run went further than {seen['probe_kl'].max():.2f} nats from the supervised adapter "
-            f"(limit {config.rl_kl_limit:g}; {far:.2f} at the end)."]
+    told = [
+        f"No run went further than {seen['probe_kl'].max():.2f} nats from the supervised adapter "
+        f"(limit {config.rl_kl_limit:g}; {far:.2f} at the end)."
+    ]
     if seen["probe_kl"].max() > config.rl_kl_limit:
-        told = [f"A run was stopped at {seen['probe_kl'].max():.2f} nats, above the limit of "
-                f"{config.rl_kl_limit:g}."]
+        told = [
+            f"A run was stopped at {seen['probe_kl'].max():.2f} nats, above the limit of {config.rl_kl_limit:g}."
+        ]
     paid = last["probe_reward"] - first["probe_reward"]
     hacked = {
         "fewer answers parse": first["probe_parsed"] - last["probe_parsed"] > DRIFT,
         "one verdict is given more often": last["probe_same_answer"] - first["probe_same_answer"] > 2 * DRIFT,
-        "reward rose while right verdicts fell":
-            (paid > 0) & (first["probe_accuracy"] - last["probe_accuracy"] > DRIFT),
+        "reward rose while right verdicts fell": (paid > 0)
+        & (first["probe_accuracy"] - last["probe_accuracy"] > DRIFT),
     }
     for what, where in hacked.items():
         if where.any():
             told.append(f"Warning: {what} in {_runs_text(where[where].index)}.")
     if len(told) == 1:
         right = [percent(ends["probe_accuracy"].mean()) for ends in (first, last)]
-        told.append(f"No sign of a hacked reward on {len(sources.probe(config))} validation cases: at "
-                    f"least {last['probe_parsed'].min():.0%} of the answers parse, neither verdict takes over, "
-                    f"and right verdicts go from {right[0]} to {right[1]}.")
+        told.append(
+            f"No sign of a hacked reward on {len(sources.probe(config))} validation cases: at "
+            f"least {last['probe_parsed'].min():.0%} of the answers parse, neither verdict takes over, "
+            f"and right verdicts go from {right[0]} to {right[1]}."
+        )
     return " ".join(told)
 
 
@@ -103,15 +118,20 @@ def methods_table(frames: Frames, config: RunConfig) -> pd.DataFrame:
     for row in compare_methods.table(frames).to_dict(orient="records"):
         rates = (100 * np.array(row[key]) for key in ("accuracy", "contradiction", "false_alarms"))
         accuracy, notes, alarms = rates
-        rows.append({
-            "System": names[row["row"]], "Seeds": row["seeds"],
-            "Validation: weighted errors / 1000": compare_methods.over_seeds(row["validation_harm"], "{:.1f}"),
-            f"Accuracy, held out (n={row['n']:,})": compare_methods.over_seeds(accuracy, "{:.2f}", " %"),
-            "Note contradicts picture": compare_methods.over_seeds(notes, "{:.1f}", " %"),
-            f"Critical errors missed of {row['critical']:,}": compare_methods.over_seeds(row["critical_misses"], "{:.1f}"),
-            "False alarms": compare_methods.over_seeds(alarms, "{:.2f}", " %"),
-            "Spread (points)": compare_methods.over_seeds(row["spread"], "{:.1f}"),
-        })
+        rows.append(
+            {
+                "System": names[row["row"]],
+                "Seeds": row["seeds"],
+                "Validation: weighted errors / 1000": compare_methods.over_seeds(row["validation_harm"], "{:.1f}"),
+                f"Accuracy, held out (n={row['n']:,})": compare_methods.over_seeds(accuracy, "{:.2f}", " %"),
+                "Note contradicts image": compare_methods.over_seeds(notes, "{:.1f}", " %"),
+                f"Critical errors missed of {row['critical']:,}": compare_methods.over_seeds(
+                    row["critical_misses"], "{:.1f}"
+                ),
+                "False alarms": compare_methods.over_seeds(alarms, "{:.2f}", " %"),
+                "Spread (points)": compare_methods.over_seeds(row["spread"], "{:.1f}"),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -122,11 +142,17 @@ def cost_table(config: RunConfig) -> pd.DataFrame:
         runs = [adapters.rl_metadata(config, method, seed) for seed in seeds(config)]
         runs = [run for run in runs if run]
         if runs:
-            rows.append({"Method": METHODS[method], "Runs": len(runs), "Cases": runs[0]["cases"],
-                         "Of them rehearsed": runs[0]["rehearsed"],
-                         "Visits a run": runs[0]["visits"],
-                         "Seconds a run": round(float(np.mean([run["wall_seconds"] for run in runs]))),
-                         "Device": runs[0]["device"]})
+            rows.append(
+                {
+                    "Method": METHODS[method],
+                    "Runs": len(runs),
+                    "Cases": runs[0]["cases"],
+                    "Of them rehearsed": runs[0]["rehearsed"],
+                    "Visits a run": runs[0]["visits"],
+                    "Seconds a run": round(float(np.mean([run["wall_seconds"] for run in runs]))),
+                    "Device": runs[0]["device"],
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -136,10 +162,15 @@ def recommendation(frames: Frames, config: RunConfig) -> str:
 
 
 def kind_table(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
-    """Valid treatments recognised and errors caught where note and picture disagree, first seeds."""
+    """Valid treatments recognised and errors caught where note and image disagree, first seeds."""
     names, rows = summary.figure_names(config), []
     for name, parts in compare_methods.runs(frames, "contradiction").items():
         score = stats.score(parts[0])
-        rows.append({"System": names[name], "Valid treatments recognised": rate_text(score["sensitivity"]),
-                     "Errors caught": rate_text(score["specificity"])})
+        rows.append(
+            {
+                "System": names[name],
+                "Valid treatments recognised": rate_text(score["sensitivity"]),
+                "Errors caught": rate_text(score["specificity"]),
+            }
+        )
     return pd.DataFrame(rows)

@@ -21,7 +21,7 @@ from medlib.reporting.plots import LETTERS, PALETTE
 from medlib.reporting.show import ALPHA
 from medlib.stats import risk
 from medlib.stats.risk import Choice
-from medlib.stats.text import SPACE, p_text, percent, rate_text
+from medlib.stats.text import p_text, percent, rate_text
 
 Frames = Mapping[str, pd.DataFrame]
 #: Probabilities are drawn no nearer to 0 and 1 than this.
@@ -37,8 +37,9 @@ def systems(frames: Frames) -> list[str]:
 
 def choices(frames: Frames, config: RunConfig, name: str = ADAPTER) -> list[Choice]:
     """What each rule chooses for a system; promises hold for all systems there are at once."""
-    return risk.rules(frames[f"{name}/calibration"], config.risk_level, config.risk_confidence,
-                      len(systems(frames)))
+    return risk.rules(
+        frames[f"{name}/calibration"], config.risk_level, config.risk_confidence, len(systems(frames))
+    )
 
 
 def strict(frames: Frames, config: RunConfig, name: str = ADAPTER) -> pd.DataFrame:
@@ -49,23 +50,31 @@ def strict(frames: Frames, config: RunConfig, name: str = ADAPTER) -> pd.DataFra
 def table(frames: Frames, config: RunConfig) -> pd.DataFrame:
     """Every system at the threshold of every rule: chosen on calibration cases, measured held out.
 
-    In brackets after the misses stands the one-sided 95 % limit of their rate.
+    In brackets after the misses stands the one-sided 95% limit of their rate.
     """
     names, rows = summary.figure_names(config), []
     for name in systems(frames):
-        report = risk.report(frames[f"{name}/calibration"], frames[f"{name}/heldout"], config.risk_level,
-                             config.risk_confidence, len(systems(frames)))
+        report = risk.report(
+            frames[f"{name}/calibration"],
+            frames[f"{name}/heldout"],
+            config.risk_level,
+            config.risk_confidence,
+            len(systems(frames)),
+        )
         for rule, suites in report.groupby("rule", sort=False):
             calibration, heldout = (suites.set_index("suite").loc[suite] for suite in ("calibration", "heldout"))
-            rows.append({
-                "System": names.get(name, name), "Rule": rule,
-                "CORRECT from": threshold_text(heldout["threshold"]),
-                "Critical missed, calibration (95 % limit)": _misses_text(calibration["critical_misses"]),
-                "Critical missed, held out (95 % limit)": _misses_text(heldout["critical_misses"]),
-                "False alarms, held out": rate_text(heldout["false_alarms"]),
-                "Accuracy, held out": rate_text(heldout["accuracy"]),
-                "Spread (points)": f"{heldout['spread']:.1f}",
-            })
+            rows.append(
+                {
+                    "System": names.get(name, name),
+                    "Rule": rule,
+                    "CORRECT from": threshold_text(heldout["threshold"]),
+                    "Critical missed, calibration (95% limit)": _misses_text(calibration["critical_misses"]),
+                    "Critical missed, held out (95% limit)": _misses_text(heldout["critical_misses"]),
+                    "False alarms, held out": rate_text(heldout["false_alarms"]),
+                    "Accuracy, held out": rate_text(heldout["accuracy"]),
+                    "Spread (points)": f"{heldout['spread']:.1f}",
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -103,12 +112,17 @@ def curves(frames: Frames, config: RunConfig, name: str = ADAPTER) -> Figure:
         for number, suite in enumerate(("calibration", "heldout")):
             _steps(axes, risk.curve(frames[f"{name}/{suite}"]), column, number, suite)
         for number, choice in enumerate(chosen):
-            axes.axvline(_place(choice.threshold), color="black", linestyle=(":", "-", "--")[number],
-                         linewidth=1.6, label=f"{choice.rule}: {threshold_text(choice.threshold)}")
+            axes.axvline(
+                _place(choice.threshold),
+                color="black",
+                linestyle=(":", "-", "--")[number],
+                linewidth=1.6,
+                label=f"{choice.rule}: {threshold_text(choice.threshold)}",
+            )
         axes.set_title(title, fontsize=LETTERS)
         # few errors and many must both be read, and none at all is the point of it
         axes.set_yscale("symlog", linthresh=0.01, linscale=0.8)
-        axes.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0 %", "0.5 %", "1 %", "10 %", "100 %"])
+        axes.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0%", "0.5%", "1%", "10%", "100%"])
         axes.minorticks_off()
         axes.set_ylim(-0.0006, 1.4)
         axes.grid()
@@ -127,9 +141,14 @@ def _steps(axes, curve: pd.DataFrame, column: str, number: int, suite: str) -> N
     curve = curve.sort_values("threshold")
     # a row holds from just above the threshold below it up to its own; thresholds end at both edges
     x, y = _place(curve["threshold"].to_numpy()), curve[column].to_numpy()
-    axes.step(np.concatenate([[_place(0)], x]), np.concatenate([y[:1], y]), where="pre", linewidth=2,
-              color=PALETTE[number], label={"calibration": "calibration cases",
-                                                 "heldout": "held-out cases"}[suite])
+    axes.step(
+        np.concatenate([[_place(0)], x]),
+        np.concatenate([y[:1], y]),
+        where="pre",
+        linewidth=2,
+        color=PALETTE[number],
+        label={"calibration": "calibration cases", "heldout": "held-out cases"}[suite],
+    )
 
 
 # --- in words ---------------------------------------------------------------------------------------
@@ -140,13 +159,16 @@ def promise_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> 
     chosen = choices(frames, config, name)
     told = [f"**{choice.rule.capitalize()}**: {choice.guarantee}" for choice in chosen[1:]]
     if len(chosen) < 3:
-        told.append(f"A level of {config.risk_level:.2%} cannot be shown with {chosen[0].critical:,} critical "
-                    f"calibration cases; the lowest that can is {chosen[1].level:.2%}.")
+        told.append(
+            f"A level of {config.risk_level:.2%} cannot be shown with {chosen[0].critical:,} critical "
+            f"calibration cases; the lowest that can is {chosen[1].level:.2%}."
+        )
     told.append(
         "Strictly this holds for cases drawn like the calibration cases only. It says nothing about another "
-        "hospital, other pictures or other words, about one modality by itself, or about a single patient. The "
+        "hospital, other images or other words, about one modality by itself, or about a single patient. The "
         "held-out suite has other words than the calibration suite, so there the promise is put to the test, not "
-        "inherited.")
+        "inherited."
+    )
     return " ".join(told)
 
 
@@ -157,12 +179,16 @@ def heldout_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> 
     premise = _premise(calibration, heldout)
     found = risk.measure(risk.apply(heldout, choice.threshold))
     missed, alarms = found["critical_misses"], found["false_alarms"]
-    words = (f"A treatment passes only if the model gives it a probability of {threshold_text(choice.threshold)} "
-             "or more of being right" if choice.threshold <= 1 else "No treatment passes")
+    words = (
+        f"A treatment passes only if the model gives it a probability of {threshold_text(choice.threshold)} "
+        "or more of being right"
+        if choice.threshold <= 1
+        else "No treatment passes"
+    )
     return (
         f"{words}. Of {choice.critical:,} critical calibration errors this lets none through; of "
         f"{missed['n']:,} critical held-out errors {missed['count']:,} (at most {percent(missed['upper'])}, "
-        f"one-sided 95{SPACE}% limit). The price: {_count(alarms):,} of {alarms['n']:,} valid treatments are "
+        f"one-sided 95% limit). The price: {_count(alarms):,} of {alarms['n']:,} valid treatments are "
         f"queried without need, {rate_text(alarms)}. {_kept(choice, missed)} "
         f"{premise} {_hindsight(heldout, missed)}"
     ).strip()
@@ -186,8 +212,10 @@ def _kept(choice: Choice, missed: Mapping) -> str:
 def _premise(calibration: pd.DataFrame, heldout: pd.DataFrame) -> str:
     p = risk.same_distribution(calibration, heldout)
     seen = "differ from" if p < ALPHA else "cannot be told from"
-    return (f"The probabilities of critical errors there {seen} those on calibration cases (Kolmogorov-Smirnov "
-            f"{p_text(p)}).")
+    return (
+        f"The probabilities of critical errors there {seen} those on calibration cases (Kolmogorov-Smirnov "
+        f"{p_text(p)})."
+    )
 
 
 def _hindsight(heldout: pd.DataFrame, missed: Mapping) -> str:
@@ -196,8 +224,10 @@ def _hindsight(heldout: pd.DataFrame, missed: Mapping) -> str:
         return ""
     needed = risk.choose(heldout)
     where = f"a threshold of {threshold_text(needed.threshold)}" if needed.threshold <= 1 else "passing nothing"
-    return (f"Looked up afterwards, and so no choice: to miss none of them would take {where}, with "
-            f"{percent(needed.false_alarms['value'])} false alarms.")
+    return (
+        f"Looked up afterwards, and so no choice: to miss none of them would take {where}, with "
+        f"{percent(needed.false_alarms['value'])} false alarms."
+    )
 
 
 def rules_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> str:
@@ -205,7 +235,7 @@ def rules_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> st
     chosen = choices(frames, config, name)
     if len(chosen) < 3:
         return ""
-    heldout, tolerated = frames[f"{name}/heldout"], f"{100 * config.risk_level:.3g}{SPACE}%"
+    heldout, tolerated = frames[f"{name}/heldout"], f"{100 * config.risk_level:.3g}%"
     firm, loose = (risk.measure(risk.apply(heldout, choice.threshold)) for choice in chosen[1:])
     if chosen[2].threshold == chosen[1].threshold:
         return f"To tolerate {tolerated} changes nothing: the threshold is the same."
@@ -221,6 +251,8 @@ def rules_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> st
 def bars(frames: Frames, config: RunConfig, names: Sequence[str] = ()) -> pd.DataFrame:
     """The four bars of the last rung for each system, at its strict threshold, on the held-out suite."""
     titles = summary.figure_names(config)
-    parts = [risk.bars(strict(frames, config, name)).assign(System=titles.get(name, name))
-             for name in (names or systems(frames))]
+    parts = [
+        risk.bars(strict(frames, config, name)).assign(System=titles.get(name, name))
+        for name in (names or systems(frames))
+    ]
     return pd.concat(parts, ignore_index=True)[["System", "Figure", "Target", "Measured", "Met"]]

@@ -24,7 +24,7 @@ def disc(content, size, inner, outer):
 
 
 @pytest.mark.parametrize(("name", "finding"), CLASSES)
-def test_same_seed_same_picture_other_seed_other_picture(name, finding):
+def test_same_seed_same_image_other_seed_other_image(name, finding):
     first, first_content = draw(name, finding, 7)
     again, again_content = draw(name, finding, 7)
     other, other_content = draw(name, finding, 8)
@@ -45,11 +45,11 @@ def test_shape_type_and_spread_of_values(name, finding, size):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_finding_changes_the_picture(name):
-    pictures = [draw(name, finding, 5)[0].astype(int) for finding in MODULES[name].FINDINGS]
-    for i, picture in enumerate(pictures):
-        for other in pictures[i + 1 :]:
-            assert np.mean(np.abs(picture - other)) > 4
+def test_finding_changes_the_image(name):
+    images = [draw(name, finding, 5)[0].astype(int) for finding in MODULES[name].FINDINGS]
+    for i, image in enumerate(images):
+        for other in images[i + 1 :]:
+            assert np.mean(np.abs(image - other)) > 4
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -39,7 +39,7 @@ def test_image_is_uint8_square_and_uses_the_grey_scale(modality, finding, size):
     pixels, _ = _draw(modality, finding, 0, size)
     assert pixels.dtype == np.uint8 and pixels.shape == (size, size)
     assert len(np.unique(pixels)) > 100
-    # A rounded-off or badly windowed picture would sit at the ends of the scale.
+    # A rounded-off or badly windowed image would sit at the ends of the scale.
     assert ((pixels == 0) | (pixels == 255)).mean() < 0.35
     low, high = np.percentile(pixels, [5, 95])
     assert high - low > 80
@@ -53,7 +53,7 @@ def test_content_names_the_finding_and_survives_json(modality, finding):
 
 
 @pytest.mark.parametrize("modality, finding", [c for c in CLASSES if c[1] != "normal"])
-def test_finding_changes_the_picture(modality, finding):
+def test_finding_changes_the_image(modality, finding):
     # With one seed patient and exposure are the same, so what differs is the finding.
     normal, _ = _draw(modality, "normal", 5)
     sick, _ = _draw(modality, finding, 5)
@@ -75,8 +75,7 @@ def test_ground_glass_whitens_both_lungs_but_less_than_consolidation():
     gains = {}
     for finding in ("ground_glass", "consolidation"):
         difference = [
-            _draw("xray", finding, seed)[0].astype(float) - _draw("xray", "normal", seed)[0]
-            for seed in SEEDS
+            _draw("xray", finding, seed)[0].astype(float) - _draw("xray", "normal", seed)[0] for seed in SEEDS
         ]
         gains[finding] = np.percentile(difference, 97)
         if finding == "ground_glass":

@@ -35,28 +35,17 @@ def test_pairs_differ_in_one_factor_that_flips_the_verdict(seed, split):
         assert (right.verdict, twin.verdict) == ("CORRECT", "ERROR")
         assert shared_words(right) == shared_words(twin)
         changed = {
-            name
-            for name in ("image", "finding", "treatment")
-            if getattr(right, name) != getattr(twin, name)
+            name for name in ("image", "finding", "treatment") if getattr(right, name) != getattr(twin, name)
+        }
+        assert changed == {"treatment": {"treatment"}, "finding": {"image", "finding"}, "image": {"image"}}[kind]
+        changed = {
+            name for name in ("image_finding", "note_finding", "care") if right.factors[name] != twin.factors[name]
         }
         assert (
             changed
-            == {"treatment": {"treatment"}, "finding": {"image", "finding"}, "image": {"image"}}[
+            == {"treatment": {"care"}, "finding": {"image_finding", "note_finding"}, "image": {"image_finding"}}[
                 kind
             ]
-        )
-        changed = {
-            name
-            for name in ("image_finding", "note_finding", "care")
-            if right.factors[name] != twin.factors[name]
-        }
-        assert (
-            changed
-            == {
-                "treatment": {"care"},
-                "finding": {"image_finding", "note_finding"},
-                "image": {"image_finding"},
-            }[kind]
         )
 
 
@@ -71,7 +60,7 @@ def test_balance_over_modality_kind_and_verdict(seed, dozens):
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), pairs=st.integers(1, 40))
-def test_verdict_follows_from_what_the_picture_shows(seed, pairs):
+def test_verdict_follows_from_what_the_image_shows(seed, pairs):
     for s in grammar.generate("test", pairs, seed):
         called_for = finding_named(s.modality, s.factors["image_finding"]).care
         assert (s.verdict == "CORRECT") == (s.factors["care"] == called_for)
@@ -89,15 +78,13 @@ def test_same_seed_same_scenarios_and_another_seed_others():
     assert grammar.generate("val", 24, 5) != grammar.generate("val", 24, 6)
 
 
-def test_pictures_are_the_same_again(tmp_path):
+def test_images_are_the_same_again(tmp_path):
     for name in "ab":
         grammar.build_suite(name, "val", 4, 0, tmp_path)
     files = sorted(file.name for file in (tmp_path / "a" / "images").iterdir())
     assert len(files) >= 4
     for file in files:
-        assert (tmp_path / "a" / "images" / file).read_bytes() == (
-            tmp_path / "b" / "images" / file
-        ).read_bytes()
+        assert (tmp_path / "a" / "images" / file).read_bytes() == (tmp_path / "b" / "images" / file).read_bytes()
 
 
 def test_an_unknown_split_is_refused():
@@ -106,32 +93,28 @@ def test_an_unknown_split_is_refused():
 
 
 @pytest.mark.parametrize("one, other", [("train", "val"), ("train", "test"), ("val", "test")])
-def test_splits_share_no_words_and_no_picture(one, other):
+def test_splits_share_no_words_and_no_image(one, other):
     words = [{phrase.lower() for phrase in grammar.phrases(split)} for split in (one, other)]
     assert not words[0] & words[1]
     for seed in (0, 1):
         a, b = (grammar.generate(split, 300, seed) for split in (one, other))
         for name in ("finding", "treatment", "image", "id"):
-            assert not {getattr(s, name).lower() for s in a} & {
-                getattr(s, name).lower() for s in b
-            }, name
+            assert not {getattr(s, name).lower() for s in a} & {getattr(s, name).lower() for s in b}, name
     used = {s.factors["image_seed"] for s in a} & {s.factors["image_seed"] for s in b}
     assert not used
 
 
-def test_no_two_uses_can_draw_the_same_picture():
+def test_no_two_uses_can_draw_the_same_image():
     bases = sorted(SEED_BASE.values())
     assert min(b - a for a, b in zip(bases, bases[1:])) >= 100_000
     for split in ("train", "val", "test"):
-        seeds = [
-            s.factors["image_seed"] - SEED_BASE[split] for s in grammar.generate(split, 300)
-        ]
+        seeds = [s.factors["image_seed"] - SEED_BASE[split] for s in grammar.generate(split, 300)]
         assert 0 <= min(seeds) and max(seeds) < 900_000
         above = [b for b in bases if b > SEED_BASE[split]]
         assert not above or min(above) - SEED_BASE[split] >= 900_000
 
 
-def test_no_picture_is_drawn_twice_in_a_suite():
+def test_no_image_is_drawn_twice_in_a_suite():
     seeds = defaultdict(set)
     for s in grammar.generate("train", 1200):
         seeds[s.factors["image_seed"]].add((s.modality, s.factors["image_finding"]))

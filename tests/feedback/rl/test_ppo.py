@@ -49,8 +49,10 @@ def task(base, suite, tmp_path):
         torch.manual_seed(0)
         lora = LoraConfig(r=4, target_modules=r".*language_model.*\.[qv]_proj", lora_dropout=0.1)
         make.model = get_peft_model(model, lora)
-        config = RunConfig(**{"rl_epochs": 12, "rl_batch": 4, "rl_samples": 4, "batch_size": 4, "ppo_lr": 1e-2,
-                              "rl_beta": 0.01} | settings)
+        config = RunConfig(
+            **{"rl_epochs": 12, "rl_batch": 4, "rl_samples": 4, "batch_size": 4, "ppo_lr": 1e-2, "rl_beta": 0.01}
+            | settings
+        )
         shown = Suite("bandit", [suite[0][row] for row in rows], suite[1])
         said = [better] * len(shown) if isinstance(better, str) else list(better)
         other = ["ERROR" if verdict == "CORRECT" else "CORRECT" for verdict in said]
@@ -58,8 +60,18 @@ def task(base, suite, tmp_path):
         preferred = np.array([0.95 if verdict == "CORRECT" else 0.05 for verdict in said])
         kept = tmp_path / folder
         kept.mkdir(exist_ok=True)
-        return Task(config, 0, make.model, processor, shown, pd.DataFrame({"chosen": said, "rejected": other}),
-                       verdict_rewards(preferred, weights), weights, kept, watch or Watched())
+        return Task(
+            config,
+            0,
+            make.model,
+            processor,
+            shown,
+            pd.DataFrame({"chosen": said, "rejected": other}),
+            verdict_rewards(preferred, weights),
+            weights,
+            kept,
+            watch or Watched(),
+        )
 
     yield make
     if hasattr(make, "model"):
@@ -87,8 +99,9 @@ def test_the_policy_is_the_one_that_is_evaluated(task, cached):
     assert scores.requires_grad and scores.dtype == torch.float32
     expected = scoring.p_correct(task.model, task.processor, task.suite)[cases]
     np.testing.assert_allclose(scores.softmax(-1)[:, 0].detach(), expected, atol=1e-5)
-    batch = scoring.prompt_batch(task.processor, task.suite.scenarios,
-                                    [task.suite.picture(s) for s in task.suite.scenarios], "cpu")
+    batch = scoring.prompt_batch(
+        task.processor, task.suite.scenarios, [task.suite.image(s) for s in task.suite.scenarios], "cpu"
+    )
     whole = scoring.score_answers(task.model, task.processor, batch)
     np.testing.assert_allclose(scores.detach(), whole[cases], atol=1e-4)
     assert np.ptp(whole[:, 0]) > 1e-3  # the test can fail: cases differ

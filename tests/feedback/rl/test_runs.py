@@ -61,10 +61,18 @@ def _watch(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0.5
     from medlib.data.cases import Patient, Scenario
 
     scenarios = [
-        Scenario(id=f"s{i}", modality="xray", image="a.png",
-                 patient=Patient(age=50, sex="male", complaint="cough"), finding="x",
-                 treatment="y", verdict=v, error_type="none" if v == "CORRECT" else "overtreatment",
-                 severity="none" if v == "CORRECT" else "high", cost_impact=0)
+        Scenario(
+            id=f"s{i}",
+            modality="xray",
+            image="a.png",
+            patient=Patient(age=50, sex="male", complaint="cough"),
+            finding="x",
+            treatment="y",
+            verdict=v,
+            error_type="none" if v == "CORRECT" else "overtreatment",
+            severity="none" if v == "CORRECT" else "high",
+            cost_impact=0,
+        )
         for i, v in enumerate(["CORRECT", "ERROR"])
     ]
     suite = type("S", (), {"scenarios": scenarios})()
@@ -92,18 +100,27 @@ def _frame(wrong=(), severity="critical", n=40, missing_pairs=False):
         verdict = "CORRECT" if i % 2 else "ERROR"
         right = i not in wrong
         said = verdict if right else {"CORRECT": "ERROR", "ERROR": "CORRECT"}[verdict]
-        rows.append({
-            "id": f"s{i}", "modality": ["xray", "mri"][i % 4 // 2], "verdict": verdict, "predicted": said,
-            "p_correct": 0.9 if said == "CORRECT" else 0.1, "cost_impact": 0, "pair": f"p{i // 2}",
-            "severity": "none" if verdict == "CORRECT" else severity,
-        })
+        rows.append(
+            {
+                "id": f"s{i}",
+                "modality": ["xray", "mri"][i % 4 // 2],
+                "verdict": verdict,
+                "predicted": said,
+                "p_correct": 0.9 if said == "CORRECT" else 0.1,
+                "cost_impact": 0,
+                "pair": f"p{i // 2}",
+                "severity": "none" if verdict == "CORRECT" else severity,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _frames(**wrong_by_row):
-    return {f"{name.replace('_', '-').replace('--', ':')}/{suite}": _frame(wrong)
-            for name, wrong in wrong_by_row.items()
-            for suite in ("calibration", "val_contradiction", "heldout", "contradiction")}
+    return {
+        f"{name.replace('_', '-').replace('--', ':')}/{suite}": _frame(wrong)
+        for name, wrong in wrong_by_row.items()
+        for suite in ("calibration", "val_contradiction", "heldout", "contradiction")
+    }
 
 
 def test_harm_counts_a_missed_critical_error_four_times_a_false_alarm():
@@ -140,19 +157,24 @@ def test_the_sentence_names_the_choice_or_keeps_the_supervised_adapter():
 
 def _history(last):
     start = dict(kl=0.0, reward=1.0, accuracy=0.95, parsed=1.0, length=40.0, same_answer=0.5)
-    return pd.DataFrame([
-        {"method": "ppo", "seed": 0, "update": update, **{f"probe_{k}": v for k, v in values.items()}}
-        for update, values in ((0, start), (9, start | last))
-    ])
+    return pd.DataFrame(
+        [
+            {"method": "ppo", "seed": 0, "update": update, **{f"probe_{k}": v for k, v in values.items()}}
+            for update, values in ((0, start), (9, start | last))
+        ]
+    )
 
 
-@pytest.mark.parametrize("last, told", [
-    (dict(kl=0.3), "No sign of a hacked reward"),
-    (dict(kl=0.3, parsed=0.6), "fewer answers parse in PPO"),
-    (dict(kl=0.3, same_answer=0.9), "one verdict is given more often in PPO"),
-    (dict(kl=0.3, reward=2.0, accuracy=0.7), "reward rose while right verdicts fell in PPO"),
-    (dict(kl=5.0), "stopped at 5.00 nats"),
-])
+@pytest.mark.parametrize(
+    "last, told",
+    [
+        (dict(kl=0.3), "No sign of a hacked reward"),
+        (dict(kl=0.3, parsed=0.6), "fewer answers parse in PPO"),
+        (dict(kl=0.3, same_answer=0.9), "one verdict is given more often in PPO"),
+        (dict(kl=0.3, reward=2.0, accuracy=0.7), "reward rose while right verdicts fell in PPO"),
+        (dict(kl=5.0), "stopped at 5.00 nats"),
+    ],
+)
 def test_a_hacked_reward_is_told(last, told):
     assert told in rl_page.watched_sentence(_history(last), resolve("standin"))
 
@@ -194,11 +216,15 @@ def test_rehearsed_cases_are_whole_training_pairs_with_their_known_verdict(small
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preferences, "training_side", lambda _: (rated, table))
         patch.setattr(reward_model, "preferred", lambda _, suite: np.full(len(suite), 0.25))
-        suite, preferences, preferred = runs.training_cases(small_config.model_copy(update={"rl_rehearsal_pairs": 5}))
+        suite, preferences, preferred = runs.training_cases(
+            small_config.model_copy(update={"rl_rehearsal_pairs": 5})
+        )
     assert len(suite) == len(preferences) == len(preferred) == len(rated) + 10
     known = preferences[preferences["rehearsed"]]
-    assert known["chosen"].tolist() == [s.verdict for s in suite.scenarios[len(rated):]]
+    assert known["chosen"].tolist() == [s.verdict for s in suite.scenarios[len(rated) :]]
     assert (known["chosen"] != known["rejected"]).all() and (preferred[: len(rated)] == 0.25).all()
-    assert (preferred[len(rated):] == (known["chosen"] == "CORRECT")).all()
-    assert suite.picture(suite.scenarios[-1]).tobytes() == again.picture(
-        next(s for s in again.scenarios if s.id == suite.scenarios[-1].id)).tobytes()
+    assert (preferred[len(rated) :] == (known["chosen"] == "CORRECT")).all()
+    assert (
+        suite.image(suite.scenarios[-1]).tobytes()
+        == again.image(next(s for s in again.scenarios if s.id == suite.scenarios[-1].id)).tobytes()
+    )

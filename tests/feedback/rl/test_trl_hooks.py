@@ -65,8 +65,18 @@ def task(policy, suite, tmp_path):
             make.model.unload()
         make.model = get_peft_model(base, LORA)
         make.model.load_state_dict(taught, strict=False)
-        config = RunConfig(**{"rl_epochs": 3, "rl_batch": 2, "rl_samples": 4, "batch_size": 2, "grpo_lr": 1e-2,
-                              "dpo_lr": 1e-2, "rl_beta": 0.01} | settings)
+        config = RunConfig(
+            **{
+                "rl_epochs": 3,
+                "rl_batch": 2,
+                "rl_samples": 4,
+                "batch_size": 2,
+                "grpo_lr": 1e-2,
+                "dpo_lr": 1e-2,
+                "rl_beta": 0.01,
+            }
+            | settings
+        )
         shown = Suite("bandit", [suite[0][row] for row in rows], suite[1])
         said = [better] * len(shown) if isinstance(better, str) else list(better)
         other = ["ERROR" if verdict == "CORRECT" else "CORRECT" for verdict in said]
@@ -74,8 +84,18 @@ def task(policy, suite, tmp_path):
         preferred = np.array([0.95 if verdict == "CORRECT" else 0.05 for verdict in said])
         kept = tmp_path / folder
         kept.mkdir(exist_ok=True)
-        return Task(config, 0, make.model, processor, shown, pd.DataFrame({"chosen": said, "rejected": other}),
-                       verdict_rewards(preferred, weights), weights, kept, watch or Watched())
+        return Task(
+            config,
+            0,
+            make.model,
+            processor,
+            shown,
+            pd.DataFrame({"chosen": said, "rejected": other}),
+            verdict_rewards(preferred, weights),
+            weights,
+            kept,
+            watch or Watched(),
+        )
 
     yield make
     make.model.unload()
@@ -107,12 +127,13 @@ def both_answers(processor, n):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_trl_sees_pictures_as_evaluation_does(task, cached, monkeypatch):
+def test_trl_sees_images_as_evaluation_does(task, cached, monkeypatch):
     task = task(cache_image_features=cached)
     with trl_hooks.given_back(task.model):
         trainer, rows = trainer_of(task, "grpo")
-    batch = scoring.prompt_batch(task.processor, task.suite.scenarios,
-                                    [task.suite.picture(s) for s in task.suite.scenarios], "cpu")
+    batch = scoring.prompt_batch(
+        task.processor, task.suite.scenarios, [task.suite.image(s) for s in task.suite.scenarios], "cpu"
+    )
     expected = scoring.score_answers(task.model.eval(), task.processor, batch)
     answers, mask, cases = both_answers(task.processor, len(task.suite))
     ids = torch.cat([torch.tensor(cases)[:, None], answers], 1)
@@ -120,12 +141,13 @@ def test_trl_sees_pictures_as_evaluation_does(task, cached, monkeypatch):
     def read():
         with torch.no_grad():
             logp = trainer._get_per_token_logps_and_entropies(
-                task.model, ids, torch.cat([torch.ones(len(ids), 1).long(), mask], 1), answers.shape[1])[0]
+                task.model, ids, torch.cat([torch.ones(len(ids), 1).long(), mask], 1), answers.shape[1]
+            )[0]
         return (logp * mask).sum(1).view(-1, 2).numpy()
 
     np.testing.assert_allclose(read(), expected, atol=1e-4)
     np.testing.assert_allclose(dpo.reference(task, rows), expected, atol=1e-4)
-    # the test can fail: a picture whose tokens see only backwards is another picture
+    # the test can fail: an image whose tokens see only backwards is another image
     monkeypatch.setattr(trl_hooks, "_picture_of", lambda types: torch.full_like(types, -1))
     assert np.abs(read() - expected).max() > 1e-2
 
@@ -145,8 +167,11 @@ def test_packed_answers_and_their_gradient_are_those_read_one_by_one(task, windo
         parts = []
         for case, answer in zip(cases, answers):
             batch = trl_hooks.prompt_batch([rows[case]], "cpu")
-            more = {"input_ids": answer[None], "attention_mask": torch.ones_like(answer[None]),
-                    "token_type_ids": torch.zeros_like(answer[None])}
+            more = {
+                "input_ids": answer[None],
+                "attention_mask": torch.ones_like(answer[None]),
+                "token_type_ids": torch.zeros_like(answer[None]),
+            }
             batch |= {name: torch.cat([batch[name], value], 1) for name, value in more.items()}
             parts.append(task.model(**batch, use_cache=False).logits[0, -len(answer) - 1 : -1])
         return torch.stack(parts)
@@ -224,8 +249,15 @@ def test_the_bandit_is_solved(task, method, better):
 @pytest.mark.parametrize("method", METHODS)
 def test_of_two_opinions_the_graver_one_wins(task, method, weights, expected):
     # the same case four times: two say CORRECT, two say ERROR
-    task = task(["CORRECT", "CORRECT", "ERROR", "ERROR"], weights, rows=[0, 0, 0, 0], rl_epochs=7,
-                rl_batch=4, batch_size=4, rl_samples=8)
+    task = task(
+        ["CORRECT", "CORRECT", "ERROR", "ERROR"],
+        weights,
+        rows=[0, 0, 0, 0],
+        rl_epochs=7,
+        rl_batch=4,
+        batch_size=4,
+        rl_samples=8,
+    )
     METHODS[method].improve(task)
     assert (p_correct(task).mean() > 0.5) == (expected == "CORRECT")
 

@@ -104,8 +104,10 @@ def test_measured_rates_are_those_of_the_run(monkeypatch):
     table = cost_page.measured(config, {"medgemma-lora/heldout": pd.DataFrame({"seconds": [0.1, 0.3]})})
     assert table["scenarios_per_second"].tolist() == [8.0, pytest.approx(5.0)]
     formula = forecast.forecast(config, "cpu")["samples_per_second"]
-    assert table["ratio"].tolist() == [pytest.approx(8.0 / formula),
-                                       pytest.approx(5.0 * 3600 * cost_page.evaluation_hours(config, "cpu"))]
+    assert table["ratio"].tolist() == [
+        pytest.approx(8.0 / formula),
+        pytest.approx(5.0 * 3600 * cost_page.evaluation_hours(config, "cpu")),
+    ]
     said = cost_page.formula_sentence(table)
     assert "8.0 scenarios a second" in said and FORMULA in said
 
@@ -117,9 +119,13 @@ def test_api_tokens_are_read_from_the_row_that_counted_them():
 
 
 def test_sentence_names_the_cheapest_and_the_fastest():
-    table = pd.DataFrame({
-        "where": ["slow", "fast", "own", "m at api.example"], "hours": [10, 1, 0.1, math.nan],
-        "usd": [5, 50, math.nan, 7]})
+    table = pd.DataFrame(
+        {
+            "where": ["slow", "fast", "own", "m at api.example"],
+            "hours": [10, 1, 0.1, math.nan],
+            "usd": [5, 50, math.nan, 7],
+        }
+    )
     said = cost_page.plan_sentence(table, 1000)
     assert "least on slow (10 h, 5.0 USD)" in said and "on fast (1.0 h, 50 USD)" in said
     assert "m at api.example, would charge 7.0 USD" in said and "Nothing of this was run" in said

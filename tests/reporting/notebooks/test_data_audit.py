@@ -37,7 +37,7 @@ def distances(strangers=(40, 60), copies=(0, 4)):
 
 def test_no_leak_is_said_only_if_there_is_none():
     text = data_audit_page.leak_sentence(SUITES, NO_LEAK)
-    assert "No picture of a test" in text and sound(text)
+    assert "No image of a test" in text and sound(text)
     # what two suites to fit on, or two tests, share does no harm
     harmless = pd.concat([leak("train", "val"), leak("test", "core_val")])
     assert data_audit_page.leak_sentence(SUITES, harmless) == text
@@ -107,12 +107,12 @@ def test_shortcut_tables_stand_side_by_side():
     assert sound(data_audit_page.word_sentence(SETS))
 
 
-def test_picture_faults_are_separated_from_the_rest():
+def test_image_faults_are_separated_from_the_rest():
     found = [Issue("mask", "error", "m", files=("a.png", "b.png")), Issue("balance", "warning", "b")]
-    assert [i.check for i in data_audit_page.picture_issues(found)] == ["mask"]
-    text = data_audit_page.picture_sentence(found)
+    assert [i.check for i in data_audit_page.image_issues(found)] == ["mask"]
+    text = data_audit_page.image_sentence(found)
     assert "faults: mask (1)**, in 2 files" in text and sound(text)
-    assert "no fault" in data_audit_page.picture_sentence(found[1:])
+    assert "no fault" in data_audit_page.image_sentence(found[1:])
 
 
 def test_figures_draw_every_group_and_modality():

@@ -64,13 +64,15 @@ def all_sentences(frames, config):
         "small": evaluate_page.small_sample_sentence(stats.score(tuned.head(8))),
         "verdict": evaluate_page.verdict_sentence(score),
         "generation": evaluate_page.generation_sentence(frames),
-        "picture": evaluate_page.picture_sentence(frames),
+        "image": evaluate_page.image_sentence(frames),
         "targets": evaluate_page.targets_sentence(summary.bars(score)),
         "ladder": benchmark_page.ladder_sentence(scores),
         "modality": benchmark_page.modality_sentence(scores),
         "pair": benchmark_page.pair_sentence(frames),
         "power": benchmark_page.power_sentence(score),
-        "gain": error_analysis_page.gain_sentence(error_analysis_page.gains(error_analysis_page.with_factors(tuned, SCENARIOS))),
+        "gain": error_analysis_page.gain_sentence(
+            error_analysis_page.gains(error_analysis_page.with_factors(tuned, SCENARIOS))
+        ),
         "harm": error_analysis_page.harm_sentence(score),
         "calibration": error_analysis_page.calibration_sentence(tuned),
         "reliance": error_analysis_page.reliance_sentence(frames),
@@ -96,8 +98,8 @@ def test_sentences_do_not_claim_what_the_numbers_do_not_show(config):
     assert "**the base is better**" in poor["paired"]
     same = answers(0.7)
     assert "do not tell them apart" in evaluate_page.paired_sentence(same, same, "a", "b")
-    assert "**the picture decides some of its verdicts**" in good["picture"]
-    assert "**nothing here shows that it uses the picture**" in poor["picture"]
+    assert "**the image decides some of its verdicts**" in good["image"]
+    assert "**nothing here shows that it uses the image**" in poor["image"]
     assert "whole interval" in good["ladder"] and "above the target" in good["ladder"]
     assert "below the target" in poor["ladder"]
     assert "no number of cases would do" in poor["power"]
@@ -170,7 +172,7 @@ def test_core_tables_count_the_published_cases():
 
 def test_the_shortcut_is_named_in_the_core_set_and_not_in_the_generated_one():
     assert "24 of 24" in data_page.shortcut_sentence(core24.load_facts())
-    assert "Nobody needs the picture" not in data_page.shortcut_sentence(SCENARIOS)
+    assert "Nobody needs the image" not in data_page.shortcut_sentence(SCENARIOS)
 
 
 def test_audit_and_overlap_are_worded_by_what_was_found():

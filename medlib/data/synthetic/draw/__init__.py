@@ -1,7 +1,7 @@
 """Synthetic medical images with known content.
 
 Real scans cannot be shipped with a repository, so every example here is drawn from a seed. The
-pictures are caricatures for exercising a pipeline: they show one textbook sign each and say
+images are caricatures for exercising a pipeline: they show one textbook sign each and say
 nothing about how a model performs on patients.
 
 Each modality is one module with ``FINDINGS`` and
@@ -20,12 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from medlib.data.synthetic.draw import histopathology, mri, ultrasound, xray
 
 GENERATOR_VERSION = "1"
-MODALITIES = {
-    "xray": xray,
-    "ultrasound": ultrasound,
-    "histopathology": histopathology,
-    "mri": mri,
-}
+MODALITIES = {"xray": xray, "ultrasound": ultrasound, "histopathology": histopathology, "mri": mri}
 FINDINGS = {name: module.FINDINGS for name, module in MODALITIES.items()}
 
 

@@ -147,8 +147,7 @@ def draw_glands(rng, size):
     content = {
         "nuclei": count,
         "glands": [
-            {"centre": fraction(column, row), "radius": round(radius / 224, 3)}
-            for row, column, radius in glands
+            {"centre": fraction(column, row), "radius": round(radius / 224, 3)} for row, column, radius in glands
         ],
     }
     return haematoxylin, eosin, content
@@ -213,8 +212,7 @@ def draw_solid_sheet(rng, size):
         "nuclei": count,
         "glands": [],
         "mitoses": [
-            {"centre": fraction(column, row)}
-            for row, column in zip(rows[mitoses], columns[mitoses], strict=True)
+            {"centre": fraction(column, row)} for row, column in zip(rows[mitoses], columns[mitoses], strict=True)
         ],
     }
     return haematoxylin, eosin, content
@@ -239,10 +237,7 @@ def stamp_nuclei(
         for value in (radius, darkness, elongation, irregularity)
     )
     angle = rng.uniform(0, np.pi, count) if angle is None else np.asarray(angle)
-    angle, phase = (
-        value.astype(np.float32)[:, None, None]
-        for value in (angle, rng.uniform(0, 2 * np.pi, count))
-    )
+    angle, phase = (value.astype(np.float32)[:, None, None] for value in (angle, rng.uniform(0, 2 * np.pi, count)))
     nucleolus_place = rng.uniform(-0.35, 0.35, (2, count, 1, 1)).astype(np.float32)
 
     # One small square of pixels per nucleus, in coordinates of its own axes and radius.

@@ -72,9 +72,7 @@ def draw(finding: str, rng: np.random.Generator, size: int = 224) -> tuple[np.nd
     brain = soft_step(depth - skull, 0.012)
 
     mass = None if finding == "normal" else place_mass(finding, rng, head, skull)
-    anatomy_right, anatomy_down = (
-        (right, down) if mass is None else push_away(right, down, mass, brain)
-    )
+    anatomy_right, anatomy_down = (right, down) if mass is None else push_away(right, down, mass, brain)
     signal, white_matter = draw_brain(rng, anatomy_right, anatomy_down, depth - skull, head)
     if finding == "ring_enhancing_mass":
         signal = add_ring(signal, rng, right, down, mass, white_matter)

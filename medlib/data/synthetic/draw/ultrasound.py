@@ -123,8 +123,7 @@ def _draw_spiculated_mass(rng, x, z, echo):
     # One outline in polar form: a few slow lobes, then narrow spikes of unequal length.
     directions = np.linspace(-np.pi, np.pi, 361)
     outline = 1 + sum(
-        rng.uniform(0.04, 0.12) * np.cos(k * directions + rng.uniform(0, 2 * np.pi))
-        for k in (2, 3, 5, 7)
+        rng.uniform(0.04, 0.12) * np.cos(k * directions + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5, 7)
     )
     count = int(rng.integers(12, 19))
     for tip in np.linspace(-np.pi, np.pi, count, endpoint=False):
