@@ -11,7 +11,7 @@ import pytest
 import typer
 import yaml
 
-from medlib import cli_extra
+from medlib.cli import main as cli
 from medlib.config import ROOT, RunConfig, resolve
 
 TASKS = sorted((ROOT / "cloud").glob("*.yaml"))
@@ -51,7 +51,7 @@ def test_scripts_are_valid_shell(file):
 @every_task
 def test_commands_and_flags_are_those_of_the_command_line(file):
     task = read(file)
-    commands = typer.main.get_command(cli_extra.app).commands
+    commands = typer.main.get_command(cli.app).commands
     lines = task["run"].replace("\\\n", " ").splitlines()
     for words in (shlex.split(line) for line in lines if "-m medlib" in line):
         words = words[words.index("medlib") + 1 :]
