@@ -1,18 +1,22 @@
 # `make report` and `make test` work on a fresh machine: they build .venv first.
 # On Linux without an NVIDIA GPU, PyTorch's own package index has a much smaller CPU build; pass
 # its address: make report TORCH_INDEX=<address of PyTorch's CPU index>
+# The exact versions that this repository was tested with: make report LOCK=requirements.lock
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+LOCK ?=
 ARGS ?=
+# Where the repository lives on GitHub. Set it here once, then run `make badges`.
+REPO ?= OWNER/REPOSITORY
 
 BIN := $(VENV)/bin
 TORCH := torch>=2.13,<2.14
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help report test data standin lint clean
+.PHONY: help report test data standin lint lock badges clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -34,8 +38,21 @@ data: $(INSTALLED)  ## make the scenarios and their images
 standin: $(INSTALLED)  ## make the two small stand-in models that know no medicine
 	$(BIN)/python -m medlib standin $(ARGS)
 
-lint: $(INSTALLED)  ## check style
+lint: $(INSTALLED)  ## check style, formatting, spelling and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy medlib
+
+# torch's build tag, such as +cpu, is dropped: the lock names a version, TORCH_INDEX chooses the build.
+lock: $(INSTALLED)  ## write the installed versions to requirements.lock
+	sed '/^#/!d' requirements.lock > requirements.lock.tmp
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E '/^(#|-)/d; s/\+[A-Za-z0-9.]+$$//' >> requirements.lock.tmp
+	mv requirements.lock.tmp requirements.lock
+
+badges:  ## write the GitHub address into README and notebooks (REPO=owner/name)
+	perl -pi -e 's{(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+}{$${1}$(REPO)}g' README.md
+	perl -pi -e 's{(REPOSITORY = \\")[^"\\]*}{$${1}$(REPO)}' notebooks/*.ipynb
 
 clean:  ## remove the virtual environment and caches, never data, models or runs
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache *.egg-info
@@ -49,6 +66,6 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@if [ -z '$(TORCH_INDEX)' ] && ! command -v nvidia-smi >/dev/null; then \
 		echo 'No NVIDIA GPU found: see the head of the Makefile for a smaller PyTorch.'; fi
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -e '.[test]'
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(if $(LOCK),-c $(LOCK)) '$(TORCH)'
+	$(BIN)/python -m pip install --quiet $(if $(LOCK),-c $(LOCK)) -e '.[test,lint]'
 	@touch $@
