@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help report test data standin lint lock badges clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 report: $(INSTALLED)  ## run all notebooks and write the report (ARGS='--help' lists options)
 	$(BIN)/python -m medlib report $(ARGS)
@@ -55,7 +55,7 @@ badges:  ## write the GitHub address into README and notebooks (REPO=owner/name)
 	perl -pi -e 's{(REPOSITORY = \\")[^"\\]*}{$${1}$(REPO)}' notebooks/*.ipynb
 
 clean:  ## remove the virtual environment and caches, never data, models or runs
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache *.egg-info
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache *.egg-info
 	find medlib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
