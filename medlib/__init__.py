@@ -1,6 +1,7 @@
 """Shared code of the notebooks that fine-tune MedGemma to audit clinical decisions.
 
-Modules point one way: data -> models -> training -> evaluation -> reporting.
+Packages import in one direction: config, stats, data, models, training, systems, feedback, evaluation,
+reporting, cli (`tests/test_layers.py` holds them to it).
 """
 
 import logging

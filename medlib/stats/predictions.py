@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 
 from medlib.config import VERDICTS
-from medlib.data.cases import Scenario
 
 
-def prediction_row(scenario: Scenario, p_correct: float) -> dict:
-    """One row of a predictions table, whichever system gave the probability of CORRECT."""
+def prediction_row(scenario, p_correct: float) -> dict:
+    """One row of a predictions table from a `medlib.data.cases.Scenario` and a probability of CORRECT."""
     return {
         "id": scenario.id,
         "modality": scenario.modality,
@@ -29,7 +28,7 @@ def prediction_row(scenario: Scenario, p_correct: float) -> dict:
     }
 
 
-def predictions_table(scenarios: list[Scenario], answered: pd.DataFrame) -> pd.DataFrame:
+def predictions_table(scenarios: list, answered: pd.DataFrame) -> pd.DataFrame:
     """Predictions table, a row a scenario: `prediction` and whatever else was answered."""
     rows = [prediction_row(s, float(p)) for s, p in zip(scenarios, answered["p_correct"])]
     extra = answered.drop(columns="p_correct").reset_index(drop=True)
