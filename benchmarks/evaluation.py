@@ -19,7 +19,7 @@ import torch
 from medlib.config import ANSWERS, resolve
 from medlib.data import sources, variants
 from medlib.models import loading, scoring
-from medlib.models.prompts import messages
+from medlib.models.prompts import answer_tokens, messages
 
 BAR = 3.0
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -32,7 +32,7 @@ def plain(model, processor, suite, batch_size: int) -> np.ndarray:
     for start in range(0, len(suite), batch_size):
         scenarios = suite.scenarios[start : start + batch_size]
         scores = []
-        for answer in ANSWERS.values():
+        for answer, tokens in zip(ANSWERS.values(), answer_tokens(processor)):
             turns = [messages(s, suite.image(s), answer) for s in scenarios]
             batch = processor.apply_chat_template(
                 turns,
@@ -43,7 +43,7 @@ def plain(model, processor, suite, batch_size: int) -> np.ndarray:
             ).to(model.device)
             batch.pop("num_crops", None)
             # the turn ends with a newline that is no part of the answer
-            length = len(processor.tokenizer(f"{answer}<end_of_turn>", add_special_tokens=False).input_ids)
+            length = len(tokens)
             logp = model(**batch).logits[:, -length - 2 : -2].float().log_softmax(-1)
             scores.append(logp.gather(-1, batch["input_ids"][:, -length - 1 : -1, None]).sum((1, 2)))
         log_odds.append(torch.stack(scores, 1).cpu().numpy() @ [-1, 1])

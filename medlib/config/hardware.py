@@ -9,14 +9,23 @@ from typing import Any
 EFFECTIVE_BATCH = 16
 
 
+def device() -> str:
+    """The device to compute on: cuda, mps or cpu, in this order of preference."""
+    import torch  # only where somebody asks
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def facts() -> dict[str, Any]:
     """What is here: ``device``; for cuda also ``name``, ``memory_gb``, ``capability``, ``count``, ``processes``.
 
     ``processes`` is how many `accelerate launch` started; memory is the first card's, in 2**30 bytes.
     """
-    import torch  # only where somebody asks
+    import torch
 
-    if torch.cuda.is_available():
+    if device() == "cuda":
         card = torch.cuda.get_device_properties(0)
         return {
             "device": "cuda",
@@ -26,7 +35,7 @@ def facts() -> dict[str, Any]:
             "count": torch.cuda.device_count(),
             "processes": int(os.environ.get("WORLD_SIZE", 1)),
         }
-    return {"device": "mps" if torch.backends.mps.is_available() else "cpu"}
+    return {"device": device()}
 
 
 def detect(found: dict[str, Any] | None = None) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import medlib
+from medlib.config import hardware
 from medlib.config.paths import ROOT
 
 # The packages that can change a number; the rest only carry it.
@@ -183,9 +184,7 @@ def _device(device: str | None) -> dict:
     """Kind and name of the device, and the number of CPU threads that torch uses."""
     import torch  # Imported here so that the command line starts fast.
 
-    if device is None:
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    device = device or hardware.device()
     kind = str(device).split(":")[0]
     name = torch.cuda.get_device_name(torch.device(device)) if kind == "cuda" else kind
     return {"type": kind, "name": name, "threads": torch.get_num_threads()}

@@ -32,7 +32,7 @@ from medlib.data.suite import Suite
 from medlib.feedback.preferences import training_side
 from medlib.models import loading
 from medlib.systems import Session
-from medlib.training import encoding, lora, memory, processes
+from medlib.training import adapters, encoding, lora, memory, processes
 from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
 
 #: Share of the training side that only sets the temperature.
@@ -201,7 +201,6 @@ class _Trainer(RewardTrainer):
 
 def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Path) -> RewardTrainer:
     device = next(model.parameters()).device.type
-    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     batch = min(config.rl_batch, len(rows))
     # a pair is two rows, but without scores of every word a row takes less memory than in supervised training
     pairs = next(n for n in range(min(config.batch_size, batch), 0, -1) if batch % n == 0)
@@ -227,7 +226,7 @@ def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Pat
         report_to="none",
         remove_unused_columns=False,
         max_length=None,
-        gradient_checkpointing=recompute,
+        gradient_checkpointing=memory.recomputes(config, device),
         dataloader_pin_memory=device == "cuda",
         # rewards have no zero of their own, and a bound keeps the margin readable
         center_rewards_coefficient=0.01,
@@ -250,9 +249,7 @@ def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Pat
 
 
 def _save(model, processor, config: RunConfig, out: Path, written: dict) -> None:
-    model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
-    model.save_pretrained(out, save_embedding_layers=False)
-    processor.save_pretrained(out)
+    adapters.save_adapter(model, processor, config, out)
     provenance.write_json_atomic(out / "training_metadata.json", written)
 
 

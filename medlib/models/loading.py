@@ -21,7 +21,7 @@ from transformers import (
 )
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from medlib.config import ROOT, ModelError, RunConfig
+from medlib.config import ROOT, ModelError, RunConfig, hardware
 from medlib.models import float16
 
 
@@ -57,9 +57,7 @@ def weights_hash(model: str) -> str:
 
 def pick_device() -> torch.device:
     """cuda, mps or cpu, in this order of preference."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device(hardware.device())
 
 
 def pick_dtype(device: torch.device, dtype: str = "auto") -> torch.dtype:

@@ -9,6 +9,8 @@ from PIL import Image
 from medlib.config import ANSWERS
 from medlib.data.cases import Scenario
 
+#: Gemma's token behind every turn; an answer is over with it.
+END_OF_TURN = "<end_of_turn>"
 INSTRUCTION = (
     "You audit clinical decisions. Review the medical image and the clinical information and decide "
     "whether the prescribed treatment is appropriate.\n"
@@ -36,6 +38,12 @@ def messages(scenario: Scenario, image: Image.Image | None, answer: str | None =
     if answer is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return turns
+
+
+def answer_tokens(processor) -> list[list[int]]:
+    """Token ids of the two answers in the order of ``ANSWERS``, each with the end of its turn."""
+    texts = [f"{answer}{END_OF_TURN}" for answer in ANSWERS.values()]
+    return processor.tokenizer(texts, add_special_tokens=False).input_ids
 
 
 def parse_verdict(text: str) -> str | None:

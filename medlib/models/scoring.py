@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from medlib.config import ANSWERS
 from medlib.data.suite import Suite
 from medlib.models import prompts
 
@@ -102,10 +101,7 @@ def score_answers(model, processor, batch: dict[str, torch.Tensor]) -> np.ndarra
     """
     prompt = model(**batch, use_cache=True, logits_to_keep=1)
     first = prompt.logits[:, -1].float().log_softmax(-1)
-    tokens = [
-        torch.tensor(processor.tokenizer(f"{answer}<end_of_turn>", add_special_tokens=False).input_ids)
-        for answer in ANSWERS.values()
-    ]
+    tokens = list(map(torch.tensor, prompts.answer_tokens(processor)))
     ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=-1).to(first.device)
     ids = ids.repeat(len(first), 1)  # answers of the first scenario, answers of the second, ...
     cache = prompt.cache

@@ -23,6 +23,20 @@ def training_metadata(config: RunConfig) -> dict:
     return metadata
 
 
+def save_adapter(model, processor, config: RunConfig, out: Path, weights: dict | None = None) -> None:
+    """Write the adapter "default" and the processor's files, so that they load on any machine.
+
+    Parameters
+    ----------
+    weights : state dict, where no process holds the whole model
+    """
+    model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
+    # embeddings are untouched; "auto" would ask the hub
+    options = dict(selected_adapters=["default"], save_embedding_layers=False, state_dict=weights)
+    model.save_pretrained(out, **options)
+    processor.save_pretrained(out)
+
+
 # --- runs -------------------------------------------------------------------------------------------
 
 

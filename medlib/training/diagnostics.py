@@ -89,9 +89,10 @@ def guessing_loss(config: RunConfig) -> float:
     from transformers import AutoTokenizer
 
     from medlib.config import ANSWERS
+    from medlib.models.prompts import END_OF_TURN
 
     tokenizer = AutoTokenizer.from_pretrained(adapter_dir(config))
-    lengths = [len(tokenizer(f"{ANSWERS[v]}<end_of_turn>", add_special_tokens=False).input_ids) for v in VERDICTS]
+    lengths = [len(tokenizer(f"{ANSWERS[v]}{END_OF_TURN}", add_special_tokens=False).input_ids) for v in VERDICTS]
     return math.log(len(VERDICTS)) / float(np.mean(lengths))
 
 

@@ -79,7 +79,7 @@ def _encode(processor, scenarios: list[Scenario], files: list[Path]) -> list[dic
 
 
 def _end_of_turn(processor) -> int:
-    return processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    return processor.tokenizer.convert_tokens_to_ids(prompts.END_OF_TURN)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Gemma3Config
 
 from medlib.config import ROOT, ConfigError, ModelError, RunConfig, hardware
 from medlib.models import loading
-from medlib.training import lora
+from medlib.training import lora, memory
 
 GIB = 2**30
 SHAPES = ROOT / "models" / "shapes"
@@ -98,8 +98,8 @@ def forecast(
     scenarios = scenarios or 2 * config.train_pairs + 16
     device = profile if profile in ("cpu", "mps") else "cuda"
     dtype = number_format(config, profile)
-    memory = _memory(config, model, dtype, tokens, device)
-    flops = _flops(config, model, tokens, scenarios, images or scenarios, recomputes(config, device))
+    sizes = _memory(config, model, dtype, tokens, device)
+    flops = _flops(config, model, tokens, scenarios, images or scenarios, memory.recomputes(config, device))
     speed = 1e12 * row["peak_tflops"][str(dtype).removeprefix("torch.")] * row["utilisation"] * row["count"]
     hours = flops / speed / 3600
     trainable, total, _ = lora.trainable_share(model)
@@ -109,10 +109,10 @@ def forecast(
         "trainable_parameters": trainable,
         "tokens": tokens,
         "dtype": str(dtype).removeprefix("torch."),
-        "memory_gib": {name: round(size / GIB, 3) for name, size in memory.items()},
+        "memory_gib": {name: round(size / GIB, 3) for name, size in sizes.items()},
         "fits": None
         if row["memory_gb"] is None
-        else max(memory["peak"], memory["image_features"]) < 1e9 * row["memory_gb"],
+        else max(sizes["peak"], sizes["image_features"]) < 1e9 * row["memory_gb"],
         "hours": hours,
         "usd": None if row["usd_per_hour"] is None else hours * row["usd_per_hour"],
         "samples_per_second": scenarios * config.epochs / (3600 * hours),
@@ -123,13 +123,11 @@ def forecast(
 def sentence(result: dict) -> str:
     """The forecast in one line."""
     parts, hours, money = result["memory_gib"], result["hours"], result["usd"]
-    memory = max(parts["peak"], parts["image_features"])  # training, or the tower's pass before it
+    peak = max(parts["peak"], parts["image_features"])  # training, or the tower's pass before it
     fits = {None: "", True: ", fits", False: ", DOES NOT FIT"}[result["fits"]]
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
     cost = "" if money is None else f" and {money:,.2f} USD"
-    return (
-        f"on {result['profile']}: {memory:.1f} GiB at the peak{fits}; about {time}{cost}; {result['assumptions']}"
-    )
+    return f"on {result['profile']}: {peak:.1f} GiB at the peak{fits}; about {time}{cost}; {result['assumptions']}"
 
 
 def number_format(config: RunConfig, profile: str) -> torch.dtype:
@@ -151,7 +149,7 @@ def _memory(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: s
     positions, size = config.batch_size * tokens, activation_bytes(dtype)
     layer = positions * layer_bytes(config, model, dtype, tokens, device)
     kept = text.num_hidden_layers * layer
-    if recomputes(config, device):  # the inputs of all layers, and one of them in full
+    if memory.recomputes(config, device):  # the inputs of all layers, and one of them in full
         kept = text.num_hidden_layers * positions * text.hidden_size * size + layer
     if config.lora_targets == "vision":
         kept += (
@@ -193,11 +191,6 @@ def weight_bytes(name: str, parameter: torch.Tensor, config: RunConfig, dtype: t
 def activation_bytes(dtype: torch.dtype) -> int:
     """Bytes of one activation; medlib.models.float16 computes them in float32."""
     return 2 if dtype == torch.bfloat16 else 4
-
-
-def recomputes(config: RunConfig, device: str) -> bool:
-    """Whether activations are computed again instead of kept; unless told otherwise, on a GPU."""
-    return device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
 
 
 def layer_bytes(config: RunConfig, model, dtype: torch.dtype, tokens: int, device: str) -> float:

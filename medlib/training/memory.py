@@ -6,10 +6,9 @@ import resource
 import sys
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from medlib.config import ModelError, RunConfig
-from medlib.training import processes
+from medlib.training import hooks, processes
 
 
 def smaller_micro_batch(config: RunConfig) -> RunConfig:
@@ -35,7 +34,7 @@ def until_it_fits(function, batch_size: int, smaller) -> None:
         try:
             return function(size)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not hooks.should_reduce_batch_size(error):
                 raise
         if processes.count() > 1:
             raise ModelError(
@@ -47,8 +46,13 @@ def until_it_fits(function, batch_size: int, smaller) -> None:
                 "out of memory with one scenario a forward pass; set "
                 "gradient_checkpointing=true, quantization=4bit, or take a smaller model"
             )
-        clear_device_cache(garbage_collection=True)
+        hooks.clear_device_cache(garbage_collection=True)
         size = smaller(size)
+
+
+def recomputes(config: RunConfig, device: str) -> bool:
+    """Whether activations are computed again instead of kept; unless told otherwise, on a GPU."""
+    return device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
 
 
 def peak_memory_mib() -> float:

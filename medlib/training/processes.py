@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 from accelerate import PartialState, debug_launcher, notebook_launcher
-from accelerate.state import AcceleratorState
+
+from medlib.training import hooks
 
 
 def state() -> PartialState:
@@ -27,8 +28,8 @@ def count() -> int:
 
 def sharded() -> bool:
     """True under FSDP, where no process holds the whole model; accelerate shards on accelerators only."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return asked and torch.accelerator.is_available()
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return fsdp and torch.accelerator.is_available()
 
 
 def say(text: str) -> None:
@@ -52,11 +53,10 @@ def notebook(function: Callable, arguments: tuple = (), processes: int | None = 
 
     Examples
     --------
-    >>> launch.notebook(workflow.train, (config,), processes=2)  # doctest: +SKIP
+    >>> processes.notebook(supervised.train, (config,), processes=2)  # doctest: +SKIP
     """
     count = processes or max(1, torch.cuda.device_count())
-    # a forked process would take over that its parent is the only one
-    AcceleratorState._reset_state(reset_partial_state=True)
+    hooks.forget_processes()
     if count == 1:
         function(*arguments)
     elif torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -11,10 +12,10 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from transformers import EarlyStoppingCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from medlib.config import RunConfig
-from medlib.training import encoding, lora, memory, processes
+from medlib.training import adapters, encoding, hooks, lora, memory, processes
 from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
 
 # --- training -------------------------------------------------------------------------------------
@@ -59,20 +60,20 @@ def train_adapter(
         if processes.state().is_main_process and not resume:
             clear_checkpoints(out_dir)
         last_whole_checkpoint(out_dir / "checkpoints")
-    settings = config
+    current = config
 
     def attempt(batch_size: int) -> None:
-        _train(base, processor, train_rows, val_rows, settings, out_dir, extra or {}, quiet)
+        _train(base, processor, train_rows, val_rows, current, out_dir, extra or {}, quiet)
 
     def smaller(batch_size: int) -> int:
-        nonlocal settings
-        settings = memory.smaller_micro_batch(settings)
+        nonlocal current
+        current = memory.smaller_micro_batch(current)
         processes.say(
             f"out of memory with {batch_size} scenarios a forward pass; going on from the last "
-            f"checkpoint with {settings.batch_size}, and {settings.gradient_accumulation} passes "
+            f"checkpoint with {current.batch_size}, and {current.gradient_accumulation} passes "
             "an optimizer step: the effective batch stays"
         )
-        return settings.batch_size
+        return current.batch_size
 
     memory.until_it_fits(attempt, config.batch_size, smaller)
     processes.state().wait_for_everyone()
@@ -85,9 +86,11 @@ def _train(base, processor, train_rows, val_rows, config, out_dir, extra, quiet)
     last = last_whole_checkpoint(checkpoints)
     epochs_before = json.loads((Path(last) / "trainer_state.json").read_text())["epoch"] if last else 0
     set_seed(config.seed)
-    forward = base.__dict__.get("forward")
-    model = get_peft_model(base, lora.lora_config(config))
-    try:
+    with contextlib.ExitStack() as back:  # the base comes back as it was, after an interruption too
+        back.callback(base.eval)
+        back.enter_context(hooks.same_forward(base))
+        model = get_peft_model(base, lora.lora_config(config))
+        back.callback(model.unload)
         trainer = _trainer(model, processor, train_rows, val_rows, config, checkpoints)
         if not quiet:
             processes.say(
@@ -97,42 +100,9 @@ def _train(base, processor, train_rows, val_rows, config, out_dir, extra, quiet)
         result = trainer.train(resume_from_checkpoint=last)
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded() else None
         if processes.state().is_main_process:
-            model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
-            # embeddings are untouched; "auto" would ask the hub
-            model.save_pretrained(out_dir, save_embedding_layers=False, state_dict=weights)
-            processor.save_pretrained(out_dir)
+            adapters.save_adapter(model, processor, config, out_dir, weights)
             metadata = _metadata(model, trainer, result, config, time.time() - started, epochs_before)
             (out_dir / "training_metadata.json").write_text(json.dumps(metadata | extra, indent=2) + "\n")
-    finally:  # the base comes back as it was, after an interruption too
-        model.unload()
-        base.__dict__.pop("forward", None)  # TRL wraps the instance's forward
-        if forward is not None:
-            base.forward = forward
-        base.eval()
-
-
-class _Trainer(SFTTrainer):
-    """TRL's trainer, with `epoch_order` and, without a GPU, a loss on the answer's positions only."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        return super()._get_train_sampler(train_dataset) if self.order is None else self.order
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if inputs["labels"].device.type == "cuda" or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # TRL's fused head scores every position where there is no Triton; the answer is a tenth of them
-        labels = inputs["labels"][:, 1:]
-        labelled = labels != -100
-        first = int(labelled.any(0).nonzero()[0])
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1 - first).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=-100, reduction="sum"
-        )
-        if num_items_in_batch is None:
-            return loss / labelled.sum()
-        # all tokens of the step, over accumulation and processes; DDP then averages over processes
-        return loss / num_items_in_batch * self.accelerator.num_processes
 
 
 class _GroupedByLength(torch.utils.data.Sampler):
@@ -149,13 +119,14 @@ class _GroupedByLength(torch.utils.data.Sampler):
         return iter(encoding.epoch_order(self.lengths, self.batch_size, self.seed, epoch))
 
 
-def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoints: Path) -> SFTTrainer:
+def _trainer(
+    model, processor, train_rows, val_rows, config: RunConfig, checkpoints: Path
+) -> hooks.SupervisedTrainer:
     effective_batch = config.batch_size * config.gradient_accumulation * processes.count()
     steps_per_epoch = -(-len(train_rows) // effective_batch)
     interval = max(1, steps_per_epoch // config.evaluations_per_epoch)
     device = next(model.parameters()).device.type
     main = processes.state().is_main_process
-    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         seed=config.seed,
@@ -181,7 +152,7 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
         logging_steps=max(1, interval // 5),
         report_to="tensorboard",
         # FSDP recomputes by its own setting, and refuses to be told twice
-        gradient_checkpointing=recompute and not processes.sharded(),
+        gradient_checkpointing=memory.recomputes(config, device) and not processes.sharded(),
         max_length=None,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -189,13 +160,12 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
         dataloader_num_workers=config.workers,
         disable_tqdm=not (main and sys.stderr.isatty()),
     )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # one process drives one card; DataParallel would multiply the batch
+    hooks.one_card(arguments)
     patience = config.early_stopping_patience if val_rows else 0
     # TRL wants a `datasets.Dataset`; ours carries row numbers, so that the tensors are never copied
     rows, collate = train_rows + val_rows, encoding.collator(processor.tokenizer.pad_token_id)
     numbers = Dataset.from_dict({"row": list(range(len(rows)))})
-    trainer = _Trainer(
+    trainer = hooks.SupervisedTrainer(
         model=model,
         args=arguments,
         processing_class=processor,
@@ -204,19 +174,10 @@ def _trainer(model, processor, train_rows, val_rows, config: RunConfig, checkpoi
         train_dataset=numbers.select(range(len(train_rows))),
         eval_dataset=numbers.select(range(len(train_rows), len(rows))) if val_rows else None,
     )
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # TRL makes the adapter of a quantized base bfloat16, which a T4 lacks
-            parameter.data = parameter.data.float()
-    trainer.order = (
-        _GroupedByLength(
-            [len(row["input_ids"]) for row in train_rows],
-            effective_batch,
-            config.seed,
-            lambda: trainer.state.global_step,
-        )
-        if config.group_by_length
-        else None
-    )
+    hooks.float_adapter(model)
+    if config.group_by_length:
+        lengths = [len(row["input_ids"]) for row in train_rows]
+        trainer.order = _GroupedByLength(lengths, effective_batch, config.seed, lambda: trainer.state.global_step)
     return trainer
 
 

@@ -193,7 +193,7 @@ def test_answers_of_unequal_length_share_a_pass(nano, suite, monkeypatch):
     )
     together = {}
     for texts in (("CORRECT", "ERROR - Treatment"), ("CORRECT", "CORRECT"), ("ERROR - Treatment",) * 2):
-        monkeypatch.setattr(scoring, "ANSWERS", dict(enumerate(texts)))
+        monkeypatch.setattr(prompts, "ANSWERS", dict(enumerate(texts)))
         together[texts] = scoring.score_answers(model, processor, batch)
     unequal, short, long = together.values()
     assert np.allclose(unequal, np.stack([short[:, 0], long[:, 0]], 1), rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from medlib.config import ANSWERS, ConfigError, ModelError, RunConfig
 from medlib.models import loading
-from medlib.training import encoding, lora, memory, processes, trainer
+from medlib.training import encoding, hooks, lora, memory, processes, trainer
 from medlib.training.lora import ATTENTION, CHANGES_IMAGES, MLP
 
 SETTINGS = dict(epochs=2, batch_size=8, eval_batch_size=8, lr=3e-3, evaluations_per_epoch=1)
@@ -241,7 +241,7 @@ def test_an_interruption_takes_lora_off_the_base(nano, suite, tmp_path, monkeypa
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.SFTTrainer, "training_step", interrupt)
+    monkeypatch.setattr(hooks.SFTTrainer, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         trainer.train_adapter(base, processor, encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True)
     assert set(base.state_dict()) == names
@@ -324,9 +324,9 @@ def test_a_batch_has_the_rows_it_would_have_longest_first():
 
 
 def test_grouping_by_length_saves_padding_and_changes_no_adapter(nano, suite, tmp_path, monkeypatch):
-    tokens, step = [], trainer.SFTTrainer.training_step
+    tokens, step = [], hooks.SFTTrainer.training_step
     monkeypatch.setattr(
-        trainer.SFTTrainer,
+        hooks.SFTTrainer,
         "training_step",
         lambda trainer, model, inputs, *rest: (
             tokens.append(inputs["input_ids"].numel()) or step(trainer, model, inputs, *rest)
@@ -417,14 +417,14 @@ def test_the_loss_is_trls_own(nano, suite, tmp_path, monkeypatch):
     config = RunConfig(model=str(nano[2]), epochs=1, batch_size=4, lr=2e-4, lora_dropout=0)
     rows = encoded(nano, suite, 16)
     ours = trainer.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / "ours", quiet=True)
-    monkeypatch.delattr(trainer._Trainer, "compute_loss")
+    monkeypatch.delattr(hooks.SupervisedTrainer, "compute_loss")
     trls = trainer.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / "trl", quiet=True)
     assert largest_difference(ours, trls) < SAME
 
 
 def out_of_memory_above(monkeypatch, rows, after_step=0):
     """Forward passes of more than some rows fail as CUDA fails; returns the sizes that were tried."""
-    tried, step = [], trainer.SFTTrainer.training_step
+    tried, step = [], hooks.SFTTrainer.training_step
 
     def training_step(trainer, model, inputs, *rest):
         size = len(inputs["input_ids"])
@@ -433,7 +433,7 @@ def out_of_memory_above(monkeypatch, rows, after_step=0):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return step(trainer, model, inputs, *rest)
 
-    monkeypatch.setattr(trainer.SFTTrainer, "training_step", training_step)
+    monkeypatch.setattr(hooks.SFTTrainer, "training_step", training_step)
     return tried
 
 
@@ -481,7 +481,7 @@ def test_another_error_is_not_taken_for_memory(nano, suite, tmp_path, monkeypatc
     def broken(*args, **kwargs):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(trainer.SFTTrainer, "training_step", broken)
+    monkeypatch.setattr(hooks.SFTTrainer, "training_step", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         trainer.train_adapter(nano[1], nano[0], encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True)
 

@@ -31,6 +31,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from medlib.config import VERDICTS
 from medlib.feedback.rl import trl_hooks
+from medlib.training import memory
 
 # importing TorchRL makes "spawn" the way that every later process of this one starts, which is not its to decide
 _start_method = torch.multiprocessing.get_start_method()
@@ -75,9 +76,8 @@ def _make_ready(model, config) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     device = next(model.parameters()).device.type
-    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     model.eval()
-    if recompute:  # transformers does so in training mode alone
+    if memory.recomputes(config, device):  # transformers does so in training mode alone
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -143,9 +143,7 @@ def _kept(config: RunConfig, method: str, seed: int) -> str | None:
 def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
     """The adapter, by the same contract as a supervised one."""
     out, model = task.folder / "adapter", task.model
-    model.peft_config["default"].base_model_name_or_path = task.config.model  # not this machine's path
-    model.save_pretrained(out, selected_adapters=["default"], save_embedding_layers=False)
-    task.processor.save_pretrained(out)
+    adapters.save_adapter(model, task.processor, task.config, out)
     trainable, total, share = lora.trainable_share(model)
     visited = sum(map(len, task.visits()))
     written = {

@@ -21,7 +21,8 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from medlib.config import ANSWERS, provenance
-from medlib.training import encoding, lora, processes
+from medlib.models.prompts import END_OF_TURN
+from medlib.training import encoding, hooks, lora, memory, processes
 from medlib.training.checkpoints import last_whole_checkpoint
 
 pad_sequence = torch.nn.utils.rnn.pad_sequence
@@ -44,7 +45,7 @@ def prompts(task) -> list[dict]:
 
 def answer_tokens(processor, verdict: str) -> list[int]:
     """A verdict as the model is taught to write it, with the end of its turn."""
-    text = f"{ANSWERS[verdict]}<end_of_turn>"
+    text = f"{ANSWERS[verdict]}{END_OF_TURN}"
     return processor.tokenizer(text, add_special_tokens=False).input_ids
 
 
@@ -155,7 +156,6 @@ def arguments(task, lr: float, folder: Path) -> dict:
     """TRL's settings that both methods share: one pass over the cases in the order of ``task.visits()``."""
     config, model = task.config, task.model
     device = next(model.parameters()).device.type
-    recompute = device == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
     updates = len(task.visits())
     return dict(
         output_dir=str(folder),
@@ -170,7 +170,7 @@ def arguments(task, lr: float, folder: Path) -> dict:
         bf16=next(model.parameters()).dtype == torch.bfloat16,
         use_cpu=device == "cpu",
         disable_dropout=True,
-        gradient_checkpointing=recompute,
+        gradient_checkpointing=memory.recomputes(config, device),
         logging_steps=1,
         report_to="none",
         save_strategy="steps",
@@ -219,9 +219,7 @@ class Follow(TrainerCallback):
 
 def run(task, trainer) -> None:
     """Train to the end, from the last checkpoint if a run of the same settings was interrupted."""
-    for parameter in task.model.parameters():
-        if parameter.requires_grad:  # TRL makes the adapter of a quantized base bfloat16, which a T4 lacks
-            parameter.data = parameter.data.float()
+    hooks.float_adapter(task.model)
     trainer.remove_callback(PrinterCallback)
     folder = Path(trainer.args.output_dir)
     last = last_whole_checkpoint(folder)
