@@ -133,11 +133,12 @@ def report(
     allow_masks: Masks = None,
     seed: Seed = None,
     update_readme: Annotated[bool, typer.Option(help="write the results into README.md")] = False,
+    update_reports: Annotated[bool, typer.Option(help="copy the executed notebooks to reports/")] = False,
     settings: Settings = None,
 ) -> None:
     """Run every notebook headless and render the run as web pages."""
     from medlib.config import provenance
-    from medlib.reporting import execute, pages, readme
+    from medlib.reporting import execute, gallery, pages, readme
 
     run_dir = run_dir or f"runs/{provenance.new_run_id(profile)}"
     config = configuration(
@@ -147,6 +148,8 @@ def report(
     page = pages.render(run_dir)
     if update_readme:
         readme.update_readme(run_dir)
+    if update_reports:
+        gallery.update(run_dir)
     print(f"report: {page}")
 
 

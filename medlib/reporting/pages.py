@@ -204,7 +204,7 @@ def render(run_dir: str | Path) -> Path:
 
     pages = [{"file": "index.html", "label": "Overview"}]
     for path, notebook in zip(executed, notebooks):
-        title, summary = _introduction(notebook, path.stem)
+        title, summary = introduction(notebook, path.stem)
         pages.append({
             "file": f"{path.stem}.html",
             "label": path.stem.replace("_", " "),
@@ -243,7 +243,7 @@ def _markdown(text: str) -> str:
     return MarkdownWithMath(renderer=renderer).render(text)
 
 
-def _introduction(notebook, default: str) -> tuple[str, str]:
+def introduction(notebook, default: str) -> tuple[str, str]:
     """First heading and first paragraph of a notebook, as plain text."""
     texts = [
         cell.source
@@ -259,7 +259,7 @@ def _introduction(notebook, default: str) -> tuple[str, str]:
 def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+            cell.outputs = [output for output in cell.outputs if not is_noise(output)]
     exporter = HTMLExporter(
         template_name="lab",
         template_file="notebook_page.html.j2",
@@ -280,7 +280,7 @@ def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
     return _without_network(html)
 
 
-def _is_noise(output) -> bool:
+def is_noise(output) -> bool:
     """Whether a cell's output is a warning or a progress bar rather than a result."""
     if output.output_type == "stream":
         return output.name == "stderr"
@@ -322,7 +322,7 @@ def _index_html(pages: list[dict], record: dict, found: dict) -> str:
             policy=POLICY,
             pages=pages,
             here="index.html",
-            notices=[STAND_IN, NOT_A_DEVICE] if _is_stand_in(record) else [NOT_A_DEVICE],
+            notices=[STAND_IN, NOT_A_DEVICE] if is_stand_in(record) else [NOT_A_DEVICE],
             headline=found.get("headline"),
             recommendation=found.get("recommendation"),
             tables=[(title, Markup(table)) for title, table in tables],
@@ -332,7 +332,7 @@ def _index_html(pages: list[dict], record: dict, found: dict) -> str:
     return _without_network(html)
 
 
-def _is_stand_in(record: dict) -> bool:
+def is_stand_in(record: dict) -> bool:
     """Whether ``run.json`` names a stand-in as its model."""
     parameters = record.get("parameters") or {}
     named = [str(value) for key, value in parameters.items() if "model" in key.lower()]

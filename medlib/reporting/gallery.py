@@ -1,0 +1,229 @@
+"""``reports/``: the executed notebooks of a full run, clean and small, to be read on GitHub.
+
+GitHub drops styles and scripts from a notebook's HTML, so tables carry their alignment as attributes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import nbformat
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from medlib.config import ROOT, ConfigError
+from medlib.reporting import pages
+from medlib.reporting.execute import NOTEBOOKS, tags
+
+REPORTS = ROOT / "reports"
+#: Bytes of the folder; git keeps every version of it.
+MAX_BYTES = 6_000_000
+#: (share of the width, quality of JPEG), tried in this order until the folder is small enough.
+FIGURE_SIZES = ((0.91, 85), (0.8, 75), (0.65, 65))
+COLOURS = 64  # of a figure kept as PNG
+KEPT_ATTRIBUTES = {"align", "alt", "colspan", "href", "rowspan", "scope", "src"}
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])(?:/(?:home|root|Users|tmp|work|mnt|content|private|var)/|[A-Z]:\\\\)\w")
+
+
+def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
+    """Write the executed notebooks of a run to ``reports/``, with an index; older ones are replaced.
+
+    Returns
+    -------
+    Path
+        ``reports/README.md``.
+
+    Raises
+    ------
+    ConfigError
+        If the run is not complete, shows images or ratings that must not be published, or does not
+        fit into `MAX_BYTES`.
+    """
+    run_dir, reports = Path(run_dir), Path(reports)
+    record = pages.read_json(run_dir / "run.json")
+    _refuse_private(record.get("parameters") or {})
+    expected = sorted(path.name for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    missing = [name for name in expected if not (run_dir / "notebooks" / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{run_dir.name}: not executed: {', '.join(missing)}; run `python -m medlib report` first"
+        )
+    for share, quality in FIGURE_SIZES:
+        notebooks = {name: cleaned(run_dir / "notebooks" / name, share, quality) for name in expected}
+        texts = {name: nbformat.writes(notebook) + "\n" for name, notebook in notebooks.items()}
+        texts["README.md"] = _index(notebooks, record)
+        if (size := sum(len(text.encode()) for text in texts.values())) <= MAX_BYTES:
+            break
+    else:
+        raise ConfigError(
+            f"reports: {size / 1e6:.1f} MB at the smallest figures, more than {MAX_BYTES / 1e6:.0f} MB"
+        )
+    reports.mkdir(exist_ok=True)
+    for old in reports.glob("*.ipynb"):
+        old.unlink()
+    for name, text in texts.items():
+        (reports / name).write_text(text, encoding="utf-8")
+    return reports / "README.md"
+
+
+def _refuse_private(parameters: dict) -> None:
+    if parameters.get("images_dir"):
+        raise ConfigError("reports: this run shows images of images_dir, which must not be published")
+    if parameters.get("ratings"):
+        raise ConfigError("reports: this run shows clinicians' ratings, whose comments may hold patient data")
+
+
+# ---- cleaning ------------------------------------------------------------------------------------
+
+
+def cleaned(file: str | Path, share: float = 1.0, quality: int = 85):
+    """An executed notebook without noise, machine paths and styles, its figures made smaller.
+
+    Parameters
+    ----------
+    share : float
+        Of the width and height of a figure.
+    quality : int
+        Of a figure that is smaller as JPEG.
+    """
+    notebook = nbformat.read(file, as_version=4)
+    notebook.metadata = {
+        key: value for key, value in notebook.metadata.items() if key in ("kernelspec", "language_info")
+    }
+    for cell in notebook.cells:
+        cell.metadata = {"tags": tags(cell)} if tags(cell) else {}
+        cell.source = _without_root(cell.source)
+        if cell.cell_type == "code":
+            cell.outputs = [_clean_output(o, share, quality) for o in cell.outputs if not pages.is_noise(o)]
+    return notebook
+
+
+def _clean_output(output, share: float, quality: int):
+    output.metadata = {} if "metadata" in output else output.get("metadata")
+    if output.output_type == "stream":
+        output.text = _without_root(output.text)
+        return nbformat.v4.new_output("stream", name=output.name, text=output.text)
+    data = output.get("data", {})
+    for kind, content in list(data.items()):
+        if kind == "image/png":
+            kind_now, data_now = _smaller(content, share, quality)
+            del data[kind]
+            data[kind_now] = data_now
+        elif kind == "text/html":
+            data[kind] = plain_html(_without_root(content))
+        elif kind == "text/plain":
+            data[kind] = re.sub(r" at 0x[0-9a-f]+", "", _without_root(content))
+    return output
+
+
+def _without_root(text: str) -> str:
+    return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+
+
+def plain_html(html: str) -> str:
+    """HTML without styles, classes and ids; the columns that a style sets to the right stay there."""
+    soup = BeautifulSoup(html, "html.parser")
+    right = set()
+    for style in soup("style"):
+        for selector, rules in re.findall(r"([^{}]+)\{([^}]*)\}", style.get_text()):
+            if re.search(r"text-align:\s*right", rules):
+                right |= set(re.findall(r"\.(col\d+)", selector))
+        style.decompose()
+    for element in soup(["script", "link"]):
+        element.decompose()
+    for element in soup.find_all(True):
+        to_right = element.name in ("td", "th") and right & set(element.get("class", []))
+        element.attrs = {name: value for name, value in element.attrs.items() if name in KEPT_ATTRIBUTES}
+        if element.name in ("td", "th"):
+            element["align"] = "right" if to_right else "left"
+    return str(soup).strip()
+
+
+def _smaller(png: str, share: float, quality: int) -> tuple[str, str]:
+    """(type, base64) of a figure: PNG of few colours, or JPEG where that is smaller, as for images."""
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    image = image.resize([round(side * share) for side in image.size], Image.Resampling.LANCZOS)
+    drawn, photo = io.BytesIO(), io.BytesIO()
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(drawn, "PNG", optimize=True)
+    image.save(photo, "JPEG", quality=quality, optimize=True)
+    kind, best = min({"image/png": drawn, "image/jpeg": photo}.items(), key=lambda item: len(item[1].getvalue()))
+    return kind, base64.b64encode(best.getvalue()).decode()
+
+
+def _index(notebooks: dict, record: dict) -> str:
+    """``reports/README.md``: a line for each notebook, and what the run was."""
+    parameters = record.get("parameters") or {}
+    rows = [
+        f"| [{Path(name).stem}]({name}) | {pages.introduction(notebook, Path(name).stem)[0]} |"
+        for name, notebook in notebooks.items()
+    ]
+    standin = [f"> **{pages.STAND_IN}**", ""] if pages.is_stand_in(record) else []
+    made = (
+        f"Model `{parameters.get('model')}`, seed {parameters.get('seed')}, "
+        f"revision `{str((record.get('git') or {}).get('revision'))[:10]}`, {str(record.get('timestamp'))[:10]}."
+    )
+    return "\n".join(
+        [
+            "# Executed notebooks of the last full run",
+            "",
+            "`make report-full` writes this folder; nobody edits it by hand. The notebooks in `notebooks/` hold "
+            "only the outputs of a small test run that are equal on every machine, which the tests compare.",
+            "",
+            *standin,
+            f"{pages.NOT_A_DEVICE} All images are drawn by a program.",
+            "",
+            "| Notebook | Question |",
+            "|---|---|",
+            *rows,
+            "",
+            made,
+            "",
+        ]
+    )
+
+
+# ---- check ---------------------------------------------------------------------------------------
+
+
+def problems(reports: Path = REPORTS, notebooks: Path = NOTEBOOKS) -> list[str]:
+    """Why ``reports/`` does not belong to the committed notebooks, one sentence each; empty if it does."""
+    reports, again = Path(reports), "; run `make report-full` again"
+    committed = {path.name: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
+    names = sorted(path.name for path in reports.glob("*.ipynb"))
+    issues = [f"{name}: not in {reports.name}/{again}" for name in committed if name not in names]
+    issues += [f"{name}: no such notebook any more{again}" for name in names if name not in committed]
+    for name in (name for name in names if name in committed):
+        report = nbformat.read(reports / name, as_version=4)
+        if _cells(report) != _cells(nbformat.read(committed[name], as_version=4)):
+            issues.append(f"{name}: its cells are not those of the committed notebook{again}")
+        issues += [f"{name}: {what}" for what in _unclean(report)]
+    size = sum(path.stat().st_size for path in reports.iterdir())
+    if size > MAX_BYTES:
+        issues.append(f"{reports.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
+    return issues
+
+
+def _cells(notebook) -> list[tuple]:
+    own = (cell for cell in notebook.cells if "injected-parameters" not in tags(cell))
+    return [(cell.id, cell.cell_type, cell.source) for cell in own]
+
+
+def _unclean(report) -> list[str]:
+    outputs = [output for cell in report.cells if cell.cell_type == "code" for output in cell.outputs]
+    issues = []
+    if any(output.output_type == "error" for output in outputs):
+        issues.append("a cell failed")
+    if any(pages.is_noise(output) for output in outputs):
+        issues.append("warnings or progress bars in the outputs")
+    texts = [cell.source for cell in report.cells] + [text for output in outputs for text in _texts(output)]
+    if found := [m.group() for text in texts if (m := ABSOLUTE_PATH.search(text))]:
+        issues.append(f"a path of some machine: {found[0]}…")
+    return issues
+
+
+def _texts(output) -> list[str]:
+    data = output.get("data", {})
+    return [output.get("text", ""), *(str(data[kind]) for kind in data if not kind.startswith("image/"))]

@@ -1,0 +1,144 @@
+"""``reports/``: executed notebooks that are small, clean and belong to the committed ones."""
+
+import base64
+import io
+import json
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from medlib.config import ROOT, ConfigError
+from medlib.reporting import gallery, show
+
+TABLE = show.table(pd.DataFrame({"System": ["a"], "n": [1234]}), "one").data
+
+
+def png(noise):
+    pixels = np.random.default_rng(0).integers(0, 256 if noise else 2, (200, 400, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels if noise else 255 * (pixels[:1, :1] + 0 * pixels)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def committed():
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# Does it work?\n\nA page.", id="intro"),
+            new_code_cell("run_dir = 'runs/latest'", id="set", metadata={"tags": ["parameters"]}),
+            new_code_cell("show()", id="show"),
+        ]
+    )
+
+
+def executed():
+    notebook = committed()
+    outputs = [
+        new_output("stream", name="stderr", text="a warning"),
+        new_output("stream", name="stdout", text=f"wrote {ROOT}/runs/a"),
+        new_output("display_data", {"text/html": TABLE, "text/plain": "<HTML object at 0x7f00ab>"}),
+        new_output("display_data", {"image/png": png(noise=True)}),
+        new_output("display_data", {"image/png": png(noise=False)}),
+        new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}),
+    ]
+    notebook.cells[2].outputs = outputs
+    notebook.cells[2].metadata["papermill"] = {"duration": 1}
+    notebook.cells.insert(2, new_code_cell("run_dir = 'runs/a'", metadata={"tags": ["injected-parameters"]}))
+    notebook.metadata["papermill"] = {"output_path": f"{ROOT}/runs/a/notebooks/00_one.ipynb"}
+    return notebook
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """(run, notebooks, reports), of one notebook."""
+    run, notebooks = tmp_path / "run", tmp_path / "notebooks"
+    for folder, notebook in ((run / "notebooks", executed()), (notebooks, committed())):
+        folder.mkdir(parents=True)
+        nbformat.write(notebook, folder / "00_one.ipynb")
+    record = {
+        "parameters": {"model": "models/x", "model_kind": "stand-in", "images_dir": None, "seed": 0},
+        "git": {"revision": "0123456789abc"},
+        "timestamp": "2026-01-02T03:04:05",
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(gallery, "NOTEBOOKS", notebooks)
+    return run, notebooks, tmp_path / "reports"
+
+
+def test_the_committed_reports_belong_to_the_notebooks():
+    if not gallery.REPORTS.is_dir():
+        pytest.skip("no reports/ yet: `make report-full` writes it")
+    assert gallery.problems() == []
+
+
+def test_an_executed_notebook_becomes_clean_and_small(folders):
+    run, notebooks, reports = folders
+    gallery.update(run, reports)
+    assert gallery.problems(reports, notebooks) == []
+    file = reports / "00_one.ipynb"
+    assert file.stat().st_size < (run / "notebooks" / "00_one.ipynb").stat().st_size / 2
+    report = nbformat.read(file, as_version=4)
+    outputs = report.cells[3].outputs
+    kinds = [list(output.get("data", {})) for output in outputs]
+    assert kinds == [[], ["text/html", "text/plain"], ["image/jpeg"], ["image/png"]]
+    assert outputs[0].text == "wrote runs/a"
+    assert "papermill" not in report.metadata and report.cells[3].metadata == {}
+
+
+def test_a_table_is_aligned_without_styles():
+    soup = BeautifulSoup(gallery.plain_html(TABLE), "html.parser")
+    assert soup.style is None and not soup.find(class_=True) and not soup.find(id=True)
+    assert [cell["align"] for cell in soup.select("tbody td")] == ["left", "right"]
+
+
+def test_the_index_says_what_the_run_was(folders):
+    run, _, reports = folders
+    text = gallery.update(run, reports).read_text()
+    assert "[00_one](00_one.ipynb) | Does it work?" in text
+    assert "0123456789" in text and "2026-01-02" in text and "knows no medicine" in text
+
+
+@pytest.mark.parametrize("name", ["images_dir", "ratings"])
+def test_what_must_stay_private_is_refused(folders, name):
+    run, _, reports = folders
+    (run / "run.json").write_text(json.dumps({"parameters": {name: "somewhere"}}))
+    with pytest.raises(ConfigError, match="must not be published|patient data"):
+        gallery.update(run, reports)
+    assert not reports.exists()
+
+
+def test_an_incomplete_run_and_one_that_is_too_large_are_refused(folders, monkeypatch):
+    run, _, reports = folders
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="MB at the smallest figures"):
+        patch.setattr(gallery, "MAX_BYTES", 1000)
+        gallery.update(run, reports)
+    (run / "notebooks" / "00_one.ipynb").unlink()
+    with pytest.raises(ConfigError, match="00_one.ipynb"):
+        gallery.update(run, reports)
+
+
+def test_the_check_finds_what_does_not_belong(folders):
+    run, notebooks, reports = folders
+    gallery.update(run, reports)
+    changed = committed()
+    changed.cells[2].source = "show(more)"
+    nbformat.write(changed, notebooks / "00_one.ipynb")
+    nbformat.write(changed, notebooks / "01_two.ipynb")
+    failed = executed()
+    failed.cells[3].outputs = [new_output("error", ename="E", evalue="/home/somebody/x", traceback=[])]
+    failed.cells[0].source = "in /home/somebody/x"
+    nbformat.write(failed, reports / "00_one.ipynb")
+    nbformat.write(failed, reports / "09_old.ipynb")
+    text = "\n".join(gallery.problems(reports, notebooks))
+    for part in (
+        "01_two.ipynb: not in",
+        "09_old.ipynb: no such",
+        "cells are not",
+        "a cell failed",
+        "a path of some",
+    ):
+        assert part in text
