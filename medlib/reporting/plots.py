@@ -192,7 +192,7 @@ def _mark(axes, value: float, name: str) -> None:
 
 
 @styled
-def modality_heatmap(scores: Mapping[str, dict], rate: str = "sensitivity") -> Figure:
+def modality_heatmap(scores: Mapping[str, dict], rate: str = "sensitivity", title: str | None = None) -> Figure:
     """One rate of every system on every modality.
 
     Parameters
@@ -200,6 +200,8 @@ def modality_heatmap(scores: Mapping[str, dict], rate: str = "sensitivity") -> F
     scores : mapping of str to dict
         Results of `medlib.stats.scores.score` by name of the system.
     rate : {'sensitivity', 'specificity', 'accuracy'}
+    title : str, optional
+        The name of the rate by default.
     """
     _needed("modality_heatmap", scores)
     if rate not in RATE_NAMES:
@@ -218,16 +220,16 @@ def modality_heatmap(scores: Mapping[str, dict], rate: str = "sensitivity") -> F
         }
         for modality in cells.columns
     }
-    sizes = ", ".join(
-        f"{modality} {min(n):,}" + (f" to {max(n):,}" if len(n) > 1 else "") for modality, n in counts.items()
-    )
+    sizes = {modality: _range_text(n).removeprefix("n = ") for modality, n in counts.items()}
+    one_size = len(set(sizes.values())) == 1
+    sizes = f"{sizes.popitem()[1]} each" if one_size else ", ".join(f"{m} {n}" for m, n in sizes.items())
     columns = cells.shape[1]
-    cells.index = [_wrap(name, 1.9) for name in cells.index]
-    cells.columns = [_wrap(name, max(0.5, 4.8 / columns)) for name in cells.columns]
-    tallest = max(2, *(name.count("\n") + 1 for name in cells.index))
-    figure = _new_figure(1.3 + len(cells) * (tallest * LINE + 0.15), RATE_NAMES[rate])
+    cells.index = [_wrap(name, 2.2) for name in cells.index]
+    cells.columns = [_wrap(name, max(0.5, 4.72 / columns)) for name in cells.columns]
+    tallest = max(name.count("\n") + 1 for name in cells.index)
+    figure = _new_figure(1.0 + len(cells) * (tallest * LINE + 0.15), title or RATE_NAMES[rate])
     axes = figure.subplots()
-    axes.set_title(_wrap(f"per cent of n: {sizes}", 4.8), color=GREY, fontsize=LETTERS)
+    axes.set_title(_wrap(f"per cent of n: {sizes}", 4.5), color=GREY, fontsize=LETTERS)
     axes.set_facecolor("0.9")
     sns.heatmap(
         100 * cells,

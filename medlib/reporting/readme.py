@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medlib.reporting import pages
+from medlib.reporting import pages, plots
 from medlib.reporting.execute import NOTEBOOKS
 from medlib.stats.text import results_table, to_markdown
 
@@ -16,8 +16,18 @@ README = NOTEBOOKS.parent / "README.md"
 RESULTS_MARKS = "<!-- results: written by `make report` -->", "<!-- end of results -->"
 
 
+def write_heatmap(metrics: dict, file: Path) -> Path:
+    """The README's figure: accuracy of every system on every modality of the held-out suite, 800 pixels wide."""
+    names = metrics.get("names") or {}
+    scores = {names.get(name, name): score for name, score in metrics["systems"].items()}
+    figure = plots.modality_heatmap(scores, "accuracy", "Accuracy on the held-out suite")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=800 / plots.WIDTH, metadata={"Software": None})
+    return file
+
+
 def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
-    """Write the run's tables between the two marks of the README, so that no figure is typed.
+    """Write the run's tables between the two marks of the README, and its heat map: no figure is typed.
 
     Raises
     ------
@@ -32,7 +42,9 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     text, (start, end) = readme.read_text(encoding="utf-8"), RESULTS_MARKS
     if not 0 <= text.find(start) < text.find(end):
         raise ValueError(f"{readme}: the marks {start!r} and {end!r} are missing")
-    results = _results_markdown(pages.read_json(metrics_file), pages.read_json(Path(run_dir) / "run.json"))
+    metrics = pages.read_json(metrics_file)
+    write_heatmap(metrics, readme.parent / "docs" / "figures" / "heatmap.png")
+    results = _results_markdown(metrics, pages.read_json(Path(run_dir) / "run.json"))
     before, after = text.split(start)[0], text.split(end)[1]
     readme.write_text(f"{before}{start}\n\n{results}\n\n{end}{after}", encoding="utf-8")
     return readme
