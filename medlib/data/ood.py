@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from medlib.config import MODALITIES
@@ -115,26 +114,6 @@ def out_of_distribution(out_dir: str | Path | None = None, seed: int = 0) -> Sui
             # from the array: no metadata of the source comes along
             Image.fromarray(np.asarray(_outside_image(package, file))).save(path)
     return Suite("out_of_distribution", scenarios, folder / "images")
-
-
-def image_sources() -> pd.DataFrame:
-    """Where the images of `out_of_distribution` come from.
-
-    Returns
-    -------
-    DataFrame
-        One row a package and licence: package, version ("" if not installed), licence, images
-        (what they show), count (0 if not installed).
-    """
-    frame = pd.DataFrame(OUTSIDE, columns=["package", "file", "modality", "picture", "licence"])
-    table = (
-        frame.groupby(["package", "licence"], sort=False)["picture"]
-        .agg(images=lambda shown: ", ".join(dict.fromkeys(shown)), count="size")
-        .reset_index()
-    )
-    table.insert(1, "version", table["package"].map(_version))
-    table.loc[table["version"] == "", "count"] = 0
-    return table
 
 
 def _version(package: str) -> str:

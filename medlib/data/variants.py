@@ -114,7 +114,7 @@ def paraphrase(suite: Suite, seed: int = 0) -> Suite:
     Each finding and treatment takes another phrase of its split for the same finding or care. What
     the two members of a pair share they share afterwards, so a pair still differs in one factor.
     A stated degree is kept or left out, never made up. Complaints stay: the lexicon knows no two for
-    the same thing. Where a split has no other phrase the old one stays; see `changed_share`.
+    the same thing. Where a split has no other phrase the old one stays.
 
     Raises
     ------
@@ -160,18 +160,6 @@ def _other_phrase(scenario: Scenario, text: str, phrases: Sequence[str], seed: i
     draw = hashlib.sha256(f"{seed} {scenario.factors.get('pair')} {text}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(draw[:8], "big"))
     return str(rng.choice(others)) if others else text
-
-
-def changed_share(before: Suite, after: Suite) -> dict[str, float]:
-    """Share of scenarios whose finding, whose treatment, and whose either of them changed."""
-    changed = np.array(
-        [
-            (b.finding != a.finding, b.treatment != a.treatment)
-            for b, a in zip(before.scenarios, after.scenarios, strict=True)
-        ]
-    )
-    shares = (*changed.mean(axis=0), changed.any(axis=1).mean())
-    return dict(zip(("finding", "treatment", "either"), map(float, shares)))
 
 
 # ------------------------------------------------------------------------- note against image

@@ -95,20 +95,6 @@ def table(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def tests(frames: Frames, suite: str = "heldout") -> pd.DataFrame:
-    """Each method (first seed) against the supervised adapter, paired, Holm-corrected over methods."""
-    found = runs(frames, suite)
-    against = {
-        name: stats.compare(parts[0], found[SUPERVISED][0], cluster="pair")
-        for name, parts in found.items()
-        if name != SUPERVISED
-    }
-    adjusted = stats.holm({name: test["p_cluster"] for name, test in against.items()}) if against else {}
-    return pd.DataFrame(
-        [{"row": name, "suite": suite, **test, "p_holm": adjusted[name]} for name, test in against.items()]
-    )
-
-
 # --- in words -----------------------------------------------------------------------------------------
 
 

@@ -713,36 +713,6 @@ def _reliability_panels(upper, lower, predictions: pd.DataFrame, bins: int) -> f
 
 
 @styled
-def calibration_pair(
-    before: pd.DataFrame, after: pd.DataFrame, title: str = "Before and after the temperature", bins: int = 15
-) -> Figure:
-    """Reliability diagrams of one system before and after calibration, side by side.
-
-    Parameters
-    ----------
-    before, after : DataFrame
-        Columns ``verdict`` and ``p_correct``; ``after`` as from `medlib.stats.calibration.calibrated`.
-    title : str
-    bins : int
-        Equal-width bins on [0, 1].
-    """
-    figure = _new_figure(5.8, title)
-    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[2.0, 1])
-    most = 0.0
-    for (upper, lower), table, name in zip(grid.T, (before, after), ("before", "after")):
-        _needed_columns(f"calibration_pair, {name}", table, "verdict", "p_correct")
-        error = _reliability_panels(upper, lower, table, bins)
-        upper.set_title(f"{name}\nECE = {error:.3f} ({bins} bins)\nn = {len(table):,}", color=GREY)
-        most = max(most, lower.get_ylim()[1])
-    grid[1, 0].set_ylim(0, 1.15 * most)  # the counts' letters are as large as in a wide figure
-    for axes in grid[:, 1]:
-        axes.set_ylabel("")
-    grid[0, 0].legend(loc="upper left")
-    figure.supxlabel("Predicted probability of CORRECT", fontsize=LETTERS)
-    return _finish(figure)
-
-
-@styled
 def learning_curve(history: Sequence[Mapping], title: str = "Learning curve") -> Figure:
     """Training and validation loss over steps.
 
@@ -847,50 +817,3 @@ def _show(axes, image: Image.Image) -> None:
     axes.imshow(np.asarray(ImageOps.pad(image.convert("RGB"), (384, 384), color="black")))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-
-
-@styled
-def misses(predictions_rows: Sequence[Mapping], images: Sequence[Image.Image], limit: int = 8) -> Figure:
-    """Gallery of wrong verdicts: the image, and beside it what was asked and answered.
-
-    Parameters
-    ----------
-    predictions_rows : sequence of mappings
-        Each with ``verdict``, ``predicted``, ``p_correct``, ``finding`` and ``treatment``; ``id``,
-        ``modality`` and ``shown`` (what the image was drawn to show) are shown if they are
-        there. Right verdicts are passed over.
-    images : sequence of PIL images
-        One for each row.
-    limit : int
-        Most rows drawn; the first ones are.
-    """
-    if len(predictions_rows) != len(images):
-        raise ValueError(f"misses: {len(predictions_rows)} rows but {len(images)} images")
-    wrong = [(row, image) for row, image in zip(predictions_rows, images) if row["verdict"] != row["predicted"]]
-    if not wrong:
-        figure = _new_figure(1.0, f"No misses among {len(images):,} scenarios")
-        return _finish(figure)
-    side, shown = 2.1, wrong[:limit]
-    texts = [_miss_text(row, WIDTH - side - 0.5) for row, _ in shown]
-    heights = [max(side, (text.count("\n") + 1) * LINE * 1.05) + 0.15 for text in texts]
-    figure = _new_figure(sum(heights), f"Misses: {len(shown):,} of {len(wrong):,} shown")
-    grid = figure.subplots(len(shown), 2, squeeze=False, height_ratios=heights, width_ratios=[side, WIDTH - side])
-    for (image, words), (_, image), text in zip(grid, shown, texts):
-        _show(image, image)
-        image.set_anchor("N")
-        words.axis("off")
-        words.text(0, 1, text, va="top", linespacing=1.25)
-    return _finish(figure)
-
-
-def _miss_text(row: Mapping, inches: float) -> str:
-    head = " · ".join(str(row[key]) for key in ("id", "modality") if key in row)
-    parts = [
-        head,
-        f"Note: {row['finding']}",
-        f"Image shows: {row['shown']}" if "shown" in row else "",
-        f"Treatment: {row['treatment']}",
-        f"Gold: {row['verdict']}",
-        f"Predicted: {row['predicted']}, p(CORRECT) = {row['p_correct']:.2f}",
-    ]
-    return "\n".join(_wrap(part, inches) for part in parts if part)

@@ -3,10 +3,8 @@
 from medlib.stats.calibration import (
     SMALLEST,
     TEMPERATURES,
-    abstention,
     abstention_threshold,
     apply_temperature,
-    area_under_risk_coverage,
     calibrated,
     certainty,
     checked_probabilities,
@@ -14,7 +12,7 @@ from medlib.stats.calibration import (
     fit_temperature,
     selective,
 )
-from medlib.stats.paired import cases_needed, compare, compare_all, consistency, holm, power_table
+from medlib.stats.paired import cases_needed, compare, compare_all, consistency, holm
 from medlib.stats.predictions import (
     checked,
     pair_accuracy,
@@ -32,10 +30,8 @@ __all__ = [
     "RESAMPLES",
     "SMALLEST",
     "TEMPERATURES",
-    "abstention",
     "abstention_threshold",
     "apply_temperature",
-    "area_under_risk_coverage",
     "bootstrap_interval",
     "by_group",
     "calibrated",
@@ -51,7 +47,6 @@ __all__ = [
     "fit_temperature",
     "holm",
     "pair_accuracy",
-    "power_table",
     "prediction_row",
     "predictions_table",
     "proportion",

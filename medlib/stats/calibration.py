@@ -14,8 +14,6 @@ from scipy.special import expit, logit
 from scipy.stats import binned_statistic
 from statsmodels.stats.proportion import proportion_confint
 
-from medlib.stats.proportions import proportion
-
 
 def expected_calibration_error(p, y, bins: int = 15) -> float:
     """Expected calibration error of the probability of CORRECT.
@@ -187,15 +185,6 @@ def selective(frame: pd.DataFrame, coverages=None) -> pd.DataFrame:
     )
 
 
-def area_under_risk_coverage(frame: pd.DataFrame) -> float:
-    """Mean error rate over all coverages 1/n, 2/n, ..., 1, most certain first; lower is better.
-
-    A certainty that says nothing gives the plain error rate. Ties as in `selective`.
-    """
-    right = _right_among_most_certain(*_certainty_and_right(frame))
-    return float(1 - (right / np.arange(1, len(right) + 1)).mean())
-
-
 def _certainty_and_right(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     absent = [name for name in ("verdict", "predicted", "p_correct") if name not in frame]
     if absent:
@@ -258,9 +247,3 @@ def abstention_threshold(
     hits = np.bincount(level, (p >= 0.5) == y)
     reached = np.flatnonzero(hits.cumsum() >= target_accuracy * np.bincount(level).cumsum() - 1e-9)
     return float(-levels[reached[-1]]) if reached.size else np.inf
-
-
-def abstention(frame: pd.DataFrame, threshold: float) -> dict:
-    """Share of scenarios on which to abstain at that threshold, as in `medlib.stats.proportions.proportion`."""
-    below = certainty(frame["p_correct"]) < threshold
-    return proportion(int(below.sum()), len(below))

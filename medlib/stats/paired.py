@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
@@ -259,29 +259,3 @@ def cases_needed(true_accuracy: float, bar: float = 0.90, power: float = 0.8, le
     most_by_chance = binom.isf(1 - level, n, bar)  # the test rejects above this many hits
     enough = binom.sf(most_by_chance, n, true_accuracy) >= power
     return int(n[~enough][-1]) + 1
-
-
-def power_table(
-    bar: float = 0.90,
-    accuracies: Sequence[float] = (0.92, 0.93, 0.95, 0.97, 0.99),
-    power: float = 0.8,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """Cases needed to show an accuracy above a bar, for several true accuracies.
-
-    Parameters
-    ----------
-    bar, power, level : float
-        As in `cases_needed`.
-    accuracies : sequence of float
-        Each above ``bar``.
-
-    Returns
-    -------
-    DataFrame
-        true_accuracy; cases: see `cases_needed`; right_needed: of so many cases, the fewest right
-        ones with which the test rejects "accuracy <= bar".
-    """
-    cases = [cases_needed(accuracy, bar, power, level) for accuracy in accuracies]
-    right = [int(binom.isf(1 - level, n, bar)) + 1 for n in cases]
-    return pd.DataFrame({"true_accuracy": list(accuracies), "cases": cases, "right_needed": right})

@@ -39,19 +39,6 @@ def image(width=60, height=40, mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
-def miss(**changed):
-    return {
-        "id": "val-1",
-        "modality": "mri",
-        "finding": "a mass " * 30,
-        "treatment": "rest, $5 or $9",
-        "verdict": "ERROR",
-        "predicted": "CORRECT",
-        "p_correct": 0.9,
-        **changed,
-    }
-
-
 @pytest.fixture(scope="module")
 def scores():
     return {
@@ -150,9 +137,6 @@ FIGURES = {
     "corruption_lines": lambda s: plots.corruption_lines(corruptions(KINDS), CLEAN),
     "corruption_lines_of_four": lambda s: plots.corruption_lines(corruptions(KINDS[:4]).drop(columns="n"), CLEAN),
     "corruption_lines_of_one": lambda s: plots.corruption_lines(corruptions(["blur"]), 0.97),
-    "calibration_pair": lambda s: plots.calibration_pair(
-        predictions(12_000), stats.calibrated(predictions(12_000), 0.3), LONG
-    ),
     "certainty_histogram": lambda s: plots.certainty_histogram(
         {"held-out": LADDER["medgemma-lora"]["p_correct"], "out of distribution": [0.5, 0.55, 0.7]}, 0.06
     ),
@@ -178,8 +162,6 @@ FIGURES = {
         [image()] * 3, ["a", "b " * 80, LONG], columns=2, banner=LONG
     ),
     "contact_sheet_of_one": lambda s: plots.contact_sheet([image()], [LONG], banner=""),
-    "misses": lambda s: plots.misses([miss(), miss(finding="long " * 150)], [image()] * 2),
-    "no_misses": lambda s: plots.misses([miss(predicted="ERROR")], [image()]),
 }
 
 
@@ -325,16 +307,14 @@ def test_cost_latency_says_what_is_not_known():
     assert "not timed: constant" in drawn and "no price for any system" in drawn
 
 
-def test_histogram_and_pairs_say_their_numbers():
+def test_histogram_reliability_and_lines_say_their_numbers():
     drawn = words(plots.certainty_histogram({"held-out": [0.9] * 19 + [0.52]}, 0.1))
     rate = stats.proportion(1, 20)
     interval = f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
     assert f"held-out: abstains on 5.0% {interval}, n = 20" in drawn
-    before, after = LADDER["medgemma-lora"], stats.calibrated(LADDER["medgemma-lora"], 0.3)
-    drawn = words(plots.calibration_pair(before, after))
-    for frame in (before, after):
-        error = stats.expected_calibration_error(frame["p_correct"], frame["verdict"] == "CORRECT")
-        assert f"ECE = {error:.3f} (15 bins) n = 400" in drawn
+    frame = LADDER["medgemma-lora"]
+    error = stats.expected_calibration_error(frame["p_correct"], frame["verdict"] == "CORRECT")
+    assert f"ECE = {error:.3f} (15 bins), n = 400" in words(plots.reliability(frame, ""))
     drawn = words(plots.corruption_lines(corruptions(["blur"]), CLEAN))
     assert "untouched images: 97.0% (n = 1,000)" in drawn and "blur, n = 96" in drawn
 
@@ -365,13 +345,6 @@ def test_captions_are_kept_whole():
     assert "SYNTHETIC" in words(sheet)
 
 
-def test_misses_shows_only_misses_up_to_the_limit():
-    rows = [miss(id=f"row-{i}", predicted="ERROR" if i == 0 else "CORRECT") for i in range(6)]
-    drawn = words(plots.misses(rows, [image()] * 6, limit=3))
-    assert "3 of 5 shown" in drawn and "row-0" not in drawn and "row-4" not in drawn
-    assert "rest, $5 or $9" in drawn and "p(CORRECT) = 0.90" in drawn
-
-
 @pytest.mark.parametrize(
     "draw, message",
     [
@@ -379,7 +352,6 @@ def test_misses_shows_only_misses_up_to_the_limit():
         (lambda: plots.learning_curve([{"step": 1}]), "learning_curve: nothing"),
         (lambda: plots.contact_sheet([], []), "contact_sheet: nothing"),
         (lambda: plots.contact_sheet([image()], []), "1 images but 0 captions"),
-        (lambda: plots.misses([miss()], []), "1 rows but 0 images"),
         (lambda: plots.modality_heatmap({"a": {}}, "recall"), "'recall' is none of"),
         (lambda: plots.significance_matrix(COMPARED, p="p"), "'p' is none of p_holm"),
         (lambda: plots.significance_matrix(COMPARED, ["medgemma", "gpt"]), "not compared: gpt"),
@@ -390,7 +362,6 @@ def test_misses_shows_only_misses_up_to_the_limit():
         (lambda: plots.coverage_curve({"x": pd.DataFrame({"n": [1]})}), "x: no column 'coverage'"),
         (lambda: plots.corruption_lines(corruptions(KINDS).drop(columns="kind"), CLEAN), "column 'kind'"),
         (lambda: plots.certainty_histogram({"ood": []}, 0.1), "certainty_histogram, ood: nothing"),
-        (lambda: plots.calibration_pair(predictions(), pd.DataFrame()), "calibration_pair, after: nothing"),
     ],
 )
 def test_bad_input_is_refused(draw, message):

@@ -127,8 +127,6 @@ def test_selective_by_hand():
     for row in table.itertuples():
         wilson = stats.proportion(round(row.accuracy * row.n), row.n)
         assert (row.low, row.high) == pytest.approx((wilson["low"], wilson["high"]))
-    area = stats.area_under_risk_coverage(answers([0.1, 0.8, 0.3, 0.6], [1, 1, 1, 0]))
-    assert area == pytest.approx((0 + 0 + 0 + 0.25) / 4)
 
 
 def test_0_point_8_is_no_more_certain_than_0_point_2():
@@ -152,14 +150,12 @@ def test_ties_count_by_their_expectation(rows):
     assert table["accuracy"].to_numpy() == pytest.approx(expected)
     assert table["n"].tolist() == list(range(1, n + 1))
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
-    assert stats.area_under_risk_coverage(frame) == pytest.approx(1 - expected.mean())
     turned = stats.selective(frame.iloc[::-1], [0.5, 1])
     assert turned.equals(stats.selective(frame, [0.5, 1]))
 
 
 def test_a_certainty_that_says_nothing_gives_the_error_rate():
     frame = answers([0.9] * 60 + [0.1] * 40, [True] * 75 + [False] * 25)
-    assert stats.area_under_risk_coverage(frame) == pytest.approx(0.25)
     assert stats.selective(frame)["accuracy"].to_numpy() == pytest.approx(0.75)
     assert len(stats.selective(frame)) == 20
 
@@ -175,7 +171,7 @@ def test_selective_names_a_missing_column_and_no_rows():
     with pytest.raises(ValueError, match="no column 'verdict'"):
         stats.selective(frame.drop(columns="verdict"))
     with pytest.raises(ValueError, match="non-empty"):
-        stats.area_under_risk_coverage(frame[:0])
+        stats.selective(frame[:0])
 
 
 # --- abstention -----------------------------------------------------------------------------
@@ -185,11 +181,9 @@ def test_threshold_by_coverage_keeps_that_share_of_validation():
     rng = np.random.default_rng(0)
     p, y = rng.random(200), rng.random(200) < 0.5
     threshold = stats.abstention_threshold(p, y, coverage=0.95)
-    frame = pd.DataFrame({"p_correct": p})
-    assert stats.abstention(frame, threshold) == stats.proportion(10, 200)
-    assert stats.abstention(frame, np.nextafter(threshold, 1))["value"] > 0.05
-    everything = stats.abstention_threshold(p, y, coverage=1.0)
-    assert stats.abstention(frame, everything)["value"] == 0
+    assert (stats.certainty(p) < threshold).sum() == 10
+    assert (stats.certainty(p) < np.nextafter(threshold, 1)).sum() > 10
+    assert stats.abstention_threshold(p, y, coverage=1.0) == stats.certainty(p).min()
 
 
 def test_threshold_by_accuracy_answers_as_many_as_it_can():
@@ -200,7 +194,6 @@ def test_threshold_by_accuracy_answers_as_many_as_it_can():
     assert pick(p, y, target_accuracy=0.75) == pytest.approx(0.25)  # 3 of 4
     assert pick(p, y, target_accuracy=4 / 6) == pytest.approx(0.05)  # all
     assert pick([0.9, 0.8], [False, True], target_accuracy=0.9) == math.inf
-    assert stats.abstention(pd.DataFrame({"p_correct": p}), math.inf)["value"] == 1
     # a tie is answered as a whole or not at all
     assert pick([0.9, 0.9], [True, False], target_accuracy=0.9) == math.inf
 

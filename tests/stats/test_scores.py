@@ -478,17 +478,6 @@ def test_cases_needed_edges():
         stats.cases_needed(0.90)
 
 
-def test_power_table():
-    shown = stats.power_table(0.90, (0.95, 0.99))
-    assert shown["cases"].tolist() == [stats.cases_needed(0.95), stats.cases_needed(0.99)]
-    for n, right in zip(shown["cases"], shown["right_needed"]):
-        assert binomtest(right, n, 0.9, alternative="greater").pvalue <= 0.05
-        assert binomtest(right - 1, n, 0.9, alternative="greater").pvalue > 0.05
-    assert stats.power_table()["cases"].is_monotonic_decreasing
-    with pytest.raises(ValueError, match="bar < true_accuracy"):
-        stats.power_table(0.95, (0.9,))
-
-
 # --- tables ---------------------------------------------------------------------------------
 
 

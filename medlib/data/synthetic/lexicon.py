@@ -506,11 +506,3 @@ UNDERTREATMENT = {
 def findings_of(modality: str) -> list[Finding]:
     """All findings of a modality, in table order."""
     return [finding for finding in FINDINGS if finding.modality == modality]
-
-
-def finding_named(modality: str, name: str) -> Finding:
-    """Look a finding up; KeyError names the unknown pair."""
-    for finding in FINDINGS:
-        if (finding.modality, finding.name) == (modality, name):
-            return finding
-    raise KeyError(f"no finding {name!r} in modality {modality!r}")

@@ -12,8 +12,10 @@ from medlib import stats
 from medlib.config import MODALITIES
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
-from medlib.data.synthetic.lexicon import CARE_ORDER, finding_named
+from medlib.data.synthetic.lexicon import CARE_ORDER, FINDINGS
 from medlib.systems import text
+
+CARE = {(finding.modality, finding.name): finding.care for finding in FINDINGS}
 
 
 def pairs_of(scenarios):
@@ -62,7 +64,7 @@ def test_balance_over_modality_kind_and_verdict(seed, dozens):
 @given(seed=st.integers(0, 10**6), pairs=st.integers(1, 40))
 def test_verdict_follows_from_what_the_image_shows(seed, pairs):
     for s in grammar.generate("test", pairs, seed):
-        called_for = finding_named(s.modality, s.factors["image_finding"]).care
+        called_for = CARE[s.modality, s.factors["image_finding"]]
         assert (s.verdict == "CORRECT") == (s.factors["care"] == called_for)
         contradicts = s.factors["image_finding"] != s.factors["note_finding"]
         assert (s.error_type == "contradiction") == contradicts
