@@ -68,7 +68,8 @@ def read_scenarios(path: str | Path) -> list[Scenario]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; `python -m medlib data` builds the data sets")
-    scenarios, problems, first_row = [], [], {}
+    scenarios, problems = [], []
+    first_row: dict[str, int] = {}
     # split on "\n" only: str.splitlines would also cut at U+2028 and U+0085 inside a string
     for row, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():

@@ -162,7 +162,7 @@ def _draw_images(scenarios: list[Scenario], images_dir: Path) -> None:
 
     images_dir.mkdir(parents=True, exist_ok=True)
     for seed, scenario in enumerate(scenarios, start=SEED_BASE["core24"]):
-        finding = scenario.factors["image_finding"]
+        finding = str(scenario.factors["image_finding"])
         image = draw.draw(scenario.modality, finding, seed, size=224)
         path = images_dir / scenario.image
         if path.suffix == ".png":

@@ -108,7 +108,7 @@ def _hash_bits(image: Image.Image) -> np.ndarray:
     # shrunk once to what phash shrinks to anyway, so that eight turns cost little
     small = image.convert("L").resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS)
     turned = [small if turn is None else small.transpose(turn) for turn in TURNS.values()]
-    return np.array([imagehash.phash(image, HASH_SIDE).hash.ravel() for image in turned])
+    return np.array([np.ravel(imagehash.phash(image, HASH_SIDE).hash) for image in turned])
 
 
 def _distances(one: pd.DataFrame, two: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

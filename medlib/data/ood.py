@@ -156,7 +156,9 @@ def _outside_image(package: str, file: str) -> Image.Image:
         _, axis, mm = file.split()
         return _template_slice(axis, int(mm))
     if package == "scikit-image":
-        image = load_image(Path(find_spec("skimage").origin).parent / "data" / file)
+        import skimage
+
+        image = load_image(Path(skimage.__file__).parent / "data" / file)
     else:
         from pydicom.data import get_testdata_file
 
@@ -180,8 +182,8 @@ def _template() -> tuple[np.ndarray, np.ndarray]:
 
 def _template_slice(axis: str, mm: int) -> Image.Image:
     volume, affine = _template()
-    axis = ("sagittal", "coronal", "axial").index(axis)
-    index = round((mm - affine[axis, 3]) / affine[axis, axis])
+    number = ("sagittal", "coronal", "axial").index(axis)
+    index = round((mm - affine[number, 3]) / affine[number, number])
     # top of the head, or the brow, comes first; the patient's left is at the left
-    pixels = np.take(volume, index, axis=axis).T[::-1]
+    pixels = np.take(volume, index, axis=number).T[::-1]
     return Image.fromarray((255 * np.clip(pixels / volume.max(), 0, 1)).astype(np.uint8)).convert("RGB")

@@ -91,7 +91,7 @@ def audit(
     """
     images, issues = load_images(scenarios, images_dir)
     all_splits = {"split": splits} if splits else {}
-    published = {s.id: s.factors["published_split"] for s in scenarios if _published(s)}
+    published = {s.id: str(s.factors["published_split"]) for s in scenarios if _published(s)}
     if published:
         all_splits["published_split"] = published
     issues += check_ids(scenarios)
@@ -217,12 +217,12 @@ def check_exact_duplicates(
             content = images[scenario.image].content_hash
             by_content.setdefault(content, []).append(scenario.image)
     issues = []
-    for images in by_content.values():
-        files = tuple(sorted(set(images)))
-        what = f"{len(images)} scenarios have the same pixels"
+    for users in by_content.values():
+        files = tuple(sorted(set(users)))
+        what = f"{len(users)} scenarios have the same pixels"
         issue = _pair_issue("exact duplicate", what, files, {}, scenarios, splits)
         # one file in several scenarios of one side is how twins are made, not a mistake
-        if len(images) > 1 and (len(files) > 1 or issue.evidence["across"]):
+        if len(users) > 1 and (len(files) > 1 or issue.evidence["across"]):
             issues.append(issue)
     return issues
 

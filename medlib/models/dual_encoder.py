@@ -116,7 +116,7 @@ def embed_images(processor, model, images: Iterable[Image.Image], batch_size: in
 def embed_texts(processor, model, texts: Sequence[str], batch_size: int = 128) -> np.ndarray:
     """Unit vectors of sentences, float32 array (n, projection); equal ones are encoded once."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))  # equal lengths: little padding
-    vectors = {}
+    vectors: dict[str, np.ndarray] = {}
     for start in range(0, len(distinct), batch_size):
         part = distinct[start : start + batch_size]
         tokens = processor.tokenizer(

@@ -51,12 +51,16 @@ def _become(module: nn.Module, behaviour: type) -> None:
 
 
 class _Linear:
+    bias: torch.Tensor | None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         product = _Product.apply(x.float(), self)
         return product if self.bias is None else product + self.bias.float()
 
 
 class _Embedding:
+    weight: torch.Tensor
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return nn.functional.embedding(ids, self.weight).float() * getattr(self, "scalar_embed_scale", 1.0)
 

@@ -118,7 +118,7 @@ def alpha(wide: pd.DataFrame, levels: int, measurement: str = "nominal", seed: i
     counts = _counts(wide, levels)
 
     def statistic(drawn):
-        return krippendorff.alpha(value_counts=drawn, level_of_measurement=measurement)
+        return krippendorff.alpha(value_counts=drawn, level_of_measurement=measurement)  # type: ignore[arg-type]
 
     return _bootstrapped(counts[counts.sum(axis=1) >= 2], statistic, seed)
 
@@ -144,7 +144,8 @@ def _bootstrapped(counts: np.ndarray, statistic: Callable[[np.ndarray], float], 
     samples = (np.repeat(patterns, often, axis=0) for often in drawn)
     # a sample of one level alone has no chance agreement to compare with
     values = [statistic(sample) for sample in samples if (sample.sum(axis=0) > 0).sum() > 1]
-    return _result(value, *np.quantile(values, [0.025, 0.975]), len(counts))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return _result(value, low, high, len(counts))
 
 
 def _result(value: float, low: float, high: float, n: int) -> dict:

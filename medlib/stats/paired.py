@@ -157,7 +157,7 @@ def compare_all(
     table = pd.DataFrame(rows).rename(columns=names)
     for column in ("p", "p_cluster"):
         if column in table:
-            adjusted = list(holm(dict(enumerate(table[column]))).values())
+            adjusted = list(holm({str(row): p for row, p in enumerate(table[column])}).values())
             table.insert(table.columns.get_loc(column) + 1, f"{column}_holm", adjusted)
     return table
 

@@ -230,7 +230,7 @@ def rules(
         _choice("one half", *_valid_and_critical(calibration), EVEN),
         choose(calibration, None, confidence, systems),
     ]
-    if level >= chosen[1].level:
+    if level >= lowest_level(chosen[1].critical, confidence, systems):
         chosen.append(choose(calibration, level, confidence, systems))
     return chosen
 

@@ -225,7 +225,7 @@ def draw_images(scenarios: list[Scenario], images_dir: str | Path, size: int = 2
     missing = {s.image: s for s in scenarios if not (images_dir / s.image).is_file()}
     for scenario in missing.values():
         factors = scenario.factors
-        image = draw(scenario.modality, factors["image_finding"], factors["image_seed"], size)
+        image = draw(scenario.modality, str(factors["image_finding"]), int(factors["image_seed"]), size)
         save(image, images_dir / scenario.image)
     return len(missing)
 

@@ -206,7 +206,8 @@ def _restore(file: Path, model, optimizer) -> tuple[int, list[dict]]:
     """(next step, history) of an interrupted training; weights and optimizer are set in place."""
     with safe_open(file, "pt") as opened:
         facts = opened.metadata()
-    weights, moments = {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    moments: dict[int, dict] = {}
     for name, tensor in load_file(file).items():
         kind, _, rest = name.partition(".")
         if kind == "model":
@@ -360,7 +361,7 @@ Retrieval, most similar item, right if it is about the same finding:
 
 | Query | Right | 95% interval | n |
 |:---|---:|---:|---:|
-| image, all phrases | {image_to_text} |
+| image, all phrases | {picture_to_text} |
 | phrase, all images | {text_to_picture} |
 
 Rebuild: `make standin` (drawing {minutes_drawing} minutes, training {minutes_training}, threads

@@ -406,7 +406,8 @@ def pretrain_decoder(
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
-    rng, history, recent = np.random.default_rng(seed), [], {"picture": [], "text": []}
+    rng, history = np.random.default_rng(seed), []
+    recent: dict[str, list[float]] = {"picture": [], "text": []}
     model.train()
     for step in (bar := tqdm(range(steps), desc="decoder")):
         kind = ("picture", "text")[step % 2]
