@@ -16,7 +16,7 @@ app = options.app()
 
 @app.command()
 def data(
-    profile: Profile = "standin",
+    profile: Profile = None,
     images: Images = None,
     allow_masks: Masks = None,
     seed: Seed = None,
@@ -26,7 +26,7 @@ def data(
     """Rebuild the core set and the suites, check them and audit the core set."""
     from medlib.data import core24, sources
 
-    config = configuration(profile, settings, images, allow_masks=allow_masks, seed=seed)
+    config = configuration("data", profile, settings, images, allow_masks=allow_masks, seed=seed)
     counts = core24.build(sources.CORE_DIR)
     core24.verify(sources.CORE_DIR)
     print(f"core24, hashes match: {json.dumps(counts)}")

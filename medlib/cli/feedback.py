@@ -15,7 +15,7 @@ app = options.app()
 
 @app.command()
 def rl(
-    profile: Profile = "standin",
+    profile: Profile = None,
     model: Model = None,
     run_dir: RunDir = None,
     seed: Seed = None,
@@ -28,7 +28,7 @@ def rl(
     from medlib.reporting.notebooks import rl as page
     from medlib.stats.text import to_markdown
 
-    config = configuration(profile, settings, model=model, run_dir=run_dir, seed=seed, ratings=ratings)
+    config = configuration("rl", profile, settings, model=model, run_dir=run_dir, seed=seed, ratings=ratings)
     runs.improve(config)
     frames = benchmark.after_feedback(config)
     print(to_markdown(page.methods_table(frames, config)))
@@ -38,7 +38,7 @@ def rl(
 @app.command()
 def preferences(
     out: Annotated[Path, typer.Argument(help="JSONL file to write")],
-    profile: Profile = "standin",
+    profile: Profile = None,
     run_dir: RunDir = None,
     ratings: Ratings = None,
     settings: Settings = None,
@@ -46,5 +46,5 @@ def preferences(
     """Write the raters' consensus as a preference data set that TRL and `datasets` read."""
     from medlib.feedback import preferences as preference_set
 
-    config = configuration(profile, settings, run_dir=run_dir, ratings=ratings)
+    config = configuration("preferences", profile, settings, run_dir=run_dir, ratings=ratings)
     print(f"preferences: {preference_set.export(config, out.resolve())}")

@@ -13,12 +13,12 @@ for group in (data, run, share, feedback):
 
 
 def main() -> None:
-    """Run a command; a problem that the user can mend is one message, not a traceback."""
-    from medlib.config import ConfigError, DataError, ModelError
+    """Run a command; a problem that the user can fix is one message, not a traceback."""
+    from medlib.config import ConfigError, DataError, ModelError, NotRun
 
     try:
         app()
-    except (ConfigError, DataError, ModelError) as error:
+    except (ConfigError, DataError, ModelError, NotRun) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if "notebook" not in str(error):

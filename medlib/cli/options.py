@@ -7,7 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-Profile = Annotated[str, typer.Option(help="settings file in profiles/")]
+Profile = Annotated[
+    Optional[str],
+    typer.Option(help="settings file in profiles/; default: standin, or the run's own settings once it has any"),
+]
 Model = Annotated[Optional[str], typer.Option(help="hub name or folder, e.g. google/medgemma-4b-it")]
 RunDir = Annotated[Optional[str], typer.Option(help="folder of the run")]
 Images = Annotated[
@@ -37,11 +40,21 @@ def app() -> typer.Typer:
     return typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-def configuration(profile: str, settings: list[str] | None, images=None, **values):
-    """The run's configuration: the profile, then the options given, then every ``--set``."""
+#: Commands that start from the profile; the others continue a run with its own settings.
+STARTS = ("data", "train", "sweep", "bulk", "bulk-merge")
+
+
+def configuration(step: str, profile: str | None, settings: list[str] | None, images=None, **values):
+    """The configuration of a command: the profile or the run's own settings, the options, every ``--set``.
+
+    Raises
+    ------
+    ConfigError
+        An unknown setting, one that this command does not use, or one that a finished run can no longer change.
+    """
     import yaml
 
-    from medlib.config import ConfigError, RunConfig, resolve
+    from medlib.config import ConfigError, RunConfig, resolve, runs
 
     values["images_dir"] = str(images.resolve()) if images else None
     for item in settings or []:
@@ -54,7 +67,12 @@ def configuration(profile: str, settings: list[str] | None, images=None, **value
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
-    return resolve(profile, **values)
+        if values[name] is None:
+            raise ConfigError(f"--set {item!r}: no value; a setting that is to stay as it is, is omitted")
+    if step not in STARTS:
+        return runs.settings_for(step, values, profile)
+    runs.check_used(step, values)
+    return resolve(profile or "standin", **values)
 
 
 def rows_and_base(names: list[str] | None) -> tuple[tuple[str, ...] | None, str | None]:

@@ -27,14 +27,14 @@ app = options.app()
 
 @app.command()
 def train(
-    profile: Profile = "standin",
+    profile: Profile = None,
     model: Model = None,
     run_dir: RunDir = None,
     images: Images = None,
     allow_masks: Masks = None,
     seed: Seed = None,
     epochs: Annotated[Optional[float], typer.Option(help="passes over the training data")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="scenarios a forward pass")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="scenarios per forward pass")] = None,
     lr: Annotated[Optional[float], typer.Option(help="peak learning rate")] = None,
     lora_rank: Annotated[Optional[int], typer.Option()] = None,
     lora_alpha: Annotated[Optional[int], typer.Option()] = None,
@@ -48,6 +48,7 @@ def train(
     from medlib.training import processes, supervised
 
     config = configuration(
+        "train",
         profile,
         settings,
         images,
@@ -73,7 +74,7 @@ def train(
 @app.command()
 def evaluate(
     model: Rows = None,
-    profile: Profile = "standin",
+    profile: Profile = None,
     run_dir: RunDir = None,
     images: Images = None,
     allow_masks: Masks = None,
@@ -82,10 +83,8 @@ def evaluate(
     settings: Settings = None,
 ) -> None:
     """Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations."""
-    from medlib.evaluation import benchmark
-
     _score(
-        benchmark.evaluate,
+        "evaluate",
         model,
         profile,
         settings,
@@ -100,7 +99,7 @@ def evaluate(
 @app.command("benchmark")
 def run_benchmark(
     model: Rows = None,
-    profile: Profile = "standin",
+    profile: Profile = None,
     run_dir: RunDir = None,
     images: Images = None,
     allow_masks: Masks = None,
@@ -109,10 +108,8 @@ def run_benchmark(
     settings: Settings = None,
 ) -> None:
     """Score every row of the ladder, or the rows named, on every suite."""
-    from medlib.evaluation import benchmark
-
     _score(
-        benchmark.benchmark,
+        "benchmark",
         model,
         profile,
         settings,
@@ -126,7 +123,7 @@ def run_benchmark(
 
 @app.command()
 def report(
-    profile: Profile = "standin",
+    profile: Profile = None,
     model: Model = None,
     run_dir: RunDir = None,
     images: Images = None,
@@ -137,14 +134,16 @@ def report(
     settings: Settings = None,
 ) -> None:
     """Run every notebook headless and render the run as web pages."""
-    from medlib.config import provenance
+    from medlib.config import provenance, runs
     from medlib.reporting import execute, gallery, pages, readme
 
-    run_dir = run_dir or f"runs/{provenance.new_run_id(profile)}"
-    config = configuration(
-        profile, settings, images, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed
-    )
-    execute.run_notebooks(run_dir, config.model_dump(mode="json") | {"profile": profile})
+    run_dir = run_dir or f"runs/{provenance.new_run_id(profile or 'standin')}"
+    before = runs.recorded(run_dir)
+    options = dict(model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
+    config = configuration("report", profile, settings, images, **options)
+    runs.record(config)
+    # every notebook reads run.json; after a change there the executed ones are out of date
+    execute.run_notebooks(run_dir, {"profile": None}, resume=before == config)
     page = pages.render(run_dir)
     if update_readme:
         readme.update_readme(run_dir)
@@ -153,13 +152,14 @@ def report(
     print(f"report: {page}")
 
 
-def _score(unnamed, model, profile, settings, images, **values) -> None:
+def _score(step, model, profile, settings, images, **values) -> None:
     """Benchmark the rows that ``--model`` names, or do what the command does if it names none."""
     from medlib.evaluation import benchmark
 
     rows, base = rows_and_base(model)
-    config = configuration(profile, settings, images, model=base, systems=rows, **values)
-    _print_scores(config, benchmark.benchmark(config) if rows else unnamed(config))
+    config = configuration("benchmark" if rows else step, profile, settings, images, model=base, **values)
+    evaluate = step == "evaluate" and not rows
+    _print_scores(config, benchmark.evaluate(config) if evaluate else benchmark.benchmark(config, rows))
 
 
 def _print_scores(config, frames) -> None:

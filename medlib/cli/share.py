@@ -22,7 +22,7 @@ def sweep(
         typer.Option(help="journal:FILE or a database URL that machines share; default: RUN_DIR/sweep.db"),
     ] = None,
     name: Annotated[str, typer.Option(help="the study's name in its storage")] = "lora",
-    profile: Profile = "standin",
+    profile: Profile = None,
     model: Model = None,
     run_dir: RunDir = "runs/sweep",
     seed: Seed = None,
@@ -36,8 +36,8 @@ def sweep(
     except ImportError as error:
         raise ConfigError(f"a sweep needs Optuna: pip install '.[sweep]' ({error})") from None
 
-    config = configuration(profile, settings, model=model, run_dir=run_dir, seed=seed)
-    study = sweeping.sweep(config, trials, space, storage, name, profile)
+    config = configuration("sweep", profile, settings, model=model, run_dir=run_dir, seed=seed)
+    study = sweeping.sweep(config, trials, space, storage, name)
     print(sweeping.table(study).to_string(index=False, float_format="{:.4g}".format))
     sweeping.write_best(study, path(config.run_dir) / "best.yaml")
     print(f"the best as a profile: {config.run_dir}/best.yaml")
@@ -51,7 +51,7 @@ def publish(
     private: Annotated[bool, typer.Option("--private/--public", help="of a new repository")] = True,
     terms: Annotated[Optional[Path], typer.Option(help="copy of the base model's terms")] = None,
     endpoint: Annotated[Optional[str], typer.Option(help="another Hub")] = None,
-    profile: Profile = "standin",
+    profile: Profile = None,
     model: Model = None,
     run_dir: RunDir = None,
     settings: Settings = None,
@@ -59,7 +59,7 @@ def publish(
     """Write adapter or merged model with its card, and upload it if asked to."""
     from medlib.reporting import publish as publishing
 
-    config = configuration(profile, settings, model=model, run_dir=run_dir)
+    config = configuration("publish", profile, settings, model=model, run_dir=run_dir)
     files = publishing.publish(config, repo_id, not upload, merged, private, terms, endpoint)
     print(files.to_string(index=False))
     folder = f"{config.run_dir}/published/{'merged' if merged else 'adapter'}"
@@ -72,7 +72,7 @@ def bulk(
     images_dir: Annotated[Path, typer.Option("--images-dir", "--images", help="their images")],
     system: SystemName,
     shard: Annotated[str, typer.Option(help="NUMBER/COUNT, from 0/COUNT on")] = "0/1",
-    profile: Profile = "standin",
+    profile: Profile = None,
     run_dir: RunDir = "runs/bulk",
     settings: Settings = None,
 ) -> None:
@@ -80,7 +80,7 @@ def bulk(
     from medlib.config import NotRun
     from medlib.evaluation import bulk as bulk_evaluation
 
-    config, part = configuration(profile, settings, run_dir=run_dir), bulk_evaluation.parse_shard(shard)
+    config, part = configuration("bulk", profile, settings, run_dir=run_dir), bulk_evaluation.parse_shard(shard)
     try:
         file = bulk_evaluation.ask(config, scenarios.resolve(), images_dir.resolve(), system, part)
     except NotRun as reason:
@@ -93,7 +93,7 @@ def bulk_merge(
     scenarios: Scenarios,
     system: SystemName,
     shards: Annotated[int, typer.Option(min=1)] = 1,
-    profile: Profile = "standin",
+    profile: Profile = None,
     run_dir: RunDir = "runs/bulk",
     settings: Settings = None,
 ) -> None:
@@ -101,7 +101,7 @@ def bulk_merge(
     from medlib.evaluation import bulk as bulk_evaluation
     from medlib.stats.text import results_table, to_markdown
 
-    config = configuration(profile, settings, run_dir=run_dir)
+    config = configuration("bulk-merge", profile, settings, run_dir=run_dir)
     file = bulk_evaluation.merge(config, scenarios.resolve(), system, shards)
     print(to_markdown(results_table({system: bulk_evaluation.score(file)})))
     print(f"predictions: {file}")

@@ -3,8 +3,8 @@
 from medlib.config.errors import ConfigError, DataError, ModelError, NotRun
 from medlib.config.paths import ROOT, path
 from medlib.config.profiles import hardware_settings, load_profile
-from medlib.config.runs import adapter_dir, run_dir
-from medlib.config.settings import DUAL_STANDIN, ROWS, STANDIN, RunConfig, from_notebook, resolve
+from medlib.config.runs import adapter_dir, from_notebook, of_run, run_dir
+from medlib.config.settings import DUAL_STANDIN, ROWS, STANDIN, RunConfig, resolve
 from medlib.config.terms import ADAPTER, ANSWERS, BASE, METHODS, MODALITIES, SEVERITIES, VERDICTS
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "from_notebook",
     "hardware_settings",
     "load_profile",
+    "of_run",
     "path",
     "resolve",
     "run_dir",

@@ -83,13 +83,6 @@ def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None
     }
 
 
-def write_run(
-    run_dir: str | Path, parameters: dict, data_hashes: dict[str, str], device: str | None = None
-) -> Path:
-    """Write ``run.json`` into ``run_dir`` (see `run_record`) and return its path."""
-    return write_json_atomic(Path(run_dir) / "run.json", run_record(parameters, data_hashes, device))
-
-
 def write_json_atomic(path: str | Path, obj) -> Path:
     """Write ``obj`` as JSON so that a reader sees the old file or the new one, never a half.
 

@@ -1,10 +1,12 @@
-"""One typed configuration: notebook parameters, command-line flags and profiles share its names."""
+"""One typed configuration: notebook parameters, command-line flags and profiles share its names.
+
+`RunConfig` is put together from stages; a fingerprint is made of the stages that its result depends on, so
+that a new field cannot be forgotten there.
+"""
 
 from __future__ import annotations
 
-import os
-from types import ModuleType
-from typing import Any, Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -29,27 +31,58 @@ ROWS = (
     "medgemma-dpo",
 )
 
+Value = TypeVar("Value")
+NEUTRAL = object()
+#: Type of a field that says how fast, where or which of several parts, and changes none of their results:
+#: no part of a fingerprint.
+Neutral = Annotated[Value, NEUTRAL]
 
-class RunConfig(BaseModel):
-    """Everything that a run can be told; every field is a notebook parameter and a flag."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Run(BaseModel):
+    """Where, and with which random numbers."""
 
-    model: str = Field(STANDIN, description="hub name or folder; the one switch to the real MedGemma")
-    adapter: str | None = Field(None, description="adapter folder to evaluate; default: this run's own")
-    trust_remote_code: bool = Field(False, description="let a hub model run its own code")
-    run_dir: str = Field("runs/latest", description="where results go")
+    run_dir: Neutral[str] = Field("runs/latest", description="where results go")
     seed: int = Field(0, ge=0, description="seed of data, initialisation, shuffling and dropout")
 
+
+class Model(BaseModel):
+    """The base model and how it is loaded."""
+
+    model: str = Field(STANDIN, description="hub name or folder; the one switch to the real MedGemma")
+    trust_remote_code: Neutral[bool] = Field(False, description="let a hub model run its own code")
+    dtype: str = Field(
+        "auto",
+        pattern="^(auto|float32|bfloat16|float16)$",
+        description="auto: bfloat16 where the hardware has it, else float32",
+    )
+    quantization: str | None = Field(
+        None, pattern="^(none|8bit|4bit|int8)$", description="8bit, 4bit (NF4): bitsandbytes; int8: torchao; none"
+    )
+    use_8bit: bool = Field(False, description="the same as quantization: 8bit")
+    attention: Neutral[str] = Field("sdpa", pattern="^(sdpa|eager|flash_attention_2)$")
+    eval_batch_size: Neutral[int] = Field(32, ge=1, description="scenarios per batch when scoring")
+
+    @field_validator("quantization")
+    @classmethod
+    def _none_is_none(cls, value: str | None) -> str | None:
+        return None if value == "none" else value
+
+
+class Data(BaseModel):
+    """What is trained on."""
+
     images_dir: str | None = Field(None, description="folder with the real core24 images")
-    allow_masks: bool = Field(False, description="accept segmentation masks in place of scans")
+    allow_masks: Neutral[bool] = Field(False, description="accept segmentation masks in place of scans")
     train_pairs: int = Field(1200, ge=0, description="counterfactual pairs to train on")
     val_pairs: int = Field(96, ge=0, description="pairs for early stopping and calibration")
-    test_pairs: int = Field(1000, ge=1, description="pairs of the held-out suite")
+
+
+class Training(BaseModel):
+    """How the adapter is trained."""
 
     epochs: float = Field(3, gt=0)
-    batch_size: int = Field(4, ge=1, description="scenarios a forward pass")
-    gradient_accumulation: int = Field(1, ge=1, description="forward passes an optimizer step")
+    batch_size: int = Field(4, ge=1, description="scenarios per forward pass")
+    gradient_accumulation: int = Field(1, ge=1, description="forward passes per optimizer step")
     lr: float = Field(2e-4, gt=0, description="peak learning rate of AdamW")
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
@@ -68,51 +101,76 @@ class RunConfig(BaseModel):
     note_pairs: int = Field(0, ge=0, description="further training pairs whose note contradicts the image")
     early_stopping_patience: int = Field(3, ge=0, description="evaluations without gain; 0: never stop")
     evaluations_per_epoch: int = Field(2, ge=1)
-    cache_image_features: bool = Field(True, description="run the frozen vision tower once an image")
     group_by_length: bool = Field(True, description="cases of one length side by side in a batch: less padding")
-
-    dtype: str = Field(
-        "auto",
-        pattern="^(auto|float32|bfloat16|float16)$",
-        description="auto: bfloat16 where the hardware has it, else float32",
+    gradient_checkpointing: Neutral[bool | None] = Field(None, description="None: on a GPU only")
+    cache_image_features: Neutral[bool] = Field(
+        True, description="run the frozen vision tower once per image and cache its features"
     )
-    quantization: str | None = Field(
-        None, pattern="^(none|8bit|4bit|int8)$", description="8bit, 4bit (NF4): bitsandbytes; int8: torchao; none"
-    )
-    use_8bit: bool = Field(False, description="the same as quantization: 8bit")
-    attention: str = Field("sdpa", pattern="^(sdpa|eager|flash_attention_2)$")
-    gradient_checkpointing: bool | None = Field(None, description="None: on a GPU only")
-    workers: int = Field(0, ge=0, description="processes that load images while the model trains")
+    workers: Neutral[int] = Field(0, ge=0, description="processes that load images while the model trains")
 
-    eval_batch_size: int = Field(32, ge=1)
-    generate: bool = Field(True, description="also let the model answer freely")
-    core_folds: bool = Field(True, description="leave-one-image-group-out over core24")
-    core_fold_epochs: float = Field(6, gt=0)
-    ablations: bool = Field(True, description="parts of the input withheld, one at a time")
 
-    systems: tuple[str, ...] = Field(ROWS, description="rows of the benchmark, lowest rung first")
-    biomedclip: str = Field(DUAL_STANDIN, description="hub name or folder of the dual encoder")
+class Suites(BaseModel):
+    """What systems are measured on."""
+
+    test_pairs: int = Field(1000, ge=1, description="pairs of the held-out suite")
     contradiction_pairs: int = Field(200, ge=4, description="pairs whose note contradicts the image")
     corruption_pairs: int = Field(24, ge=4, description="pairs shown through each altered image")
+    calibration_pairs: int = Field(600, ge=12, description="pairs on which the decision threshold is chosen")
+
+
+class Scoring(BaseModel):
+    """What the adapter is asked."""
+
+    adapter: Neutral[str | None] = Field(None, description="adapter folder to evaluate; default: this run's own")
+    generate: bool = Field(True, description="also let the model answer freely")
+    core_folds: Neutral[bool] = Field(True, description="leave-one-image-group-out over core24")
+    core_fold_epochs: float = Field(6, gt=0)
+    ablations: Neutral[bool] = Field(True, description="parts of the input withheld, one at a time")
+
+
+class Benchmark(BaseModel):
+    """What the adapter is compared with."""
+
+    systems: Neutral[tuple[str, ...]] = Field(ROWS, description="rows of the benchmark, lowest rung first")
+    biomedclip: str = Field(DUAL_STANDIN, description="hub name or folder of the dual encoder")
+
+
+class Api(BaseModel):
+    """How a model behind an API is asked."""
+
     api_base_url: str | None = Field(None, description="OpenAI-compatible endpoint; None: OpenAI's")
-    api_timeout_s: float = Field(60, gt=0, description="seconds a request may take")
-    api_retries: int = Field(5, ge=0, description="tries after a failed request, with back-off")
-    api_workers: int = Field(4, ge=1, description="requests at a time")
+    api_timeout_s: Neutral[float] = Field(60, gt=0, description="seconds a request may take")
+    api_retries: Neutral[int] = Field(5, ge=0, description="tries after a failed request, with back-off")
+    api_workers: Neutral[int] = Field(4, ge=1, description="requests at a time")
+    api_allow_real_images: Neutral[bool] = Field(False, description="let images of images_dir leave this machine")
+
+
+class Feedback(BaseModel):
+    """What raters are shown and say."""
+
     feedback_pairs: int = Field(160, ge=4, description="counterfactual pairs that raters are shown")
     feedback_note_pairs: int = Field(80, ge=0, description="pairs whose note contradicts the image, among them")
     ratings: str | None = Field(None, description="SQLite file of clinicians' ratings; None: simulated raters")
     rater_noise: float = Field(0.05, ge=0, lt=0.5, description="share of a simulated rater's wrong ratings")
-    calibration_pairs: int = Field(600, ge=12, description="pairs on which the decision threshold is chosen")
-    risk_level: float = Field(0.02, gt=0, lt=1, description="share of critical errors that may be missed")
-    risk_confidence: float = Field(0.9, gt=0, lt=1, description="probability with which that holds")
+
+
+class Reward(BaseModel):
+    """How the reward model is trained."""
 
     reward_epochs: float = Field(4, gt=0, description="passes of the reward model over the preferences")
     reward_lr: float = Field(1e-4, gt=0, description="peak learning rate of the reward model")
-    rl_methods: tuple[str, ...] = Field(("ppo", "grpo", "dpo"), description="ways of learning from feedback")
-    rl_seeds: int = Field(3, ge=1, description="runs of each method")
+
+
+class RL(BaseModel):
+    """How the adapter learns from feedback."""
+
+    rl_methods: Neutral[tuple[str, ...]] = Field(
+        ("ppo", "grpo", "dpo"), description="ways of learning from feedback"
+    )
+    rl_seeds: Neutral[int] = Field(3, ge=1, description="runs of each method")
     rl_epochs: float = Field(4, gt=0, description="visits of each rated case: the budget of every method")
     rl_rehearsal_pairs: int = Field(0, ge=0, description="training pairs visited beside the rated cases")
-    rl_batch: int = Field(16, ge=2, description="cases an update")
+    rl_batch: int = Field(16, ge=2, description="cases per update")
     rl_samples: int = Field(4, ge=2, description="answers drawn for a case (PPO, GRPO)")
     rl_beta: float = Field(0.05, ge=0, description="weight of the KL divergence from the supervised adapter")
     rl_kl_limit: float = Field(2.0, gt=0, description="nats from the supervised adapter at which a run is stopped")
@@ -120,12 +178,48 @@ class RunConfig(BaseModel):
     grpo_lr: float = Field(1e-5, gt=0)
     dpo_lr: float = Field(1e-5, gt=0)
 
-    api_allow_real_images: bool = Field(False, description="let images of images_dir leave this machine")
 
-    @field_validator("quantization")
-    @classmethod
-    def _none_is_none(cls, value: str | None) -> str | None:
-        return None if value == "none" else value
+class Threshold(BaseModel):
+    """How the decision threshold is chosen."""
+
+    risk_level: float = Field(0.02, gt=0, lt=1, description="share of critical errors that may be missed")
+    risk_confidence: float = Field(0.9, gt=0, lt=1, description="probability with which that holds")
+
+
+#: Every field of `RunConfig` belongs to exactly one of these.
+STAGES = (Run, Model, Data, Training, Suites, Scoring, Benchmark, Api, Feedback, Reward, RL, Threshold)
+Part = type[BaseModel] | str  # a stage, or the name of one field
+
+
+class RunConfig(*reversed(STAGES)):
+    """Everything that a run can be told; every field is a notebook parameter and a flag."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def of(self, *parts: Part) -> dict[str, Any]:
+        """What a result of these stages (or single fields) depends on: their values without the neutral ones."""
+        return {name: getattr(self, name) for name in fields(*parts) if not is_neutral(name)}
+
+
+def fields(*parts: Part) -> tuple[str, ...]:
+    """Names of the fields of these stages; a name stands for itself."""
+    return tuple(name for part in parts for name in ([part] if isinstance(part, str) else part.model_fields))
+
+
+def is_neutral(name: str) -> bool:
+    """True for a field that changes no result: speed, places, which of several parts are run."""
+    return NEUTRAL in RunConfig.model_fields[name].metadata
+
+
+def profile_settings(profile: str) -> dict[str, Any]:
+    """The settings of a profile, layers and all; ConfigError names file and key of one that there is not."""
+    values = {}
+    for layer in profile.split("+"):
+        values |= (own := load_profile(layer))
+        if unknown := [str(key) for key in own if key not in RunConfig.model_fields]:
+            known = ", ".join(RunConfig.model_fields)
+            raise ConfigError(f"profiles/{layer}.yaml: {', '.join(unknown)} not known; settings: {known}")
+    return values
 
 
 def resolve(profile: str | None = "standin", **overrides: Any) -> RunConfig:
@@ -138,30 +232,10 @@ def resolve(profile: str | None = "standin", **overrides: Any) -> RunConfig:
     """
     if profile == "standin" and str(overrides.get("model") or "").startswith("google/medgemma"):
         profile = "medgemma-4b"  # the recipe follows the model: one parameter switches to the real one
-    values = load_profile(profile) if profile else {}
+    values = profile_settings(profile) if profile else {}
     values |= {name: value for name, value in overrides.items() if value is not None}
     try:
         return RunConfig(**values)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
         raise ConfigError("bad configuration: " + "; ".join(lines)) from None
-
-
-def from_notebook(names: Mapping[str, Any]) -> RunConfig:
-    """Build the configuration from a notebook's ``globals()``; parameters left at None are the profile's.
-
-    The environment variable ``MEDLIB_PROFILE`` takes the place of a profile left at "standin", so that
-    tests can run the committed notebooks in a minute; their results then go to a folder of their own.
-    """
-    # a notebook may import a module that is called like a parameter
-    known = {
-        name: names[name]
-        for name in RunConfig.model_fields
-        if name in names and not isinstance(names[name], ModuleType)
-    }
-    profile = names.get("profile", "standin")
-    if profile == "standin" and (other := os.environ.get("MEDLIB_PROFILE")):
-        profile = other
-        if known.get("run_dir") == "runs/latest":
-            known["run_dir"] = f"runs/{other}"
-    return resolve(profile, **known)

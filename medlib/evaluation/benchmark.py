@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, NotRun, RunConfig, adapter_dir, path, provenance
+from medlib.config import ADAPTER, BASE, NotRun, RunConfig, adapter_dir, path, provenance, settings
 from medlib.data import ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
@@ -24,8 +24,9 @@ UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
 class Benchmark:
     """One run's frames, filled suite by suite; a system that cannot be asked is noted with its reason."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, systems: tuple[str, ...] | None = None) -> None:
+        self.recorded = config
+        self.config = config.model_copy(update={"systems": systems}) if systems else config
         self.suites = sources.prepare(config)
         self.session = Session(config, self.suites)
         self.frames: dict[str, pd.DataFrame] = {}
@@ -55,17 +56,17 @@ def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
     ModelError
         If there is no adapter yet.
     """
-    run = Benchmark(config.model_copy(update={"systems": (BASE, ADAPTER)}))
+    run = Benchmark(config, (BASE, ADAPTER))
     _evaluate(run)
     return _written(run)
 
 
-def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
-    """All systems of ``config.systems`` on all suites; frames by ``system/suite``."""
-    run = Benchmark(config)
-    if ADAPTER in config.systems:
+def benchmark(config: RunConfig, systems: tuple[str, ...] | None = None) -> dict[str, pd.DataFrame]:
+    """These systems, by default those of ``config.systems``, on all suites; frames by ``system/suite``."""
+    run = Benchmark(config, systems)
+    if ADAPTER in run.config.systems:
         _evaluate(run)
-    heldout, everyone = run.suites["test"], config.systems
+    heldout, everyone = run.suites["test"], run.config.systems
     run.ask(everyone, heldout, "heldout", free=True)
     run.ask(everyone, run.suites["core_val"], "core24_val", free=True)
     run.ask(UNTRAINED, core24_all(run.suites), "core24_folds", free=True)
@@ -83,7 +84,7 @@ def benchmark(config: RunConfig) -> dict[str, pd.DataFrame]:
 def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
     """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
     names = compare_methods.rows(config)
-    run = Benchmark(config.model_copy(update={"systems": (*names, FUSED)}))
+    run = Benchmark(config, (*names, FUSED))
     pairs, seed = config.contradiction_pairs, config.seed
     run.ask([*names, FUSED], sources.calibration(config), "calibration")
     run.ask(names, variants.contradiction("val", pairs, seed), "val_contradiction")
@@ -130,25 +131,16 @@ def _written(run: Benchmark) -> dict[str, pd.DataFrame]:
         stats.write_predictions(file, frames)
         stamp.write_text(made_of)
     summary.write_metrics(run.config, frames, run.not_run)
-    record.write_record(run.config, run.suites)
+    record.write_record(run.recorded, run.suites)
     return frames
 
 
 def _made_of(run: Benchmark) -> str:
     """SHA-256 over all that a prediction rests on, so that frames of another model are never mixed in."""
     config, adapter = run.config, adapter_dir(run.config) / "adapter_model.safetensors"
-    fields = (
-        "seed",
-        "images_dir",
-        "dtype",
-        "quantization",
-        "use_8bit",
-        "api_base_url",
-        "contradiction_pairs",
-        "corruption_pairs",
-    )
     made_of = [
-        [getattr(config, name) for name in fields],
+        config.of(settings.Run, settings.Model, settings.Data, settings.Suites, settings.Scoring),
+        config.of(settings.Benchmark, settings.Api),
         sources.hashes(run.suites),
         loading.weights_hash(config.model),
         loading.weights_hash(config.biomedclip),

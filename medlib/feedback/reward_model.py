@@ -28,6 +28,7 @@ from trl import RewardConfig, RewardTrainer
 
 from medlib import stats
 from medlib.config import VERDICTS, RunConfig, adapter_dir, path, provenance
+from medlib.config.settings import Model, Reward, Run, Training
 from medlib.data.suite import Suite
 from medlib.feedback.preferences import training_side
 from medlib.models import loading
@@ -37,7 +38,6 @@ from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
 
 #: Share of the training side that only sets the temperature.
 SLICE = 0.15
-FIELDS = ("seed", "reward_epochs", "reward_lr", "rl_batch", "dtype", "quantization", "use_8bit")
 
 
 def folder(config: RunConfig) -> Path:
@@ -50,7 +50,7 @@ def fingerprint(config: RunConfig) -> str:
     suite, preferences = training_side(config)
     adapter = loading.file_hash(adapter_dir(config) / "adapter_model.safetensors")
     chosen = preferences[["key", "chosen", "severity"]].to_dict(orient="records")
-    settings = [getattr(config, name) for name in FIELDS]
+    settings = config.of(Run, Model, Training, Reward, "rl_batch")
     return provenance.digest([loading.weights_hash(config.model), adapter, chosen, settings])
 
 

@@ -248,7 +248,12 @@ def attach_adapter(base, adapter: str | Path) -> PeftModel:
     return PeftModel.from_pretrained(base, adapter, use_safetensors=True).eval()
 
 
+def model_kind(model: str) -> str:
+    """What a model is, as ``run.json`` says it."""
+    return "stand-in, knows no medicine" if is_standin(model) else "published weights"
+
+
 def model_label(config: RunConfig) -> str:
     """How figures and tables name the model; a stand-in is always called one."""
-    kind = " (stand-in, knows no medicine)" if is_standin(config.model) else ""
+    kind = f" ({model_kind(config.model)})" if is_standin(config.model) else ""
     return f"{Path(config.model).name}{kind}"

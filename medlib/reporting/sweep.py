@@ -2,36 +2,41 @@
 
 The held-out suite plays no part. A study lives in SQLite in the run's folder, or wherever ``storage``
 says, so that many machines can share it; a trial lives in ``run_dir/trials/NNN``. Run the same command
-again to go on. Trials are not pruned: a trial is a notebook, which ends by early stopping.
+again to resume. Trials are not pruned: a trial is a notebook, which ends by early stopping.
 """
 
 from __future__ import annotations
 
-import threading
 import time
+import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 import yaml
-from optuna.storages import JournalStorage
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from medlib.config import ROOT, ConfigError, RunConfig, path, run_dir
+from medlib.config import ROOT, ConfigError, RunConfig, path, run_dir, runs
+from medlib.config.settings import Data, Model, Run, Training, fields, is_neutral
 from medlib.reporting import execute
 from medlib.training import adapters
-from medlib.training.supervised import TRAINING_FIELDS
 
 SPACES = ROOT / "profiles" / "sweep"
 TRIES = 3  # of one trial; what kills the process each time is not tried for ever
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 10
+GRACE = 3  # heartbeats that a trial may miss before it is taken for killed
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+#: Queues the recipe of a killed trial with its folder, so that its training resumes.
+RETRY = RetryHeartbeatStaleTrialCallback(max_retry=TRIES - 1)
 
-Objective = Callable[[RunConfig, str | None], float]
+Objective = Callable[[RunConfig], float]
 
 
 def sweep(
@@ -40,11 +45,10 @@ def sweep(
     space: str | Path = "lora",
     storage: str | None = None,
     name: str = "lora",
-    profile: str | None = None,
     objective: Objective | None = None,
-    heartbeat_s: float = HEARTBEAT_S,
+    heartbeat_s: int = HEARTBEAT_S,
 ) -> optuna.Study:
-    """Try ``trials`` recipes and keep what each scored; a second call goes on where the first stopped.
+    """Try ``trials`` recipes and keep what each scored; a second call resumes where the first stopped.
 
     Proposals depend on the seed, the trial's number and the scores so far: a sweep that was stopped
     proposes what it would have proposed, and machines that share a study never repeat each other.
@@ -62,13 +66,11 @@ def sweep(
         ``postgresql://...``; default ``run_dir/sweep.db``.
     name : str
         The study's name in its storage.
-    profile : str, optional
-        Profile that ``config`` was resolved from, for settings that the notebook does not declare.
     objective : callable, optional
-        ``objective(config of the trial, profile)`` gives the loss; default :func:`train_notebook`.
-    heartbeat_s : float
-        Seconds between signs of life. A trial that shows none for three times as long is taken for
-        killed: it is marked failed, and its recipe is tried again in its folder.
+        ``objective(config of the trial)`` gives the loss; default :func:`train_notebook`.
+    heartbeat_s : int
+        Seconds between heartbeats. A trial that misses `GRACE` of them is taken for killed: it is
+        marked failed, and its recipe is tried again in its folder.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def sweep(
         A bad space, or a study of this name that was made with other settings.
     """
     space = read_space(space)
-    study = open_study(config, space, storage, name)
+    study = open_study(config, space, storage, name, heartbeat_s)
 
     def run(trial: optuna.Trial) -> float:
         if _is_surplus(study, trial, trials):
@@ -87,10 +89,9 @@ def sweep(
         trial.set_user_attr("folder", trial.user_attrs.get("folder", f"{trial.number:03d}"))
         own = {**values, "run_dir": f"{config.run_dir}/trials/{trial.user_attrs['folder']}"}
         try:
-            with _heartbeat(trial, heartbeat_s):
-                return (objective or train_notebook)(config.model_copy(update=own), profile)
+            return (objective or train_notebook)(config.model_copy(update=own))
         except KeyboardInterrupt:
-            _try_again(study, trial)
+            RETRY(study, study.trials[trial.number])
             raise
 
     while True:
@@ -101,15 +102,15 @@ def sweep(
             study.optimize(run, n_trials=1, catch=(RuntimeError,), callbacks=[_tell])
 
 
-def train_notebook(config: RunConfig, profile: str | None = None) -> float:
+def train_notebook(config: RunConfig) -> float:
     """Run 03_train_lora into the trial's folder; gives the least loss on the validation suite."""
-    parameters = config.model_dump(mode="json") | ({"profile": profile} if profile else {})
-    execute.run_notebooks(path(config.run_dir), parameters, ["03"])
+    runs.record(config)
+    execute.run_notebooks(path(config.run_dir), {"profile": None}, ["03"])
     return adapters.training_metadata(config)["best_eval_loss"]
 
 
 def table(study: optuna.Study) -> pd.DataFrame:
-    """A row a trial, best first: trial, parameters, validation_loss, minutes, state."""
+    """One row per trial, best first: trial, parameters, validation_loss, minutes, state."""
     names = sorted({name for trial in study.trials for name in trial.params})
     rows = [
         {
@@ -155,6 +156,8 @@ def read_space(space: str | Path) -> dict[str, dict[str, Any]]:
         where = f"{file.name}, field {name!r}"
         if name not in RunConfig.model_fields:
             raise ConfigError(f"{where}: not one of {', '.join(RunConfig.model_fields)}")
+        if name not in fields(Model, Training) or is_neutral(name):
+            raise ConfigError(f"{where}: would not take effect, no trial's loss depends on it")
         keys = set(given) if isinstance(given, dict) else set()
         if keys != {"choices"} and not {"low", "high"} <= keys <= {"low", "high", "step", "log"}:
             raise ConfigError(f"{where}: expected choices: [...], or low, high and perhaps step or log")
@@ -182,19 +185,26 @@ def _sampler(seed: int) -> optuna.samplers.BaseSampler:
 # --- the study -------------------------------------------------------------------------------------
 
 
-def open_study(config: RunConfig, space: dict, storage: str | None, name: str) -> optuna.Study:
+def open_study(
+    config: RunConfig, space: dict, storage: str | None, name: str, heartbeat_s: int = HEARTBEAT_S
+) -> optuna.Study:
     """Make or reopen a study; ConfigError names the settings in which it differs from this call."""
-    if storage is None:
-        storage = f"sqlite:///{run_dir(config) / 'sweep.db'}"
-    elif storage.startswith("journal:"):
+    if storage is not None and storage.startswith("journal:"):
         file = path(storage.removeprefix("journal:"))
         file.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(file)))
+        shared = _Journal(JournalFileBackend(str(file)), heartbeat_s)
+    else:
+        shared = RDBStorage(
+            storage or f"sqlite:///{run_dir(config) / 'sweep.db'}",
+            heartbeat_interval=heartbeat_s,
+            grace_period=GRACE * heartbeat_s,
+            heartbeat_stale_trial_callback=_try_again,
+        )
     study = optuna.create_study(
-        storage=storage, study_name=name, load_if_exists=True, sampler=_sampler(config.seed)
+        storage=shared, study_name=name, load_if_exists=True, sampler=_sampler(config.seed)
     )
-    fixed = set(TRAINING_FIELDS) | {"train_pairs", "val_pairs"}
-    mine = {"space": space} | {field: getattr(config, field) for field in sorted(fixed - set(space))}
+    fixed = config.of(Run, Model, Data, Training)
+    mine = {"space": space} | {field: value for field, value in sorted(fixed.items()) if field not in space}
     theirs = study.user_attrs.get("settings")
     if theirs is None:
         study.set_user_attr("settings", mine)
@@ -214,7 +224,7 @@ def _used(study: optuna.Study) -> int:
 
 
 def _counted(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
-    replaced = {t.user_attrs.get("retries") for t in trials}
+    replaced = {number for t in trials for number in RETRY.retry_history(t)}
     return [
         t
         for t in trials
@@ -223,62 +233,57 @@ def _counted(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.Frozen
 
 
 def _is_surplus(study: optuna.Study, trial: optuna.Trial, wanted: int) -> bool:
-    """True if another process began the last trial, or queued the same recipe, at the same moment."""
-    trials = study.get_trials(deepcopy=False)
-    earlier = [t for t in _counted(trials) if t.number < trial.number]
-    again = trial.user_attrs.get("retries", -1)
-    twice = again in [t.user_attrs.get("retries") for t in trials[: trial.number]]
-    return twice or len(earlier) >= wanted
+    """True if another process began the last trial at the same moment."""
+    earlier = [t for t in _counted(study.get_trials(deepcopy=False)) if t.number < trial.number]
+    return len(earlier) >= wanted
 
 
-@contextmanager
-def _heartbeat(trial: optuna.Trial, seconds: float):
-    """Count up in the study while the trial runs; a counter, since the clocks of two machines differ."""
-    done = threading.Event()
+class _Journal(JournalStorage, BaseHeartbeat):
+    """A journal with the heartbeat that Optuna gives to databases alone.
 
-    def beat():
-        count = 0
-        while not done.is_set():
-            trial.set_user_attr("alive", count := count + 1)
-            done.wait(seconds)
+    It counts beats, since a file has no clock that machines share: a trial is stale if this process sees
+    the same count for the grace period.
+    """
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    def __init__(self, backend: JournalFileBackend, seconds: int) -> None:
+        super().__init__(backend)
+        self.seconds, self._count, self._seen = seconds, {}, {}
 
+    def record_heartbeat(self, trial_id: int) -> None:
+        self._count[trial_id] = self._count.get(trial_id, 0) + 1
+        try:
+            self.set_trial_user_attr(trial_id, "heartbeat", self._count[trial_id])
+        except UpdateFinishedTrialError:  # another machine took it for killed
+            pass
 
-def _retry_killed(study: optuna.Study, heartbeat_s: float) -> None:
-    """Mark running trials that show no sign of life as failed, and queue their recipes again."""
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        now, stale = time.monotonic(), []
+        for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
+            number, count = trial._trial_id, trial.user_attrs.get("heartbeat")
+            if number not in self._seen or self._seen[number][0] != count:
+                self._seen[number] = count, now
+            elif now - self._seen[number][1] > GRACE * self.seconds:
+                stale.append(number)
+        return stale
 
-    def running():
-        found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return {t.number: (t.user_attrs.get("alive"), t) for t in found}
+    def get_heartbeat_interval(self) -> int:
+        return self.seconds
 
-    before = running()
-    if before:
-        time.sleep(3 * heartbeat_s)
-    for number, (alive, trial) in running().items():
-        if number in before and before[number][0] == alive:
-            try:
-                study.tell(number, state=TrialState.FAIL)
-            except ValueError:  # another machine was faster
-                continue
-            print(f"trial {number} was killed; it is tried again", flush=True)
-            _try_again(study, trial)
+    def get_heartbeat_stale_trial_callback(self) -> Callable:
+        return _try_again
 
 
-def _try_again(study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
-    """Queue the recipe of a killed trial; its folder goes with it, so that training resumes."""
-    tries = trial.user_attrs.get("tries", 1)
-    if tries < TRIES:
-        folder = trial.user_attrs.get("folder", f"{trial.number:03d}")
-        study.enqueue_trial(
-            trial.params, user_attrs={"folder": folder, "retries": trial.number, "tries": tries + 1}
-        )
+def _retry_killed(study: optuna.Study, heartbeat_s: int) -> None:
+    """Fail and queue again the running trials whose heartbeat has stopped."""
+    optuna.storages.fail_stale_trials(study)
+    if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        time.sleep((GRACE + 1) * heartbeat_s)
+        optuna.storages.fail_stale_trials(study)
+
+
+def _try_again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    print(f"trial {trial.number} was killed", flush=True)
+    RETRY(study, trial)
 
 
 def _tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:

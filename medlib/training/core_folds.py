@@ -7,11 +7,11 @@ from tqdm.auto import tqdm
 
 from medlib import stats
 from medlib.config import ADAPTER, RunConfig, provenance, run_dir
+from medlib.config.settings import Model, Run, Training
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
 from medlib.models import loading, scoring
 from medlib.training import encoding, trainer
-from medlib.training.supervised import TRAINING_FIELDS
 
 # --- leave one image group out ---------------------------------------------------------------------
 
@@ -67,6 +67,6 @@ def _fold(config: RunConfig, processor, base, rows: list[dict], held: Suite) -> 
 
 
 def _fold_fingerprint(config: RunConfig, everything: Suite, group: str) -> str:
-    settings = [getattr(config, name) for name in (*TRAINING_FIELDS, "core_fold_epochs", "generate")]
+    settings = config.of(Run, Model, Training, "core_fold_epochs", "generate")
     made_of = [settings, everything.keys(), loading.weights_hash(config.model), group]
     return provenance.digest(made_of)[:16]

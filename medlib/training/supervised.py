@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medlib.config import ModelError, RunConfig, hardware, provenance, run_dir
 from medlib.config.hardware import EFFECTIVE_BATCH
+from medlib.config.settings import Data, Model, Run, Training
 from medlib.data import augment, sources
 from medlib.data.suite import Suite
 from medlib.data.variants import contradiction
@@ -110,35 +111,7 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     return adapter
 
 
-TRAINING_FIELDS = (
-    "model",
-    "seed",
-    "epochs",
-    "batch_size",
-    "gradient_accumulation",
-    "lr",
-    "warmup_ratio",
-    "weight_decay",
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_targets",
-    "use_rslora",
-    "use_dora",
-    "paraphrase_copies",
-    "pair_copies",
-    "note_pairs",
-    "early_stopping_patience",
-    "evaluations_per_epoch",
-    "group_by_length",
-    "dtype",
-    "quantization",
-    "use_8bit",
-)
-
-
 def _train_fingerprint(config: RunConfig, suites: dict[str, Suite]) -> str:
     """Names settings and data of a training, so that a changed one is never taken for it."""
-    settings = {name: getattr(config, name) for name in TRAINING_FIELDS}
-    used = [suites[name].sha256 for name in ("train", "val", "core_train")] + [config.images_dir]
-    return provenance.digest([settings, used, loading.weights_hash(config.model)])
+    used = [suites[name].sha256 for name in ("train", "val", "core_train")]
+    return provenance.digest([config.of(Run, Model, Data, Training), used, loading.weights_hash(config.model)])

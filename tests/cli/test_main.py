@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 
+import nbformat
 import pytest
 from typer.testing import CliRunner
 
 from medlib.cli import main as cli
 from medlib.cli import options
-from medlib.config import ROOT, ConfigError
+from medlib.config import ROOT, ConfigError, path, resolve, runs
+from medlib.models import loading
+from medlib.reporting import execute, pages
+from medlib.training import encoding, lora, supervised, trainer
 
 COMMANDS = ("data", "standin", "train", "evaluate", "benchmark", "report")
 
@@ -66,6 +70,13 @@ def test_help_of_train_lists_the_flags():
         (["train", "--set", "epochs"], "expected name=value"),
         (["train", "--set", "epochs=["], "epochs=["),
         (["train", "--set", "profile=tiny"], "profile"),
+        (["train", "--set", "lr=null"], "lr=null"),
+        (["train", "--set", "reward_epochs=2"], "reward_epochs: would not take effect"),
+        (["data", "--set", "lora_rank=4"], "lora_rank: would not take effect"),
+        (["evaluate", "--set", "corruption_pairs=8"], "corruption_pairs: would not take effect"),
+        (["preferences", "out.jsonl", "--set", "ppo_lr=1"], "ppo_lr: would not take effect"),
+        (["bulk-merge", "x.jsonl", "--system", "constant", "--set", "lr=1"], "lr: would not take effect"),
+        (["sweep", "--set", "test_pairs=8", "--set", "systems=[constant]"], "systems: would not take effect"),
         (["evaluate", "--adapter", "/no/such/adapter"], "adapter_model.safetensors is missing"),
         (["train", "--profile", "tiny", "--model", "models/no-such-model"], "models/no-such-model"),
     ],
@@ -152,6 +163,62 @@ def test_benchmark_of_named_rows_prints_their_table(run, small_config):
     assert "medgemma" not in output
 
 
+@pytest.mark.parametrize("command", ["evaluate", "benchmark", "rl", "report", "publish a/b"])
+def test_a_finished_run_of_another_model_is_refused(run, tmp_path, command):
+    runs.record(resolve("tiny", run_dir=str(tmp_path)))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").touch()
+    status, _ = run(*command.split(), "--model", "someone/another", "--run-dir", str(tmp_path))
+    assert "model='someone/another' would not take effect" in status and "models/medgemma-nano" in status
+
+
+def cells_of(notebook, **parameters):
+    """Run the first two code cells of a notebook with these parameters; gives its names."""
+    names, cells = {}, [c for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]
+    exec(cells[0].source, names)
+    names.update(parameters)
+    exec(cells[1].source.replace("%matplotlib inline", ""), names)
+    return names
+
+
+def test_report_trains_with_every_setting_that_is_given(run, small_config, monkeypatch):
+    trained = []
+
+    def train_adapter(base, processor, rows, val_rows, config, out, extra):
+        trained.append((rows, config))
+
+    def notebooks(run_dir, parameters, **_):
+        names = cells_of(ROOT / "notebooks" / "03_train_lora.ipynb", run_dir=run_dir, **parameters)
+        supervised.train(names["config"])
+        later = cells_of(ROOT / "notebooks" / "04_evaluate.ipynb", run_dir=run_dir)
+        assert later["config"] == names["config"]
+
+    def scenarios(config, processor, base, suites):
+        return [s for suite in suites for s in suite.scenarios]
+
+    monkeypatch.setattr(trainer, "train_adapter", train_adapter)
+    monkeypatch.setattr(loading, "load_for", lambda config: (None, None))
+    monkeypatch.setattr(
+        encoding, "encode_suites", lambda *given: [s for suite in given[3] for s in suite.scenarios]
+    )
+    monkeypatch.setattr(execute, "run_notebooks", notebooks)
+    monkeypatch.setattr(pages, "render", lambda run_dir: "page")
+    given = ["quantization=4bit", "use_rslora=true", "note_pairs=4", "train_pairs=12"]
+    sets = [word for setting in given for word in ("--set", setting)]
+    where = ("--model", small_config.model, "--run-dir", small_config.run_dir)
+    status, _ = run("report", "--profile", "tiny", *where, *sets)
+    assert status == 0
+    ((rows, config),) = trained
+    assert (config.quantization, config.use_rslora, config.note_pairs) == ("4bit", True, 4)
+    assert lora.lora_config(config).use_rslora and len(rows) == 16 + 2 * 12 + 2 * 4
+    record = json.loads((path(small_config.run_dir) / "run.json").read_text())["parameters"]
+    assert (record["quantization"], record["use_rslora"], record["note_pairs"]) == ("4bit", True, 4)
+    # called again without them, the run keeps them
+    assert runs.recorded(small_config.run_dir) == config
+    run("report", "--run-dir", small_config.run_dir)
+    assert trained[-1][1] == config
+
+
 def test_any_setting_can_be_set(monkeypatch):
-    config = options.configuration("tiny", ["images_dir=somewhere", "core_folds=true", "lr=2e-3"])
+    config = options.configuration("report", "tiny", ["images_dir=somewhere", "core_folds=true", "lr=2e-3"])
     assert (config.images_dir, config.core_folds, config.lr) == ("somewhere", True, 2e-3)

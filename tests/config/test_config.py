@@ -1,6 +1,7 @@
 """One set of names: profiles, notebooks, command line."""
 
 import ast
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -8,6 +9,8 @@ import typer
 
 from medlib.cli.main import app
 from medlib.config import ROOT, ConfigError, RunConfig, from_notebook, path, resolve
+from medlib.config.settings import STAGES, Data, Model, Run, Training, fields, is_neutral
+from medlib.training import supervised
 
 PROFILES = sorted(file.stem for file in (ROOT / "profiles").glob("*.yaml"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -121,7 +124,7 @@ def test_notebooks_declare_names_of_the_configuration_only(notebook):
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
     }
     assert "run_dir" in declared
-    assert declared <= set(RunConfig.model_fields) | {"profile"}
+    assert declared <= set(RunConfig.model_fields) | {"profile", "settings"}
 
 
 def test_the_recipe_follows_the_model_and_a_profile_can_be_undone():
@@ -131,3 +134,30 @@ def test_the_recipe_follows_the_model_and_a_profile_can_be_undone():
     assert resolve("standin", model="models/medgemma-nano").lr == resolve("standin").lr
     assert resolve("tiny+t4").quantization == "4bit"
     assert resolve("tiny+t4", quantization="none").quantization is None
+
+
+# --- stages and what is made of them ------------------------------------------------------------------------
+
+
+def test_every_field_is_in_exactly_one_stage():
+    assert sorted(fields(*STAGES)) == sorted(RunConfig.model_fields)
+    assert len(set(fields(*STAGES))) == len(fields(*STAGES))
+
+
+@pytest.mark.parametrize("name", fields(Run, Model, Data, Training))
+def test_a_field_that_bears_on_the_adapter_is_in_its_fingerprint_and_a_neutral_one_is_not(name):
+    suites = {split: SimpleNamespace(sha256=split) for split in ("train", "val", "core_train")}
+    config = RunConfig()
+    other = config.model_copy(update={name: "something else"})
+    same = supervised._train_fingerprint(other, suites) == supervised._train_fingerprint(config, suites)
+    assert same == is_neutral(name)
+
+
+def test_what_only_says_how_fast_or_where_is_neutral():
+    neutral = {name for name in RunConfig.model_fields if is_neutral(name)}
+    assert neutral == {
+        *("run_dir", "adapter", "trust_remote_code", "allow_masks", "api_allow_real_images"),
+        *("attention", "eval_batch_size", "gradient_checkpointing", "cache_image_features", "workers"),
+        *("api_timeout_s", "api_retries", "api_workers"),
+        *("core_folds", "ablations", "systems", "rl_methods", "rl_seeds"),  # which parts are run
+    }

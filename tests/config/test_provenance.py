@@ -14,7 +14,8 @@ from medlib.config import provenance
 
 def test_run_json_holds_what_a_rerun_needs(tmp_path):
     parameters = {"seed": 7, "rank": 16, "rate": 1e-4}
-    path = provenance.write_run(tmp_path, parameters, {"core24.jsonl": "ab" * 32}, device="cpu")
+    record = provenance.run_record(parameters, {"core24.jsonl": "ab" * 32}, device="cpu")
+    path = provenance.write_json_atomic(tmp_path / "run.json", record)
     assert path == tmp_path / "run.json"
     record = json.loads(path.read_text())
     assert record["parameters"] == parameters

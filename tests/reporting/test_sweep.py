@@ -10,12 +10,12 @@ import yaml
 from medlib.config import ROOT, ConfigError, RunConfig, resolve
 from medlib.reporting import sweep
 from medlib.reporting.sweep import TRIES
-from medlib.training import supervised
+from medlib.training import adapters
 
 optuna = pytest.importorskip("optuna", reason="optuna is missing: pip install '.[sweep]'")
 
 
-def bowl(config, profile=None):
+def bowl(config):
     """A loss that is least at a known recipe."""
     return (config.lora_dropout - 0.2) ** 2 + abs(config.lora_rank - 16) / 100 + config.epochs / 1000
 
@@ -26,7 +26,7 @@ def small(tmp_path):
 
 
 def run(config, trials, **more):
-    return sweep.sweep(config, trials, **{"objective": bowl, "heartbeat_s": 0.05, **more})
+    return sweep.sweep(config, trials, **{"objective": bowl, "heartbeat_s": 1, **more})
 
 
 def recipes(study):
@@ -64,13 +64,13 @@ def test_table_and_best_profile(small, tmp_path):
 
 def test_the_trial_gets_the_recipe_and_a_folder_of_its_own(small):
     seen = []
-    run(small, 2, objective=lambda config, profile: seen.append(config) or 1.0)
+    run(small, 2, objective=lambda config: seen.append(config) or 1.0)
     assert [c.run_dir for c in seen] == [f"{small.run_dir}/trials/{n}" for n in ("000", "001")]
     assert seen[0].lr != small.lr and seen[0].batch_size == small.batch_size
 
 
 def test_a_failing_trial_counts_and_the_sweep_goes_on(small):
-    def fails(config, profile):
+    def fails(config):
         if config.run_dir.endswith("000"):
             raise RuntimeError("out of memory")
         return bowl(config)
@@ -83,7 +83,7 @@ def test_a_failing_trial_counts_and_the_sweep_goes_on(small):
 def test_an_interrupted_trial_is_marked_failed_and_tried_again_in_its_folder(small):
     asked = []
 
-    def interrupted(config, profile):
+    def interrupted(config):
         asked.append((config.run_dir, config.lr))
         if len(asked) == 2:
             raise KeyboardInterrupt
@@ -99,14 +99,14 @@ def test_an_interrupted_trial_is_marked_failed_and_tried_again_in_its_folder(sma
 def worker(config, storage, log, seconds):
     """A process with a sweep of six trials; forked, since importing torch takes longer than the test."""
 
-    def objective(config, profile):
+    def objective(config):
         with open(log, "a") as file:
             file.write(config.run_dir.rsplit("/", 1)[1] + "\n")
         time.sleep(seconds)
         return config.lora_dropout
 
     def target():
-        run(config, 6, storage=storage, objective=objective, heartbeat_s=0.2)
+        run(config, 6, storage=storage, objective=objective, heartbeat_s=1)
 
     process = multiprocessing.get_context("fork").Process(target=target, daemon=True)
     process.start()
@@ -139,7 +139,7 @@ def test_a_killed_process_is_noticed_and_two_processes_share_the_rest(small, tmp
 
 
 def test_a_trial_that_kills_its_process_every_time_is_given_up(small):
-    def kills(config, profile):
+    def kills(config):
         raise KeyboardInterrupt
 
     for _ in range(TRIES):
@@ -163,6 +163,8 @@ def test_a_study_of_other_settings_is_not_continued(small):
     ("lr: [1, 2]", "expected choices"),
     ("lr: {low: 0.1}", "expected choices"),
     ("lora_dropout: {low: 0.0, high: 1.5}", "1.5 is out of range"),
+    ("test_pairs: {choices: [100, 200]}", "would not take effect"),
+    ("workers: {choices: [0, 2]}", "would not take effect"),
 ])  # fmt: skip
 def test_a_bad_space_is_one_clear_error(tmp_path, text, said):
     file = tmp_path / "space.yaml"
@@ -180,11 +182,11 @@ def test_two_real_trials_of_the_notebook(tmp_path, monkeypatch):
     space = tmp_path / "space.yaml"
     space.write_text("lora_rank: {choices: [2, 4]}\nlr: {low: 1.0e-3, high: 1.0e-2, log: true}\n")
     config = resolve("tiny", run_dir=str(tmp_path / "run"), train_pairs=8, val_pairs=4)
-    study = sweep.sweep(config, 2, space, profile="tiny")
+    study = sweep.sweep(config, 2, space)
     for trial in study.trials:
         folder = tmp_path / "run" / "trials" / f"{trial.number:03d}"
         own = config.model_copy(update={"run_dir": str(folder)})
-        metadata = supervised.training_metadata(own)
+        metadata = adapters.training_metadata(own)
         assert trial.value == metadata["best_eval_loss"]
         assert (folder / "notebooks" / "03_train_lora.ipynb").is_file()
         assert {n: metadata["config"][n] for n in trial.params} == trial.params

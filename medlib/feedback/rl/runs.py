@@ -24,6 +24,7 @@ from peft import PeftModel
 from transformers import set_seed
 
 from medlib.config import METHODS, VERDICTS, ConfigError, RunConfig, adapter_dir, provenance
+from medlib.config.settings import RL
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.feedback import reward_model
@@ -121,19 +122,18 @@ def rehearsed(train: Suite, pairs: int, seed: int) -> Suite:
     return train.rows(i for i, s in enumerate(train.scenarios) if s.factors["pair"] in drawn)
 
 
-FIELDS = ("rl_rehearsal_pairs", "rl_epochs", "rl_batch", "rl_samples", "rl_beta", "rl_kl_limit")
-
-
 def fingerprint(config: RunConfig) -> dict[str, str]:
     """Names what a method's runs are made of: supervised adapter, feedback, reward model, settings."""
+    settings = config.of(RL)
+    rates = {method: settings.pop(f"{method}_lr") for method in METHODS}
     shared = [
         adapters.supervised_hash(config),
         loading.weights_hash(config.model),
         reward_model.fingerprint(config),
-        [getattr(config, name) for name in FIELDS],
+        settings,
         SEVERITY_WEIGHT,
     ]
-    return {method: provenance.digest([*shared, method, getattr(config, f"{method}_lr")]) for method in METHODS}
+    return {method: provenance.digest([*shared, method, rate]) for method, rate in rates.items()}
 
 
 def _kept(config: RunConfig, method: str, seed: int) -> str | None:
