@@ -80,6 +80,8 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     fingerprint = _train_fingerprint(config, suites)
     if resume and adapters.read_metadata(adapter).get("fingerprint") == fingerprint:
         processes.say(f"adapter of these settings found in {config.run_dir}/adapter; not trained again")
+        if process.is_main_process:  # an interruption may have come between adapter and record
+            record.write_record(config, suites)
         return adapter
     started = adapter / "checkpoints" / "fingerprint"
     same = resume and started.is_file() and started.read_text() == fingerprint

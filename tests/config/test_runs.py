@@ -128,7 +128,7 @@ def test_a_hardware_profile_of_another_machine_leaves_the_training_as_it_was(run
     config = runs.settings_for("evaluate", {"run_dir": run.run_dir}, "tiny+t4")
     assert (config.dtype, config.batch_size, config.quantization) == (run.dtype, run.batch_size, None)
     assert (config.workers, config.eval_batch_size, config.lora_rank) == (2, 8, 8)
-    with pytest.raises(ConfigError, match="lr=0.0002 would not take effect"):
+    with pytest.raises(ConfigError, match="model=.google.medgemma-4b-it. would not take effect"):
         runs.settings_for("evaluate", {"run_dir": run.run_dir}, "medgemma-4b")
 
 
