@@ -52,7 +52,7 @@ lock: $(INSTALLED)  ## write the installed versions to requirements.lock
 
 badges:  ## write the GitHub address into README and notebooks (REPO=owner/name)
 	perl -pi -e 's{(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+}{$${1}$(REPO)}g' README.md
-	perl -pi -e 's{(REPOSITORY = \\")[^"\\]*}{$${1}$(REPO)}' notebooks/*.ipynb
+	perl -pi -e 's{(REPOSITORY = \\")[^"\\]*}{$${1}$(REPO)}' notebooks/*.ipynb $(wildcard reports/*.ipynb)
 
 clean:  ## remove the virtual environment and caches, never data, models or runs
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache *.egg-info

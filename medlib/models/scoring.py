@@ -93,11 +93,17 @@ def prompt_batch(processor, scenarios, images, device) -> dict[str, torch.Tensor
     return {name: tensor.to(device) for name, tensor in batch.items() if name != "num_crops"}
 
 
-@torch.no_grad()
 def score_answers(model, processor, batch: dict[str, torch.Tensor]) -> np.ndarray:
-    """Log-likelihood of the two answers, float array (n, 2) in the order of ``ANSWERS``.
+    """Log-likelihood of the two answers, float array (n, 2) in the order of ``ANSWERS``."""
+    return token_scores(model, processor, batch).sum(-1).cpu().numpy()
 
-    The prompt is read once; both answers continue from its key-value cache, in one forward pass.
+
+@torch.no_grad()
+def token_scores(model, processor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-likelihood of every token of the two answers, float tensor (n, 2, tokens), 0 after a shorter answer.
+
+    The tokens are those of `prompts.answer_tokens`. The prompt is read once; both answers continue from its
+    key-value cache, in one forward pass.
     """
     prompt = model(**batch, use_cache=True, logits_to_keep=1)
     first = prompt.logits[:, -1].float().log_softmax(-1)
@@ -112,8 +118,8 @@ def score_answers(model, processor, batch: dict[str, torch.Tensor]) -> np.ndarra
     rest = model(input_ids=ids[:, :-1].clamp(min=0), attention_mask=mask, cache=cache, use_cache=True)
     first = first.repeat_interleave(len(tokens), dim=0)
     logp = torch.cat([first[:, None], rest.logits.float().log_softmax(-1)], dim=1)
-    scores = logp.gather(-1, ids.clamp(min=0)[..., None]).squeeze(-1).masked_fill(ids < 0, 0).sum(-1)
-    return scores.view(-1, len(tokens)).cpu().numpy()
+    scores = logp.gather(-1, ids.clamp(min=0)[..., None]).squeeze(-1).masked_fill(ids < 0, 0)
+    return scores.view(-1, len(tokens), scores.shape[-1])
 
 
 @torch.no_grad()

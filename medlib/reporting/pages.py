@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
@@ -270,6 +270,8 @@ def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
         embed_images=True,
     )
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    hidden = {"colab"}  # the cell that installs there says nothing to a reader
+    exporter.register_preprocessor(TagRemovePreprocessor(remove_cell_tags=hidden), enabled=True)
     exporter.log.disabled = True  # it warns of each figure without a description
     resources = {
         "metadata": {"name": page["title"], "path": str(NOTEBOOKS)},
@@ -277,7 +279,9 @@ def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
         "pages": pages, "here": page["file"],
     }  # fmt: skip
     html, _ = exporter.from_notebook_node(notebook, resources=resources)
-    return _without_network(html)
+    return re.sub(
+        r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', _without_network(html)
+    )  # the page of that notebook
 
 
 def is_noise(output) -> bool:

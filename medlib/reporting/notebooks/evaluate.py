@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.special import expit
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, RunConfig
+from medlib.config import ADAPTER, ANSWERS, BASE, RunConfig, adapter_dir
+from medlib.data.suite import Suite
 from medlib.evaluation import summary
+from medlib.models import loading, prompts, scoring
 from medlib.reporting import plots
 from medlib.reporting.show import ALPHA, BAR
 from medlib.stats.text import p_text, percent, rate_text, results_table
@@ -188,3 +191,51 @@ def targets_sentence(bars: pd.DataFrame) -> str:
         return f"All {len(bars)} targets are met on this suite."
     met = len(bars) - len(missed)
     return f"{met} of {len(bars)} targets are met; not met: {', '.join(missed)}."
+
+
+# ---- one case --------------------------------------------------------------------------------------
+
+
+def likelihoods_of_one_case(config: RunConfig, case: Suite) -> pd.DataFrame:
+    """Log-likelihood that the adapter gives to each token of the two answers, for a suite of one scenario.
+
+    Returns
+    -------
+    DataFrame with one row per token: ``verdict``, ``token`` and ``logp`` (natural logarithm)
+    """
+    processor, base = loading.load_for(config)
+    model = loading.attach_adapter(base, adapter_dir(config))
+    batch = scoring.prompt_batch(processor, case.scenarios, [case.image(s) for s in case.scenarios], model.device)
+    logps = scoring.token_scores(model, processor, batch)[0].tolist()
+    return pd.DataFrame(
+        [
+            {"verdict": verdict, "token": processor.tokenizer.decode([token]).strip(), "logp": logp}
+            for verdict, tokens, row in zip(ANSWERS, prompts.answer_tokens(processor), logps)
+            for token, logp in zip(tokens, row)
+        ]
+    )
+
+
+def likelihood_table(likelihoods: pd.DataFrame) -> pd.DataFrame:
+    """The two answers token by token, next to each other, with their sums."""
+    columns = {}
+    for verdict, part in likelihoods.groupby("verdict", sort=False):
+        columns[f"Answer {verdict}"] = pd.Series([*part["token"], "sum"])
+        columns[f"log-likelihood, {verdict}"] = (
+            pd.Series([*part["logp"], part["logp"].sum()]).round(3) + 0.0
+        )  # no -0
+    return pd.DataFrame(columns)
+
+
+def likelihood_sentence(likelihoods: pd.DataFrame, case: Suite) -> str:
+    """How the two sums become a probability, and whether the verdict is right."""
+    answers = likelihoods.groupby("verdict")["logp"]
+    sums, first = answers.sum(), answers.first()
+    p_correct = expit(sums["CORRECT"] - sums["ERROR"])
+    verdict, gold = "CORRECT" if p_correct >= 0.5 else "ERROR", case.scenarios[0].verdict
+    return (
+        f"The probability of CORRECT is 1 / (1 + exp({sums['ERROR']:.3f} − ({sums['CORRECT']:.3f}))) = "
+        f"{percent(p_correct)}, so the verdict is **{verdict}**; the gold verdict is {gold}. The first tokens "
+        f"alone differ by {first['CORRECT'] - first['ERROR']:+.2f}, the whole answers by "
+        f"{sums['CORRECT'] - sums['ERROR']:+.2f}."
+    )

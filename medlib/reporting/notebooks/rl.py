@@ -12,8 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from medlib import stats
 from medlib.config import METHODS, RunConfig
 from medlib.data import sources
+from medlib.data.suite import Suite
 from medlib.evaluation import compare_methods, summary
 from medlib.evaluation.compare_methods import Frames
+from medlib.feedback import reward_model
+from medlib.feedback.preferences import training_side
+from medlib.feedback.rl import rewards
 from medlib.feedback.rl.runs import seeds
 from medlib.reporting import plots
 from medlib.reporting.plots import GREY, LETTERS, MARKERS, PALETTE
@@ -174,3 +178,36 @@ def kind_table(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.Data
             }
         )
     return pd.DataFrame(rows)
+
+
+# ---- one case --------------------------------------------------------------------------------------
+
+
+def rated_case(config: RunConfig) -> tuple[Suite, pd.Series]:
+    """(suite of one case that raters call a critical error, its preference); the first case if there is none."""
+    suite, preferences = training_side(config)
+    row = int((preferences["severity"] == "critical").to_numpy().argmax())
+    return suite.rows([row]), preferences.iloc[row]
+
+
+def reward_table(config: RunConfig, case: Suite, preference: pd.Series) -> pd.DataFrame:
+    """What each verdict on the case would earn, step by step."""
+    earned = rewards.explain(float(reward_model.preferred(config, case)[0]), preference["severity"])
+    return pd.DataFrame(
+        {
+            "Verdict": earned["verdict"],
+            "Reward model: share that prefers it": earned["preferred"].map(percent),
+            f"Weight of severity {preference['severity']}": earned["weight"],
+            "Reward": earned["reward"].map("{:+.2f}".format),
+        }
+    )
+
+
+def reward_sentence(table: pd.DataFrame, preference: pd.Series) -> str:
+    """Whom the reward follows on this case."""
+    paid = table.loc[table["Reward"].str.startswith("+"), "Verdict"].tolist()
+    agrees = "with the raters" if paid == [preference["chosen"]] else "**against the raters**"
+    return (
+        f"The raters prefer {preference['chosen']} (severity: {preference['severity']}). The reward is "
+        f"weight × (2 × share − 1); here it is {agrees}."
+    )
