@@ -169,7 +169,7 @@ def test_a_image_goes_through_the_tower_once_whatever_the_words(nano_folder, sui
     assert sum(shown) == images < len(asked)
     grey = scoring.p_correct(model, processor, ablate(asked, "text_only"), 24)  # another view, others
     assert sum(shown) == 2 * images and not np.allclose(grey, expected, atol=1e-4)
-    monkeypatch.setattr(scoring, "_known_pictures", lambda model, batch, images: batch)
+    monkeypatch.setattr(scoring, "_known_images", lambda model, batch, images: batch)
     assert list(texts) == list(scoring.free_answers(model, processor, asked, 7)["generated"])
 
 
