@@ -13,4 +13,10 @@ BASE, ADAPTER = "medgemma", "medgemma-lora"
 #: Severity of an error, an ordinal scale.
 SEVERITIES = ("moderate", "high", "critical")
 
+#: What a reader must know about a run of a stand-in.
+STANDIN_NOTICE = (
+    "This run used a small stand-in model that knows no medicine. Its numbers show that the method works from "
+    "data to report; they say nothing about MedGemma or about patients."
+)
+
 METHODS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}

@@ -14,7 +14,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from medlib.config import ROOT, ConfigError
+from medlib.config import ROOT, STANDIN_NOTICE, ConfigError
 from medlib.reporting import pages
 from medlib.reporting.execute import NOTEBOOKS, tags
 
@@ -160,7 +160,7 @@ def _index(notebooks: dict, record: dict) -> str:
         f"| [{Path(name).stem}]({name}) | {pages.introduction(notebook, Path(name).stem)[0]} |"
         for name, notebook in notebooks.items()
     ]
-    standin = [f"> **{pages.STAND_IN}**", ""] if pages.is_stand_in(record) else []
+    standin = [f"> **{STANDIN_NOTICE}**", ""] if pages.is_stand_in(record) else []
     made = (
         f"Model `{parameters.get('model')}`, seed {parameters.get('seed')}, "
         f"revision `{str((record.get('git') or {}).get('revision'))[:10]}`, {str(record.get('timestamp'))[:10]}."

@@ -20,6 +20,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
+from medlib.config import STANDIN_NOTICE
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
 
@@ -168,10 +169,6 @@ SCORES = {
 NOT_A_DEVICE = (
     "Research only: this is not a medical device. Nothing here may be used to make, check or "
     "change a decision about a patient."
-)
-STAND_IN = (
-    "This run used a small stand-in model that knows no medicine. Its numbers show that the "
-    "pipeline works from data to report; they say nothing about MedGemma."
 )
 
 
@@ -326,7 +323,7 @@ def _index_html(pages: list[dict], record: dict, found: dict) -> str:
             policy=POLICY,
             pages=pages,
             here="index.html",
-            notices=[STAND_IN, NOT_A_DEVICE] if is_stand_in(record) else [NOT_A_DEVICE],
+            notices=[STANDIN_NOTICE, NOT_A_DEVICE] if is_stand_in(record) else [NOT_A_DEVICE],
             headline=found.get("headline"),
             recommendation=found.get("recommendation"),
             tables=[(title, Markup(table)) for title, table in tables],

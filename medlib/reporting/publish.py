@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from medlib.config import ADAPTER, BASE, STANDIN, ConfigError, RunConfig, run_dir
+from medlib.config import ADAPTER, BASE, STANDIN, STANDIN_NOTICE, ConfigError, RunConfig, run_dir
 from medlib.config.provenance import write_json_atomic
 from medlib.models import loading
 from medlib.stats.text import results_table, to_markdown
@@ -299,7 +299,7 @@ def _body(config: RunConfig, name: str, merged: bool, found: dict, record: dict)
         name=name,
         model=loading.model_label(config),
         tables="\n".join(tables),
-        warning=STANDIN_NOTICE if loading.is_standin(config.model) else "",
+        warning=f"\n> **Stand-in.** {STANDIN_NOTICE}\n" if loading.is_standin(config.model) else "",
         kind="The adapter merged into its base" if merged else "A LoRA adapter",
         images="the user's own images of the core set" if config.images_dir else "drawn images",
         licence=_licence_text(config),
@@ -322,11 +322,6 @@ def _licence_text(config: RunConfig) -> str:
         return "Apache-2.0."
     return "That of the base model: see its page before you use or share this one."
 
-
-STANDIN_NOTICE = """
-> **Stand-in.** The base is a small model that knows no medicine. The numbers below show that the
-> method works from data to report; they say nothing about MedGemma or about patients.
-"""
 
 MEDGEMMA_LICENCE = """{notice}.
 

@@ -11,7 +11,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from medlib import stats
-from medlib.config import ADAPTER, MODALITIES, ConfigError, RunConfig
+from medlib.config import ADAPTER, MODALITIES, STANDIN_NOTICE, ConfigError, RunConfig
 from medlib.data.cases import Scenario
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
@@ -29,11 +29,7 @@ UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2
 def disclaimer(config: RunConfig) -> str:
     """What the numbers of this run may be used for."""
     if loading.is_standin(config.model):
-        return (
-            "> **Stand-in model, synthetic images.** This run used a small stand-in that knows "
-            "no medicine. Its numbers show that the method works from data to report; they say "
-            "nothing about MedGemma or about patients. Not a medical device."
-        )
+        return f"> **Stand-in model, synthetic images.** {STANDIN_NOTICE} Not a medical device."
     return (
         f"> **Research only.** This run used {loading.model_label(config)}. The held-out suite "
         "has synthetic images, so its numbers say nothing about patients. Not a medical device."
