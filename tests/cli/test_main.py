@@ -181,6 +181,13 @@ def cells_of(notebook, **parameters):
     return names
 
 
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_every_notebook_takes_all_settings_from_run_json(notebook, tmp_path):
+    config = resolve("tiny", run_dir=str(tmp_path), lora_rank=4, note_pairs=8, risk_level=0.3, api_retries=1)
+    runs.record(config)
+    assert cells_of(notebook, run_dir=str(tmp_path), profile=None)["config"] == config
+
+
 def test_report_trains_with_every_setting_that_is_given(run, small_config, monkeypatch):
     trained = []
 
