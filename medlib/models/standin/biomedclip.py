@@ -342,7 +342,7 @@ patients.
 
 ## What it was taught
 
-{images:,} synthetic images of {findings} findings with captions of the finding (contrastive
+{pictures:,} synthetic images of {findings} findings with captions of the finding (contrastive
 loss), and sentences with hidden words (BERT's loss), {steps:,} steps of 64 each. Treatments occur
 only among those sentences, as plain text: none was paired with an image or with a finding, because
 BiomedCLIP knows captions, not guidelines. The wording of every split was seen, as BiomedCLIP has met

@@ -582,7 +582,7 @@ pipeline works; it says nothing of MedGemma nor of patients.
 
 ## What it was taught
 
-{images:,} synthetic images of 13 findings; {tower_steps:,} steps of naming the finding (vision
+{pictures:,} synthetic images of 13 findings; {tower_steps:,} steps of naming the finding (vision
 tower), then {decoder_steps:,} steps of captions, glossary entries and yes/no statements about one
 relation at a time (image and finding, finding and treatment). The verdict question of the audit
 was never asked. The statements use the wording of every split; the test images, and every
