@@ -99,10 +99,11 @@ def scenario_sheet(suite: Suite, scenarios: list[Scenario], label: str = "synthe
 def facts(values: Mapping, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A mapping as a table of two columns; ``names`` chooses, orders and words the rows."""
     names = names or {name: name.replace("_", " ") for name in values}
-    return pd.DataFrame({"Fact": list(names.values()), "Value": [_fact(values.get(name)) for name in names]})
+    return pd.DataFrame({"Fact": list(names.values()), "Value": [fact(values.get(name)) for name in names]})
 
 
-def _fact(value) -> str:
+def fact(value) -> str:
+    """Any value of a setting or measurement as words."""
     if value is None:
         return "none"
     if isinstance(value, bool):

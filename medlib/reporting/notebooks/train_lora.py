@@ -12,8 +12,10 @@ import pandas as pd
 from IPython.display import HTML
 
 from medlib.config import RunConfig
+from medlib.config.settings import Data, Model, Run, Training
 from medlib.data import sources
 from medlib.models import loading
+from medlib.reporting import show
 from medlib.training import encoding, lora
 
 TRAINING_FACTS = {
@@ -48,6 +50,17 @@ def lora_table(config: RunConfig) -> pd.DataFrame:
     if made.target_parameters:
         rows["Matrices"] += ", and the projector from the vision tower to the decoder"
     return pd.DataFrame({"LoRA": list(rows), "This run": list(rows.values())})
+
+
+def recipe_table(config: RunConfig) -> pd.DataFrame:
+    """The settings that decide what the adapter learns, by stage, next to their defaults."""
+    rows = []
+    for stage in (Run, Model, Data, Training):
+        for name, value in config.of(stage).items():
+            default = RunConfig.model_fields[name].default
+            row = {"Stage": stage.__name__, "Setting": name, "Value": show.fact(value)}
+            rows.append(row | {"Default": "same" if value == default else show.fact(default)})
+    return pd.DataFrame(rows)
 
 
 def encoded_case(config: RunConfig) -> HTML:
