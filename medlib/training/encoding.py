@@ -30,7 +30,8 @@ def encode(processor, scenarios: list[Scenario], images_dirs: list[Path], batch_
     """
     load = functools.lru_cache(maxsize=None)(lambda file: functools.partial(_pixels, processor, file))
     rows = []
-    for start in tqdm(range(0, len(scenarios), batch_size), desc="encoding", leave=False):
+    one_batch = len(scenarios) <= batch_size
+    for start in tqdm(range(0, len(scenarios), batch_size), desc="encoding", leave=False, disable=one_batch):
         part = slice(start, start + batch_size)
         files = [folder / s.image for s, folder in zip(scenarios[part], images_dirs[part])]
         rows += [

@@ -7,19 +7,21 @@ from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
 from medlib import stats
-from medlib.config import resolve, run_dir
-from medlib.data import core24
+from medlib.config import ANSWERS, resolve, run_dir
+from medlib.data import core24, sources
 from medlib.data.quality import Issue
 from medlib.data.synthetic import grammar
 from medlib.data.variants import ABLATIONS
 from medlib.evaluation import summary
-from medlib.models import loading
+from medlib.feedback import reward_model
+from medlib.models import loading, scoring
 from medlib.reporting import show
 from medlib.reporting.notebooks import benchmark as benchmark_page
 from medlib.reporting.notebooks import data as data_page
 from medlib.reporting.notebooks import error_analysis as error_analysis_page
 from medlib.reporting.notebooks import evaluate as evaluate_page
 from medlib.reporting.notebooks import quickstart as quickstart_page
+from medlib.reporting.notebooks import rl as rl_page
 from medlib.reporting.notebooks import train_lora as train_lora_page
 from medlib.systems import text
 
@@ -215,6 +217,57 @@ def test_loss_sentence_tells_an_early_best_from_a_late_one():
     assert "the one of step 2" in train_lora_page.loss_sentence({"history": early})
     assert "still at its best" in train_lora_page.loss_sentence({"history": early[:2]})
     assert "no validation suite" in train_lora_page.loss_sentence({"history": [{"step": 1, "loss": 1.0}]})
+
+
+def test_lora_is_described_by_the_configuration_that_peft_gets(config):
+    rows = train_lora_page.lora_table(config).set_index("LoRA")["This run"]
+    assert rows["Matrices"] == "k_proj, o_proj, q_proj, v_proj of the decoder"
+    assert rows["Scale"] == "2 = alpha 32 / r"
+    changed = config.model_copy(update={"lora_targets": "vision", "use_rslora": True, "use_dora": True})
+    rows = train_lora_page.lora_table(changed).set_index("LoRA")["This run"]
+    assert (
+        "vision tower" in rows["Matrices"] and rows["Scale"] == "8 = alpha 32 / √r" and "DoRA" in rows["Variant"]
+    )
+
+
+def test_the_recipe_names_what_differs_from_the_defaults(config):
+    recipe = train_lora_page.recipe_table(config).set_index("Setting")
+    assert recipe.loc["lr", ["Stage", "Value", "Default"]].tolist() == ["Training", "0.003", "0.0002"]
+    assert recipe.loc["lora_rank", "Default"] == "same"
+    assert "run_dir" not in recipe.index  # changes no result
+
+
+def test_the_learned_tokens_of_a_case_are_marked_and_the_image_tokens_counted(small_config):
+    soup = BeautifulSoup(train_lora_page.encoded_case(small_config).data, "html.parser")
+    marked = "".join(mark.get_text().strip("[]") for mark in soup("mark")).replace(" ", "")
+    scenario = sources.suite(small_config, "train").scenarios[0]
+    assert marked == ANSWERS[scenario.verdict].replace(" ", "") + "<end_of_turn>"
+    assert "«16 image tokens»" in soup.get_text() and scenario.finding in soup.get_text()
+    assert f"{len(soup('mark'))} are learned" in soup.get_text()
+
+
+def test_the_likelihoods_of_one_case_add_up(small_config, nano, monkeypatch):
+    processor, model, _ = nano
+    monkeypatch.setattr(loading, "attach_adapter", lambda base, adapter: base)
+    case = sources.suite(small_config, "test").rows([0])
+    likelihoods = evaluate_page.likelihoods_of_one_case(small_config, case)
+    batch = scoring.prompt_batch(processor, case.scenarios, [case.image(case.scenarios[0])], model.device)
+    expected = dict(zip(ANSWERS, scoring.score_answers(model, processor, batch)[0]))
+    assert likelihoods.groupby("verdict")["logp"].sum().to_dict() == pytest.approx(expected, abs=1e-3)
+    table = evaluate_page.likelihood_table(likelihoods)
+    assert table["log-likelihood, ERROR"].iloc[-1] == pytest.approx(expected["ERROR"], abs=2e-3)
+    p_correct = scoring.p_correct(model, processor, case)[0]
+    sentence = evaluate_page.likelihood_sentence(likelihoods, case)
+    assert f"{100 * p_correct:.1f}%" in sentence and f"gold verdict is {case.scenarios[0].verdict}" in sentence
+
+
+def test_the_reward_of_one_case_is_shown_step_by_step(config, monkeypatch):
+    monkeypatch.setattr(reward_model, "preferred", lambda *_: np.array([0.25]))
+    preference = pd.Series({"chosen": "ERROR", "rejected": "CORRECT", "severity": "critical"})
+    table = rl_page.reward_table(config, None, preference)
+    assert table["Reward"].tolist() == ["-2.00", "+2.00"] and table["Weight of severity critical"].eq(4).all()
+    assert "with the raters" in rl_page.reward_sentence(table, preference)
+    assert "against the raters" in rl_page.reward_sentence(table, pd.Series(dict(preference, chosen="CORRECT")))
 
 
 def test_facts_are_worded_for_people():
