@@ -1,4 +1,4 @@
-"""What a run was made with, so that its numbers can be made again.
+"""What a run was made with, so that its numbers can be reproduced.
 
 A run is one folder. ``run.json`` in it says which parameters, data, packages, code and device
 gave the results; it names no person, no host and no folder outside the project.
@@ -6,6 +6,7 @@ gave the results; it names no person, no host and no folder outside the project.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -60,7 +62,7 @@ def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None
     data_hashes : dict of str to str
         Content hash of each data file, by its name in the project.
     device : str, optional
-        ``cuda``, ``mps`` or ``cpu``; found out when left out.
+        ``cuda``, ``mps`` or ``cpu``; detected by default.
 
     Returns
     -------
@@ -95,18 +97,27 @@ def write_json_atomic(path: str | Path, obj) -> Path:
     """
     path = Path(path)
     text = json.dumps(to_json(obj), indent=2, ensure_ascii=False) + "\n"
+    with replacement(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """A path to write to; its file takes the place of ``path`` at the end, or vanishes after an error.
+
+    So a reader sees the old file or the new one, never a half. Missing folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def to_json(obj):

@@ -13,7 +13,7 @@ from typing import Iterable, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medlib.config import DataError
+from medlib.config import DataError, jsonl
 
 
 class Patient(BaseModel):
@@ -70,22 +70,11 @@ def read_scenarios(path: str | Path) -> list[Scenario]:
         raise DataError(f"{path}: no such file; `python -m medlib data` builds the data sets")
     scenarios, problems = [], []
     first_row: dict[str, int] = {}
-    # split on "\n" only: str.splitlines would also cut at U+2028 and U+0085 inside a string
-    for row, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for row, line in jsonl.lines(path):
         try:
-            content = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(content, dict):
-                problems.append(f"{path}, row {row}: a JSON object is needed, not {line[:40]!r}")
-                continue
-            scenario = Scenario.model_validate(content)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            problems.append(f"{path}, row {row}: not valid JSON ({error})")
-        except ValidationError as error:
-            for item in error.errors():
-                field = ".".join(map(str, item["loc"])) or "verdict/error_type/severity"
-                problems.append(f"{path}, row {row}, field '{field}': {item['msg']}")
+            scenario = parse_scenario(path, row, jsonl.parse(path, row, line))
+        except DataError as error:
+            problems.append(str(error))
         else:
             if scenario.id in first_row:
                 problems.append(
@@ -98,13 +87,22 @@ def read_scenarios(path: str | Path) -> list[Scenario]:
     return scenarios
 
 
+def parse_scenario(path: str | Path, row: int, content: dict) -> Scenario:
+    """The scenario in one row of a file; DataError with a line for each bad field."""
+    try:
+        return Scenario.model_validate(content)
+    except ValidationError as error:
+        problems = [
+            f"{path}, row {row}, field "
+            f"'{'.'.join(map(str, item['loc'])) or 'verdict/error_type/severity'}': {item['msg']}"
+            for item in error.errors()
+        ]
+        raise DataError("\n".join(problems)) from None
+
+
 def write_scenarios(path: str | Path, scenarios: Iterable[Scenario]) -> Path:
     """Write scenarios as JSONL, one line each, keys in schema order (so the bytes are stable)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(s.model_dump(), ensure_ascii=False) + "\n" for s in scenarios]
-    path.write_bytes("".join(lines).encode("utf-8"))  # bytes: no platform line endings
-    return path
+    return jsonl.write(path, (s.model_dump() for s in scenarios), ensure_ascii=False)
 
 
 def scenario_hash(scenarios: Iterable[Scenario]) -> str:

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from medlib.config import ROOT, DataError
+from medlib.config import ROOT, DataError, jsonl
 from medlib.data.cases import Patient, Scenario, write_scenarios
 
 FACTS = ROOT / "data" / "core24" / "facts.jsonl"
@@ -56,10 +56,9 @@ def load_facts(path: str | Path = FACTS) -> list[Scenario]:
         Naming file, row and field of a fact that is missing or bad.
     """
     scenarios = []
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for row, line in enumerate(lines, start=1):
+    for row, fact in jsonl.read(path):
         try:
-            scenarios.append(_scenario(json.loads(line)))
+            scenarios.append(_scenario(fact))
         except KeyError as error:
             raise DataError(f"{path}, row {row}, field {error}: missing") from None
         except ValueError as error:

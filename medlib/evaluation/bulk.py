@@ -11,17 +11,15 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
 
 from medlib import stats
-from medlib.config import ConfigError, DataError, RunConfig, path
+from medlib.config import ConfigError, DataError, RunConfig, jsonl, path, provenance
 from medlib.data import sources
-from medlib.data.cases import Scenario
+from medlib.data.cases import Scenario, parse_scenario
 from medlib.data.suite import Suite
 from medlib.systems import Session
 
@@ -54,21 +52,10 @@ def stream(file: str | Path, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[
         Naming file, row and field of the first bad row of this shard.
     """
     number, count = shard
-    with open(file, encoding="utf-8") as lines:
-        for row, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                content = json.loads(line)
-                digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
-                if int.from_bytes(digest[:8]) % count == number:
-                    yield row, Scenario.model_validate(content)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}, row {row}: not valid JSON ({error})") from None
-            except ValidationError as error:
-                first = error.errors()[0]
-                field = ".".join(map(str, first["loc"])) or "verdict/error_type/severity"
-                raise DataError(f"{file}, row {row}, field '{field}': {first['msg']}") from None
+    for row, content in jsonl.read(file):
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+        if int.from_bytes(digest[:8]) % count == number:
+            yield row, parse_scenario(file, row, content)
 
 
 def ask(
@@ -114,16 +101,13 @@ def ask(
         return finished
     drawn = images_dir.resolve().is_relative_to(sources.SUITES_DIR.resolve())
     config = config.model_copy(update={} if drawn else {"images_dir": str(images_dir)})
-    unfinished = finished.with_suffix(".tmp")
-    folder.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("w", encoding="utf-8") as out:
+    with provenance.replacement(finished) as unfinished, unfinished.open("w", encoding="utf-8") as out:
         for number, rows in enumerate(_parts(stream(scenarios, shard), part)):
             own = config.model_copy(update={"run_dir": str(folder / f"part-{number:05d}")})
             suite = Suite(f"shard {shard[0]}/{shard[1]}", [s for _, s in rows], images_dir)
             answers = _answers(Session(own, {}), system, suite)
             for (row, _), answer in zip(rows, answers.to_dict(orient="records")):
                 out.write(json.dumps({"row": row, **stats.without_missing(answer)}) + "\n")
-    os.replace(unfinished, finished)
     return finished
 
 
@@ -181,5 +165,4 @@ def merge(config: RunConfig, scenarios: str | Path, system: str, count: int) -> 
 
 def score(predictions: str | Path) -> dict:
     """Scores of merged predictions, see `medlib.stats.scores.score`."""
-    with open(predictions, encoding="utf-8") as lines:
-        return stats.score(pd.DataFrame(map(json.loads, lines)))
+    return stats.score(pd.DataFrame([record for _, record in jsonl.read(predictions)]))

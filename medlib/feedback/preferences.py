@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from medlib.config import ANSWERS, DataError, RunConfig, path, provenance
+from medlib.config import ANSWERS, DataError, RunConfig, jsonl, path, provenance
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.feedback import queue, rating_store, simulated
@@ -44,23 +42,21 @@ def _simulated(config: RunConfig) -> Path:
     file = path(config.run_dir) / "feedback" / f"simulated-{provenance.digest(made_of)[:16]}.sqlite"
     if file.is_file():
         return file
-    begun = file.with_name(f".{os.getpid()}-{file.name}")
-    begun.unlink(missing_ok=True)
-    for name in NAMES:
-        said = simulated.simulate(suite.scenarios, shown, name, config.rater_noise, config.seed)
-        rating_store.add(
-            begun,
-            [
-                {
-                    "key": keys[row],
-                    "shown": shown[row],
-                    "p_correct": float(answers["p_correct"].iloc[row]),
-                    **said[row],
-                }
-                for row in queue.order(keys, name, config.seed)
-            ],
-        )
-    os.replace(begun, file)  # there as a whole or not at all
+    with provenance.replacement(file) as unfinished:
+        for name in NAMES:
+            ratings = simulated.simulate(suite.scenarios, shown, name, config.rater_noise, config.seed)
+            rating_store.add(
+                unfinished,
+                [
+                    {
+                        "key": keys[row],
+                        "shown": shown[row],
+                        "p_correct": float(answers["p_correct"].iloc[row]),
+                        **ratings[row],
+                    }
+                    for row in queue.order(keys, name, config.seed)
+                ],
+            )
     return file
 
 
@@ -188,7 +184,4 @@ def export(config: RunConfig, file: str | Path) -> Path:
                 "key": given["key"],
             }
         )
-    file = path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return file
+    return jsonl.write(path(file), records)

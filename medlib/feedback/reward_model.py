@@ -11,7 +11,6 @@ chosen and second half rejected, so a collator that adds the images makes it a r
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -34,7 +33,7 @@ from medlib.feedback.preferences import training_side
 from medlib.models import loading
 from medlib.systems import Session
 from medlib.training import adapters, encoding, lora, memory, processes
-from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
+from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints, last_whole_checkpoint
 
 #: Share of the training side that only sets the temperature.
 SLICE = 0.15
@@ -88,7 +87,7 @@ def train(config: RunConfig) -> Path:
     model, processor = _start(config)
     rows = answer_rows(model, processor, suite, config)
     chosen = (preferences["chosen"] == VERDICTS[1]).to_numpy(int)  # which of a case's two rows
-    checkpoints = _checkpoints(out, made_of)
+    checkpoints = checkpoint_folder(out, made_of)
     trainer = _trainer(model, processor, [rows[i] for i in learned], chosen[learned], config, checkpoints)
     processes.say(
         f"reward model: {len(learned)} preferences, {len(aside)} set the temperature; {lora.describe(model)}"
@@ -118,7 +117,7 @@ def train(config: RunConfig) -> Path:
             "config": config.model_dump(),
         },
     )
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    clear_checkpoints(out)
     return out
 
 
@@ -163,17 +162,6 @@ def _start(config: RunConfig):
     weights = load_file(adapter_dir(config) / "adapter_model.safetensors")
     set_peft_model_state_dict(model, weights | {"base_model.model.score.weight": head})
     return model, processor
-
-
-def _checkpoints(out: Path, made_of: str) -> Path:
-    """Folder of the checkpoints of these settings; those of others are forgotten."""
-    checkpoints = out / "checkpoints"
-    mark = checkpoints / "fingerprint"
-    if not mark.is_file() or mark.read_text() != made_of:
-        clear_checkpoints(out)
-        checkpoints.mkdir(parents=True)
-        mark.write_text(made_of)
-    return checkpoints
 
 
 def answer_rows(model, processor, suite: Suite, config: RunConfig) -> list[tuple[dict, dict]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from medlib.config import VERDICTS
+from medlib.config import VERDICTS, jsonl
 
 
 def prediction_row(scenario, p_correct: float) -> dict:
@@ -47,15 +46,12 @@ def pair_accuracy(predictions: pd.DataFrame) -> tuple[int, int]:
 
 def write_predictions(path: str | Path, frames: dict[str, pd.DataFrame]) -> Path:
     """All systems and suites in one JSONL file; keys of ``frames`` are ``system/suite``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tagged = [
         frame.assign(system=system, suite=suite)
         for (system, suite), frame in ((key.rsplit("/", 1), frame) for key, frame in frames.items())
     ]
     records = pd.concat(tagged, ignore_index=True).to_dict(orient="records")
-    path.write_text("".join(json.dumps(without_missing(r)) + "\n" for r in records), encoding="utf-8")
-    return path
+    return jsonl.write(path, map(without_missing, records))
 
 
 def without_missing(record: dict) -> dict:
@@ -66,7 +62,7 @@ def without_missing(record: dict) -> dict:
 def read_predictions(path: str | Path) -> dict[str, pd.DataFrame]:
     """The inverse of :func:`write_predictions`."""
     # not pd.read_json: it rounds floats and turns the text "12" into a number
-    frame = pd.DataFrame([json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()])
+    frame = pd.DataFrame([record for _, record in jsonl.read(path)])
     return {
         f"{system}/{suite}": part.reset_index(drop=True)
         for (system, suite), part in frame.groupby(["system", "suite"], sort=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from medlib import stats
-from medlib.config import DataError
+from medlib.config import DataError, jsonl
 
 
 def keep_answers(file: Path, keys: list[str], answers: pd.DataFrame) -> dict[str, dict]:
@@ -21,7 +21,7 @@ def keep_answers(file: Path, keys: list[str], answers: pd.DataFrame) -> dict[str
 
 
 def read_answers(file: Path) -> dict[str, dict]:
-    """Answers by key; a last line that an interruption cut off is dropped, any other bad one told."""
+    """Answers by key; a last line that an interruption cut off is dropped, any other bad one is a DataError."""
     if not file.is_file():
         return {}
     text = file.read_text(encoding="utf-8")
@@ -29,11 +29,11 @@ def read_answers(file: Path) -> dict[str, dict]:
     if torn:
         file.write_text(whole + "\n" if whole else "", encoding="utf-8")
     known = {}
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in jsonl.lines(file):
         try:
-            row = json.loads(line)
-            known[row.pop("key")] = row
-        except (json.JSONDecodeError, KeyError) as error:
+            answer = jsonl.parse(file.name, number, line)
+            known[answer.pop("key")] = answer
+        except (DataError, KeyError) as error:
             raise DataError(
                 f"{file.name}, row {number}: not an answer ({error}); delete the row and run again"
             ) from None

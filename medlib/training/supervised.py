@@ -17,7 +17,7 @@ from medlib.data.suite import Suite
 from medlib.data.variants import contradiction
 from medlib.models import loading
 from medlib.training import adapters, encoding, forecast, processes, record, trainer
-from medlib.training.checkpoints import clear_checkpoints
+from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints
 
 # --- training -------------------------------------------------------------------------------------
 
@@ -83,15 +83,10 @@ def train(config: RunConfig, resume: bool = True) -> Path:
         if process.is_main_process:  # an interruption may have come between adapter and record
             record.write_record(config, suites)
         return adapter
-    started = adapter / "checkpoints" / "fingerprint"
-    same = resume and started.is_file() and started.read_text() == fingerprint
-    process.wait_for_everyone()  # all have read it before the first of them writes it
-    if process.is_main_process and not same:
-        clear_checkpoints(adapter)
-    if process.is_main_process:
-        started.parent.mkdir(parents=True, exist_ok=True)
-        started.write_text(fingerprint)
-    process.wait_for_everyone()
+    with process.main_process_first():
+        if process.is_main_process and not resume:
+            clear_checkpoints(adapter)
+        checkpoint_folder(adapter, fingerprint)
     processes.say(hardware.explain())
     effective = config.batch_size * config.gradient_accumulation * processes.count()
     if processes.count() > 1 and effective != EFFECTIVE_BATCH:
