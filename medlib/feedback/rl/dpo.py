@@ -1,7 +1,7 @@
-"""DPO by TRL: the verdict that raters hold with is made more likely than the other, without sampling.
+"""DPO by TRL: makes the raters' verdict more likely than the other, without sampling.
 
 The loss of a pair is weighted by its severity, so that a critical case moves the model most, over the same
-visits as with every other method. Repeating critical cases instead would have to leave others out.
+minibatches as every other method. Repeating critical cases instead would leave others out.
 
 References
 ----------
@@ -18,17 +18,19 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from medlib.feedback.rl import trl_hooks
-from medlib.feedback.rl.trl_hooks import Follow
+from medlib.config import VERDICTS
+from medlib.feedback.rl import packing, trl_hooks
+from medlib.feedback.rl.trl_hooks import MonitorCallback
 from medlib.models import scoring
+from medlib.models.prompts import answer_tokens
 
-#: Reward a nat of the log-ratio to the supervised adapter stands for. Not ``rl_beta``: that weighs a
-#: divergence against rewards of 1 to 4, this one sets at which log-odds a pair counts as learnt.
+#: The paper's beta: scales the log-ratio to the supervised adapter. Not ``rl_beta``, which weighs a
+#: divergence against rewards of 1 to 4; this one sets at which log-odds a pair counts as learnt.
 BETA = 0.1
-#: Weight of the chosen answer's own likelihood. DPO alone only widens a margin, and lets both answers
-#: lose to words that are no verdict: 4% of the validation answers did not parse any more.
-ANCHOR = 1.0
-#: Names of TRL's figures, and what they are called in the history.
+#: Weight of the chosen answer's own negative log-likelihood. DPO alone only widens the margin between the
+#: answers, and both may lose to text that is no verdict: 4% of the validation answers no longer parsed.
+SFT_WEIGHT = 1.0
+#: TRL's figures and their names in the history.
 FIGURES = {
     "rewards/margins": "margin",
     "rewards/accuracies": "preferred",
@@ -47,23 +49,23 @@ def improve(task) -> None:
     task : medlib.feedback.rl.task.Task
     """
     folder = trl_hooks.checkpoints(task, "dpo")
-    rows = trl_hooks.prompts(task)
-    with trl_hooks.given_back(task.model):
+    rows = packing.prompts(task)
+    with trl_hooks.restored(task.model):
         trl_hooks.run(task, _trainer(task, rows, folder))
 
 
 def _trainer(task, rows: list[dict], folder) -> _Trainer:
-    config, batch = task.config, len(task.visits()[0])
+    config, batch = task.config, len(task.minibatches()[0])
     cases, passes = trl_hooks.micro_batch(config, batch)
     settings = DPOConfig(
         **trl_hooks.arguments(task, config.dpo_lr, folder),
         beta=BETA,
         loss_type=["sigmoid", "sft"],
-        loss_weights=[1, float(ANCHOR)],
+        loss_weights=[1, float(SFT_WEIGHT)],
         per_device_train_batch_size=cases,
         gradient_accumulation_steps=passes,
     )
-    order = np.concatenate(task.visits()).tolist()
+    order = np.concatenate(task.minibatches()).tolist()
     trainer = _Trainer(
         rows,
         task.weights / task.weights.mean(),
@@ -72,9 +74,9 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
         processing_class=task.processor,
         data_collator=collator(task, reference(task, rows)),
         train_dataset=Dataset.from_dict({"case": order}),
-        callbacks=[Follow(task, FIGURES)],
+        callbacks=[MonitorCallback(task, FIGURES)],
     )
-    task.model.delete_adapter("ref")  # TRL's copy of the adapter; its answers are known already
+    task.model.delete_adapter("ref")  # TRL's copy of the adapter; its log-likelihoods are computed already
     trainer.precompute_ref_logps = True
     return trainer
 
@@ -84,30 +86,30 @@ def reference(task, rows: list[dict]) -> torch.Tensor:
     """Log-likelihood of CORRECT and ERROR by the supervised adapter, float tensor (cases, 2)."""
     task.model.eval()
     device, size = next(task.model.parameters()).device, task.config.eval_batch_size
-    batches = (trl_hooks.prompt_batch(rows[i : i + size], device) for i in range(0, len(rows), size))
+    batches = (packing.prompt_batch(rows[i : i + size], device) for i in range(0, len(rows), size))
     parts = [scoring.score_answers(task.model, task.processor, batch) for batch in batches]
     task.model.train()
     return torch.tensor(np.concatenate(parts))
 
 
 def collator(task, scores: torch.Tensor):
-    """Batch preference pairs as TRL wants them: all chosen answers, then all rejected ones, prompts as numbers."""
-    tokens = {verdict: trl_hooks.answer_tokens(task.processor, verdict) for verdict in ("CORRECT", "ERROR")}
+    """Batch preference pairs as TRL expects: all chosen answers, then all rejected ones, prompts as numbers."""
+    tokens = dict(zip(VERDICTS, answer_tokens(task.processor)))
     columns = list(tokens)
 
     def collate(items: list[dict]) -> dict:
         cases = [item["case"] for item in items]
-        said = {side: task.preferences[side].iloc[cases].tolist() for side in ("chosen", "rejected")}
-        answers = [tokens[verdict] for verdicts in said.values() for verdict in verdicts]
+        verdicts = {side: task.preferences[side].iloc[cases].tolist() for side in ("chosen", "rejected")}
+        answers = [tokens[verdict] for side in verdicts.values() for verdict in side]
         ids = [torch.tensor([case, *answer]) for case, answer in zip(cases * 2, answers)]
         mask = [torch.tensor([0] + [1] * len(answer)) for answer in answers]
         return {
-            "input_ids": trl_hooks.pad_sequence(ids, batch_first=True),
-            "attention_mask": trl_hooks.pad_sequence([torch.ones_like(m) for m in mask], batch_first=True),
-            "completion_mask": trl_hooks.pad_sequence(mask, batch_first=True),
+            "input_ids": packing.pad_sequence(ids, batch_first=True),
+            "attention_mask": packing.pad_sequence([torch.ones_like(m) for m in mask], batch_first=True),
+            "completion_mask": packing.pad_sequence(mask, batch_first=True),
             **{
-                f"ref_{side}_logps": scores[cases, [columns.index(v) for v in verdicts]]
-                for side, verdicts in said.items()
+                f"ref_{side}_logps": scores[cases, [columns.index(v) for v in of_side]]
+                for side, of_side in verdicts.items()
             },
         }
 
@@ -115,7 +117,7 @@ def collator(task, scores: torch.Tensor):
 
 
 class _Trainer(DPOTrainer):
-    """TRL's trainer for prompts that are numbers, see `trl_common`, with a weight a pair."""
+    """TRL's trainer for prompts that are numbers, see `trl_hooks`, with one weight per pair."""
 
     def __init__(self, rows: list[dict], weights: np.ndarray, **options) -> None:
         self.rows, self.weights = rows, torch.tensor(weights, dtype=torch.float32)
@@ -131,15 +133,15 @@ class _Trainer(DPOTrainer):
         return super().compute_loss(functools.partial(self._read, model), inputs, return_outputs)
 
     def _read(self, model, input_ids, labels, **_) -> FusedCausalLMOutput:
-        """What TRL's fused head gives for whole rows, float tensors (n, length - 1)."""
-        cases, answers, told = input_ids[:, 0].tolist(), input_ids[:, 1:], labels[:, 1:] != -100
-        logits = trl_hooks.answer_logits(model, self.rows, cases, answers)
-        logp, entropy = trl_hooks.log_probabilities(logits, answers)
-        # TRL averages the losses of pairs: the weight scales a pair's gradient and leaves its figures
+        """What TRL's fused head returns for whole rows, float tensors (n, length - 1)."""
+        cases, answers, labelled = input_ids[:, 0].tolist(), input_ids[:, 1:], labels[:, 1:] != -100
+        logits = packing.answer_logits(model, self.rows, cases, answers)
+        logp, entropy = packing.log_probabilities(logits, answers)
+        # TRL averages the losses of pairs: the weight scales a pair's gradient and leaves its figures unchanged
         weight = self.weights[cases].to(logp.device)[:, None]
         logp = weight * logp + (1 - weight) * logp.detach()
         figures = {"log_probs": logp, "entropy": entropy, "mean_logits": logits.detach().mean(-1)}
         return FusedCausalLMOutput(
-            **{name: value.masked_fill(~told, 0) for name, value in figures.items()},
-            is_top1=(logits.argmax(-1) == answers) & told,
+            **{name: value.masked_fill(~labelled, 0) for name, value in figures.items()},
+            is_top1=(logits.argmax(-1) == answers) & labelled,
         )

@@ -1,12 +1,12 @@
-"""GRPO by TRL: the model writes several answers to a case, and learns from those above their mean.
+"""GRPO by TRL: the model writes several answers to a case and learns from those above their mean.
 
-Dr. GRPO in fact: an advantage is the reward less the group's mean, and is not divided by the group's
-spread, which would make a critical case weigh as little as any other.
+More exactly Dr. GRPO: an advantage is the reward minus the group's mean, and is not divided by the group's
+standard deviation, which would make a critical case weigh as little as any other.
 
 References
 ----------
 GRPO: Shao et al. 2024, arXiv:2402.03300. Dr. GRPO: Liu et al. 2025, arXiv:2503.20783. DAPO, for groups
-without a spread: Yu et al. 2025, arXiv:2503.14476.
+of equal rewards: Yu et al. 2025, arXiv:2503.14476.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from medlib.config import ANSWERS
-from medlib.feedback.rl import trl_hooks
-from medlib.feedback.rl.trl_hooks import Follow
-from medlib.models import prompts
+from medlib.feedback.rl import packing, trl_hooks
+from medlib.feedback.rl.trl_hooks import MonitorCallback
+from medlib.models.prompts import parse_verdict
 
-#: Tokens of an answer; a verdict has about nine, and an answer that is cut off is seldom one.
+#: Longest answer in tokens; a verdict has about nine, and an answer that is cut off is rarely one.
 MAX_TOKENS = 16
-#: Names of TRL's figures, and what they are called in the history.
+#: TRL's figures and their names in the history.
 FIGURES = {
     "reward": "reward",
     "answer_kl": "kl",
@@ -45,13 +45,13 @@ def improve(task) -> None:
     task : medlib.feedback.rl.task.Task
     """
     folder = trl_hooks.checkpoints(task, "grpo")
-    rows = trl_hooks.prompts(task)
-    with trl_hooks.given_back(task.model):
+    rows = packing.prompts(task)
+    with trl_hooks.restored(task.model):
         trl_hooks.run(task, _trainer(task, rows, folder))
 
 
 def _trainer(task, rows: list[dict], folder) -> _Trainer:
-    config, batch = task.config, len(task.visits()[0])
+    config, batch = task.config, len(task.minibatches()[0])
     cases, passes = trl_hooks.micro_batch(config, batch)
     settings = GRPOConfig(
         **trl_hooks.arguments(task, config.grpo_lr, folder),
@@ -65,7 +65,7 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
         scale_rewards="none",
         loss_type="dapo",
     )
-    order = np.concatenate(task.visits()).tolist()
+    order = np.concatenate(task.minibatches()).tolist()
     with warnings.catch_warnings():  # rollout_func may still change, so TRL is pinned to a minor version
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         return _Trainer(
@@ -73,22 +73,22 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
             model=task.model,
             args=settings,
             processing_class=task.processor,
-            reward_funcs=lambda **answered: judge(task, **answered),
+            reward_funcs=lambda **batch: judge(task, **batch),
             rollout_func=_rollout,
             train_dataset=Dataset.from_dict({"prompt": list(map(str, order)), "case": order}),
-            callbacks=[Follow(task, FIGURES)],
+            callbacks=[MonitorCallback(task, FIGURES)],
         )
 
 
 def judge(task, completions: list[str], case: list[int], log_metric=None, **_) -> list[float]:
-    """Reward of every answer: that of its verdict, if it is in the words asked for.
+    """Reward of every answer: that of its verdict, if the wording is exactly the required one.
 
-    What is no verdict is as bad as the worst wrong one; so is a verdict in other words, or the policy would
-    be free to write "CORRECT - Treatment does not match imaging".
+    An answer without a verdict earns as little as the worst wrong one. So does a verdict in other words, else
+    the policy would be free to write "CORRECT - Treatment does not match imaging".
     """
     column = {ANSWERS["CORRECT"]: 0, ANSWERS["ERROR"]: 1}
     if log_metric:
-        log_metric("parsed", float(np.mean([prompts.parse_verdict(text) is not None for text in completions])))
+        log_metric("parsed", float(np.mean([parse_verdict(text) is not None for text in completions])))
     worst = -float(task.weights.max())
     return [
         float(task.rewards[row, column[text.strip()]]) if text.strip() in column else worst
@@ -96,11 +96,11 @@ def judge(task, completions: list[str], case: list[int], log_metric=None, **_) -
     ]
 
 
-def _rollout(asked: list[str], trainer: _Trainer) -> dict[str, list]:
-    """Answers to the cases asked, each case ``num_generations`` times in a row."""
+def _rollout(prompts: list[str], trainer: _Trainer) -> dict[str, list]:
+    """Sampled answers; each case comes ``num_generations`` times in a row."""
     samples = trainer.num_generations
-    cases = list(map(int, asked))
-    batch = trl_hooks.prompt_batch([trainer.rows[case] for case in cases[::samples]], trainer.accelerator.device)
+    cases = list(map(int, prompts))
+    batch = packing.prompt_batch([trainer.rows[case] for case in cases[::samples]], trainer.accelerator.device)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()  # gradient checkpointing, where it is on, would forbid the key-value cache
     answers, logp = sample(model, batch, samples, trainer.max_completion_length, trainer.eos_token_ids)
@@ -110,28 +110,28 @@ def _rollout(asked: list[str], trainer: _Trainer) -> dict[str, list]:
 
 @torch.no_grad()
 def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tuple[list, list]:
-    """Answers to a batch of prompts padded at the left, several a prompt, which is read once for all of them.
+    """Sampled answers to a batch of left-padded prompts; each prompt is read once for all its answers.
 
     Returns
     -------
-    (token ids, their log-probabilities) : a list an answer, ``samples`` answers of a prompt side by side
+    (token ids, their log-probabilities) : one list per answer, the ``samples`` answers of a prompt side by side
     """
     first = model(**batch, use_cache=True, logits_to_keep=1)
     cache, mask, logits = first.cache, batch["attention_mask"], first.logits
-    begun = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)  # row of each answer so far
-    over, ends = torch.zeros_like(begun, dtype=torch.bool), torch.tensor(ends, device=mask.device)
+    row_of = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)  # of each answer, in the batch
+    finished, ends = torch.zeros_like(row_of, dtype=torch.bool), torch.tensor(ends, device=mask.device)
     tokens, scores = [], []
     while True:
         logits[..., model.config.image_token_id] = -torch.inf  # an image token needs an image
-        logp = logits[:, -1].float().log_softmax(-1)[begun]
-        token = torch.multinomial(logp.exp(), 1).masked_fill(over[:, None], ends[0])
-        tokens.append(token.masked_fill(over[:, None], -1))
+        logp = logits[:, -1].float().log_softmax(-1)[row_of]
+        token = torch.multinomial(logp.exp(), 1).masked_fill(finished[:, None], ends[0])
+        tokens.append(token.masked_fill(finished[:, None], -1))
         scores.append(logp.gather(-1, token))
-        over |= torch.isin(token[:, 0], ends)
-        if over.all() or len(tokens) == limit:
+        finished |= torch.isin(token[:, 0], ends)
+        if finished.all() or len(tokens) == limit:
             break
-        # answers that begin alike are read as one row
-        rows, begun = torch.unique(torch.stack([begun, token[:, 0]], 1), dim=0, return_inverse=True)
+        # answers with the same tokens so far share one row
+        rows, row_of = torch.unique(torch.stack([row_of, token[:, 0]], 1), dim=0, return_inverse=True)
         cache.batch_select_indices(rows[:, 0])
         mask = torch.cat([mask[rows[:, 0]], torch.ones_like(rows[:, :1])], dim=1)
         logits = model(input_ids=rows[:, 1:], attention_mask=mask, cache=cache, use_cache=True).logits
@@ -140,46 +140,46 @@ def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tup
 
 
 class _Trainer(GRPOTrainer):
-    """TRL's trainer for prompts that are numbers, see `trl_common`."""
+    """TRL's trainer for prompts that are numbers, see `trl_hooks`."""
 
     def __init__(self, rows: list[dict], **options) -> None:
-        self.rows, self.known = rows, {}
+        self.rows, self.reference_logps = rows, {}
         super().__init__(**options)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *_, **__):
         """(log-probabilities, entropies, None), float tensors (n, logits_to_keep)."""
         cases, answers = input_ids[:, 0].tolist(), input_ids[:, 1:]
         if "ref" in self.accelerator.unwrap_model(model).active_adapters:
-            return self._reference(model, cases, answers, attention_mask[:, 1:]), None, None
-        logits = trl_hooks.answer_logits(model, self.rows, cases, answers)
-        return *trl_hooks.log_probabilities(logits, answers), None
+            return self._reference_logps(model, cases, answers, attention_mask[:, 1:]), None, None
+        logits = packing.answer_logits(model, self.rows, cases, answers)
+        return *packing.log_probabilities(logits, answers), None
 
-    def _reference(self, model, cases, answers, mask) -> torch.Tensor:
-        """The same by the supervised adapter, which does not change: kept for answers seen before."""
+    def _reference_logps(self, model, cases, answers, mask) -> torch.Tensor:
+        """The same by the supervised adapter; it does not change, so every answer is read once."""
         keys = [(case, tuple(a[m.bool()].tolist())) for case, a, m in zip(cases, answers, mask)]
-        new = list({key: row for row, key in enumerate(keys) if key not in self.known}.values())
+        new = list({key: row for row, key in enumerate(keys) if key not in self.reference_logps}.values())
         if new:
-            logits = trl_hooks.answer_logits(model, self.rows, [cases[row] for row in new], answers[new])
-            made = trl_hooks.log_probabilities(logits, answers[new])[0]
-            self.known |= {keys[row]: logp[mask[row].bool()] for row, logp in zip(new, made)}
-        return torch.nn.utils.rnn.pad_sequence([self.known[key] for key in keys], batch_first=True)
+            logits = packing.answer_logits(model, self.rows, [cases[row] for row in new], answers[new])
+            logps = packing.log_probabilities(logits, answers[new])[0]
+            self.reference_logps |= {keys[row]: logp[mask[row].bool()] for row, logp in zip(new, logps)}
+        return torch.nn.utils.rnn.pad_sequence([self.reference_logps[key] for key in keys], batch_first=True)
 
     def _generate_and_score_completions(self, inputs):
-        made = super()._generate_and_score_completions(inputs)
-        if self.beta:  # estimated from all answers, also those that `_compute_loss` does not read again
-            ratio = made["ref_per_token_logps"] - made["sampling_per_token_logps"]
-            ratio = (ratio * made["completion_mask"]).sum(1)
+        batch = super()._generate_and_score_completions(inputs)
+        if self.beta:  # estimated from all answers, including those that `_compute_loss` skips
+            ratio = batch["ref_per_token_logps"] - batch["sampling_per_token_logps"]
+            ratio = (ratio * batch["completion_mask"]).sum(1)
             self._metrics["train"]["answer_kl"].append(float((ratio.exp() - ratio - 1).mean()))
-        self._metrics["train"]["informative"].append(float((made["advantages"] != 0).float().mean()))
-        return made
+        self._metrics["train"]["informative"].append(float((batch["advantages"] != 0).float().mean()))
+        return batch
 
     def _compute_loss(self, model, inputs):
-        """TRL's loss, without reading again the answers that all agree and so move nothing but the KL term."""
-        moving = inputs["advantages"] != 0
-        moving[0] |= not moving.any()
-        n = len(moving)
+        """TRL's loss without groups of equal rewards, which would contribute nothing but the KL term."""
+        informative = inputs["advantages"] != 0
+        informative[0] |= not informative.any()
+        n = len(informative)
         inputs = {
-            name: value[moving] if torch.is_tensor(value) and value.ndim and len(value) == n else value
+            name: value[informative] if torch.is_tensor(value) and value.ndim and len(value) == n else value
             for name, value in inputs.items()
         }
         return super()._compute_loss(model, inputs)

@@ -1,4 +1,4 @@
-"""Figures that a run is monitored by while it learns, and that the reward does not see."""
+"""Figures that monitor a run while it learns, on validation cases, apart from its reward."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from medlib.config import RunConfig
 from medlib.data.suite import Suite
 from medlib.models import scoring
 
-#: How often a run is watched while it learns.
+#: Measurements during a run, besides the one before its first update.
 MEASUREMENTS = 5
 
 
 class Monitor:
-    """Looks at a run from outside while it learns, on validation cases that no method trains on.
+    """Measures a run while it learns, on validation cases that no method trains on.
 
-    A reward can be earned in ways that nobody meant. So beside the reward stand figures that it does
-    not see: right verdicts, answers that parse, their length, and the share of the more frequent verdict.
+    A policy may earn reward in ways that nobody intended. So beside the reward stand figures that it does not
+    depend on: right verdicts, answers that parse, their length, and the share of the more frequent verdict.
     """
 
     def __init__(
-        self, task_model, processor, probe: Suite, rewards: np.ndarray, config: RunConfig, updates: int
+        self, model, processor, cases: Suite, rewards: np.ndarray, config: RunConfig, updates: int
     ) -> None:
-        self.model, self.processor, self.probe, self.rewards = task_model, processor, probe, rewards
+        self.model, self.processor, self.cases, self.rewards = model, processor, cases, rewards
         self.limit, self.updates = config.rl_kl_limit, updates
-        self.every = max(1, updates // MEASUREMENTS)
+        self.interval = max(1, updates // MEASUREMENTS)
         self.start, self.history = None, []
         self.measure(0)
 
     def __call__(self, update: int, **figures: float) -> bool:
-        """Keep the figures of an update, measure now and then; true if the run has gone too far."""
+        """Record the figures of an update and measure at intervals; true if the run has gone too far."""
         self.history.append({"update": update, **{name: float(value) for name, value in figures.items()}})
-        if update % self.every == 0 or update == self.updates:
+        if update % self.interval == 0 or update == self.updates:
             return self.measure(update) > self.limit
         return False
 
@@ -39,21 +39,21 @@ class Monitor:
         """Add a measurement to the history; returns the KL divergence from the start in nats."""
         training_mode = self.model.training
         self.model.eval()
-        p = scoring.p_correct(self.model, self.processor, self.probe).clip(1e-6, 1 - 1e-6)
-        spoken = scoring.free_answers(self.model, self.processor, self.probe)
+        p = scoring.p_correct(self.model, self.processor, self.cases).clip(1e-6, 1 - 1e-6)
+        answers = scoring.free_answers(self.model, self.processor, self.cases)
         self.model.train(training_mode)
         self.start = p if self.start is None else self.start
-        said, gold = p >= 0.5, np.array([s.verdict == "CORRECT" for s in self.probe.scenarios])
-        measured = {
+        verdicts, gold = p >= 0.5, np.array([s.verdict == "CORRECT" for s in self.cases.scenarios])
+        figures = {
             "kl": kl(p, self.start),
             "reward": float((self.rewards * np.stack([p, 1 - p], 1)).sum(1).mean()),
-            "accuracy": float((said == gold).mean()),
-            "parsed": float(spoken["parsed"].notna().mean()),
-            "length": float(spoken["generated"].str.len().mean()),
-            "same_answer": float(max(said.mean(), 1 - said.mean())),
+            "accuracy": float((verdicts == gold).mean()),
+            "parsed": float(answers["parsed"].notna().mean()),
+            "length": float(answers["generated"].str.len().mean()),
+            "same_answer": float(max(verdicts.mean(), 1 - verdicts.mean())),
         }
-        self.history.append({"update": update, **{f"probe_{name}": value for name, value in measured.items()}})
-        return measured["kl"]
+        self.history.append({"update": update, **{f"probe_{name}": value for name, value in figures.items()}})
+        return figures["kl"]
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:

@@ -1,10 +1,10 @@
-"""PPO by TorchRL: verdicts are drawn, and those that earn more than expected are made more likely.
+"""PPO by TorchRL: verdicts are sampled, and those that earn more than expected become more likely.
 
-An episode has one step, a verdict on a case, so the advantage is the reward less the expected one. It is not
-scaled to one spread, which would make a critical case weigh as little as any other.
+An episode has one step, a verdict on a case, so the advantage is the reward minus the value. It is not
+normalised, which would make a critical case weigh as little as any other.
 
 The policy chooses between the two whole answers by their likelihoods, as `scoring.p_correct` does. So its
-entropy and its divergence from the supervised adapter are exact, and need no samples.
+entropy and its KL divergence from the supervised adapter are exact and need no samples.
 
 References
 ----------
@@ -14,7 +14,6 @@ Schulman et al. 2017, arXiv:1707.06347.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,30 +28,31 @@ from torch.distributions import Categorical, kl_divergence
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from medlib.config import VERDICTS
-from medlib.feedback.rl import trl_hooks
-from medlib.training import memory
+from medlib.config import provenance
+from medlib.feedback.rl import packing, trl_hooks
+from medlib.models.prompts import answer_tokens
+from medlib.training import hooks, memory
 
-# importing TorchRL makes "spawn" the way that every later process of this one starts, which is not its to decide
+# importing TorchRL makes "spawn" the start method of every later process, so it is set back afterwards
 _start_method = torch.multiprocessing.get_start_method()
 from torchrl.modules import ProbabilisticActor, ValueOperator  # noqa: E402
 from torchrl.objectives import ClipPPOLoss  # noqa: E402
 
 torch.multiprocessing.set_start_method(_start_method, force=True)
 
-#: Gradient steps on the verdicts of one update, and by which share their likelihoods may move in these.
-PASSES, CLIP = 2, 0.2
-#: Weight of the entropy, and of the likelihood of giving any verdict, which no reward sees.
-ENTROPY, SPOKEN = 0.01, 0.5
-#: Verdicts are drawn, and their likelihoods compared, at this temperature: where the supervised adapter is
-#: sure and wrong, the other verdict would else never be tried. The more likely verdict stays the same.
+#: Epochs over the verdicts of one update, and the clip range epsilon of their probability ratios.
+EPOCHS_PER_UPDATE, CLIP_EPSILON = 2, 0.2
+#: Coefficient of the entropy bonus, and of the log-likelihood of giving any verdict, which no reward covers.
+ENTROPY_COEFFICIENT, VERDICT_COEFFICIENT = 0.01, 0.5
+#: Temperature at which verdicts are sampled and their likelihoods compared: where the supervised adapter is
+#: sure and wrong, the other verdict would otherwise never be tried. The more likely verdict stays the same.
 TEMPERATURE = 4.0
-#: Share of a batch's gradient that is left out: that of the many cases whose verdict is settled.
-SETTLED = 0.1
-#: Learning rate of the expected reward, a linear function of what the supervised adapter knows of a case.
+#: Share of a minibatch's gradient to leave out: that of the many cases whose verdict no longer changes.
+SKIPPED_GRADIENT = 0.1
+#: Learning rate of the value, a linear function of the supervised adapter's hidden state.
 VALUE_LR = 3e-2
-#: Norm to which a gradient of the adapter is clipped.
-MAX_GRADIENT = 1.0
+#: Norm to which the gradient of the adapter is clipped.
+MAX_GRADIENT_NORM = 1.0
 
 
 def improve(task) -> None:
@@ -63,21 +63,19 @@ def improve(task) -> None:
     task : medlib.feedback.rl.task.Task
     """
     folder = trl_hooks.checkpoints(task, "ppo")
-    rows = trl_hooks.prompts(task)
-    with trl_hooks.given_back(task.model):
-        _make_ready(task.model, task.config)
+    rows = packing.prompts(task)
+    with trl_hooks.restored(task.model):
+        _prepare(task.model, task.config)
         _train(task, _learner(task, rows), folder / "state.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_ready(model, config) -> None:
-    """No dropout: a verdict's likelihood must not change between drawing and learning."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+def _prepare(model, config) -> None:
+    """No dropout: a verdict's likelihood must not change between sampling and learning."""
+    hooks.float_adapter(model)
     device = next(model.parameters()).device.type
     model.eval()
-    if memory.recomputes(config, device):  # transformers does so in training mode alone
+    if memory.recomputes(config, device):  # transformers does so in training mode only
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -89,30 +87,30 @@ def _make_ready(model, config) -> None:
 
 
 def verdict_scores(task, rows: list[dict], cases: torch.Tensor) -> torch.Tensor:
-    """Log-likelihood of the answers CORRECT and ERROR, which `scoring.score_answers` gives without gradient.
+    """Log-likelihood of the answers CORRECT and ERROR, as by `scoring.score_answers`, with gradient.
 
     Parameters
     ----------
-    rows : from `trl_common.prompts`
+    rows : from `packing.prompts`
     cases : int64 tensor (n,), row numbers, which may repeat; a case is read once
 
     Returns
     -------
     float tensor (n, 2)
     """
-    tokens = [torch.tensor(trl_hooks.answer_tokens(task.processor, verdict)) for verdict in VERDICTS]
-    answers = trl_hooks.pad_sequence(tokens, batch_first=True).to(cases.device)
-    told = torch.arange(answers.shape[1])[None] < torch.tensor([len(t) for t in tokens])[:, None]
-    once, place = cases.unique(return_inverse=True)
-    answers = answers.repeat(len(once), 1)
-    logits = trl_hooks.answer_logits(task.model, rows, once.repeat_interleave(2).tolist(), answers)
-    logp = trl_hooks.log_probabilities(logits, answers)[0].view(len(once), 2, -1)
-    return (logp * told.to(logp.device)).sum(-1)[place]
+    tokens = list(map(torch.tensor, answer_tokens(task.processor)))
+    answers = packing.pad_sequence(tokens, batch_first=True).to(cases.device)
+    real = torch.arange(answers.shape[1])[None] < torch.tensor([len(t) for t in tokens])[:, None]
+    unique, index = cases.unique(return_inverse=True)
+    answers = answers.repeat(len(unique), 1)
+    logits = packing.answer_logits(task.model, rows, unique.repeat_interleave(2).tolist(), answers)
+    logp = packing.log_probabilities(logits, answers)[0].view(len(unique), 2, -1)
+    return (logp * real.to(logp.device)).sum(-1)[index]
 
 
 @torch.no_grad()
 def supervised(task, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the supervised adapter makes of every case, before anything is learnt.
+    """Scores and features of every case by the supervised adapter, before anything is learnt.
 
     Returns
     -------
@@ -121,21 +119,21 @@ def supervised(task, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """
     states = []
     head = task.model.get_output_embeddings()
-    # of what the head is given, the first position is the prompt's end
-    watching = head.register_forward_pre_hook(lambda _, given: states.append(given[0][:, 0].float()))
+    # the first position of the head's input is the prompt's end
+    hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0][:, 0].float()))
     try:
         size, device = task.config.eval_batch_size, task.model.device
         parts = torch.arange(len(rows), device=device).split(size)
         scores = torch.cat([verdict_scores(task, rows, part) for part in parts])
     finally:
-        watching.remove()
+        hook.remove()
     states = torch.cat(states)
     return scores, (states - states.mean(0)) / (states.std(0, correction=0) + 1e-6) / states.shape[1] ** 0.5
 
 
 @dataclass(frozen=True)
 class _Learner:
-    """A policy that learns: rows of the prompts, `supervised`, TorchRL's modules and an optimizer."""
+    """Policy and value while they learn: prompts, `supervised`, TorchRL's loss, optimizer and schedule."""
 
     rows: list[dict]
     scores: torch.Tensor
@@ -147,7 +145,7 @@ class _Learner:
 
 def _learner(task, rows: list[dict]) -> _Learner:
     scores, features = supervised(task, rows)
-    # the scores are read once a step, for the loss and for the divergence, so the actor starts from them
+    # the actor starts from the scores, which one forward pass per step gives for loss and divergence alike
     logits = TensorDictModule(lambda scores: scores / TEMPERATURE, in_keys=["scores"], out_keys=["logits"])
     actor = ProbabilisticActor(
         logits,
@@ -156,23 +154,23 @@ def _learner(task, rows: list[dict]) -> _Learner:
         return_log_prob=True,
         default_interaction_type=InteractionType.RANDOM,
     )
-    expected = torch.nn.Linear(features.shape[1], 1, device=features.device)
-    torch.nn.init.zeros_(expected.weight)
-    torch.nn.init.zeros_(expected.bias)
+    value = torch.nn.Linear(features.shape[1], 1, device=features.device)
+    torch.nn.init.zeros_(value.weight)
+    torch.nn.init.zeros_(value.bias)
     loss = ClipPPOLoss(
         actor,
-        ValueOperator(expected, in_keys=["features"]),
-        clip_epsilon=CLIP,
-        entropy_coeff=ENTROPY,
+        ValueOperator(value, in_keys=["features"]),
+        clip_epsilon=CLIP_EPSILON,
+        entropy_coeff=ENTROPY_COEFFICIENT,
         critic_coeff=1.0,
         loss_critic_type="l2",
         functional=False,
     )
-    updates = len(task.visits())
+    updates = len(task.minibatches())
     optimizer = torch.optim.AdamW(
         [
             {"params": _adapter(task.model).values(), "lr": task.config.ppo_lr},
-            {"params": expected.parameters(), "lr": VALUE_LR},
+            {"params": value.parameters(), "lr": VALUE_LR},
         ],
         weight_decay=0,
     )
@@ -188,65 +186,82 @@ def _adapter(model) -> dict[str, torch.nn.Parameter]:
 
 
 def _train(task, learner: _Learner, file: Path) -> None:
-    """All updates that are not done yet, each on verdicts drawn anew."""
-    batches = task.visits()
+    """All remaining updates, each on newly sampled verdicts."""
+    minibatches = task.minibatches()
     done = _restore(task, learner, file) if file.is_file() else 0
-    every = max(1, len(batches) // 4)
-    for update, batch in enumerate(tqdm(batches, desc="PPO", leave=False), start=1):
+    every = max(1, len(minibatches) // 4)
+    for update, minibatch in enumerate(tqdm(minibatches, desc="PPO", leave=False), start=1):
         if update <= done:
             continue
         torch.manual_seed(np.random.default_rng([task.seed, update]).integers(2**31))
-        drawn = draw(task, learner, batch)
-        figures = [learn(task, learner, drawn) for _ in range(PASSES)]
+        samples = sample(task, learner, minibatch)
+        figures = [learn(task, learner, samples) for _ in range(EPOCHS_PER_UPDATE)]
         learner.schedule.step()
-        if task.watch(update, reward=drawn["value_target"].mean(), **figures[-1]):
+        if task.monitor(update, reward=samples["value_target"].mean(), **figures[-1]):
             break
         if update % every == 0:
-            _keep(task, learner, file, update)
+            _checkpoint(task, learner, file, update)
 
 
 @torch.no_grad()
-def draw(task, learner: _Learner, batch: np.ndarray) -> TensorDict:
-    """Verdicts drawn for every case of a batch, ``rl_samples`` each, those of a case side by side."""
+def sample(task, learner: _Learner, minibatch: np.ndarray) -> TensorDict:
+    """``rl_samples`` verdicts for every case of a minibatch, those of a case side by side."""
     device = learner.scores.device
-    cases = torch.as_tensor(batch, device=device)
-    size = trl_hooks.micro_batch(task.config, len(batch))[0]
+    cases = torch.as_tensor(minibatch, device=device)
+    size = trl_hooks.micro_batch(task.config, len(minibatch))[0]
     scores = torch.cat([verdict_scores(task, learner.rows, part) for part in cases.split(size)])
-    drawn = TensorDict({"case": cases, "scores": scores, "features": learner.features[cases]}, [len(batch)])
-    drawn = drawn.repeat_interleave(task.config.rl_samples, dim=0)
-    drawn = learner.loss.critic_network(learner.loss.actor_network(drawn))
-    paid = torch.as_tensor(task.rewards, dtype=torch.float32, device=device)[drawn["case"], drawn["action"]]
-    drawn["value_target"] = paid[:, None]
-    drawn["advantage"] = drawn["value_target"] - drawn["state_value"]
-    drawn["moves"] = _moving(drawn, task.config.rl_samples)
-    return drawn
+    samples = TensorDict({"case": cases, "scores": scores, "features": learner.features[cases]}, [len(cases)])
+    samples = samples.repeat_interleave(task.config.rl_samples, dim=0)
+    samples = learner.loss.critic_network(learner.loss.actor_network(samples))
+    rewards = torch.as_tensor(task.rewards, dtype=torch.float32, device=device)
+    samples["value_target"] = rewards[samples["case"], samples["action"]][:, None]
+    samples["advantage"] = samples["value_target"] - samples["state_value"]
+    samples["informative"] = _informative(samples, task.config.rl_samples)
+    return samples
 
 
-def _moving(drawn: TensorDict, samples: int) -> torch.Tensor:
-    """Which verdicts are of the fewest cases that make up all but `SETTLED` of the gradient, bool (n,)."""
-    by_case = (drawn["advantage"][:, 0].abs() * (1 - drawn["action_log_prob"].exp())).view(-1, samples).sum(1)
-    greatest = by_case.argsort(descending=True)
-    before = by_case[greatest].cumsum(0) - by_case[greatest]
-    moving = torch.empty_like(by_case, dtype=torch.bool)
-    moving[greatest] = before <= (1 - SETTLED) * by_case.sum()
-    return moving.repeat_interleave(samples)
+def _informative(samples: TensorDict, per_case: int) -> torch.Tensor:
+    """Verdicts of the fewest cases that make up all but `SKIPPED_GRADIENT` of the gradient, bool (n,)."""
+    gradient = samples["advantage"][:, 0].abs() * (1 - samples["action_log_prob"].exp())
+    by_case = gradient.view(-1, per_case).sum(1)
+    order = by_case.argsort(descending=True)
+    preceding = by_case[order].cumsum(0) - by_case[order]
+    informative = torch.empty_like(by_case, dtype=torch.bool)
+    informative[order] = preceding <= (1 - SKIPPED_GRADIENT) * by_case.sum()
+    return informative.repeat_interleave(per_case)
 
 
-def learn(task, learner: _Learner, drawn: TensorDict) -> dict[str, float]:
-    """One gradient step on verdicts from `draw`; returns what is told to the watch."""
-    samples, total = task.config.rl_samples, {}
-    size = trl_hooks.micro_batch(task.config, len(drawn) // samples)[0] * samples
+def verdict_likelihood(scores: torch.Tensor) -> torch.Tensor:
+    """Mean log-likelihood of giving any verdict, with a gradient that favours neither of the two.
+
+    The gradient of log(P(CORRECT) + P(ERROR)) would make the likelier verdict likelier still. This one raises
+    the logits of both by the same amount, as long as answers that are no verdict have any probability.
+
+    Parameters
+    ----------
+    scores : float tensor (n, 2), from `verdict_scores`
+    """
+    p = scores.detach().exp()
+    # d log P(a) / d logit(b) is (a == b) - P(b), so these weights leave (1 - P(CORRECT) - P(ERROR)) / 2 for both
+    neutral = (((1 + p - p.flip(-1)) / 2) * scores).sum(-1)
+    return (scores.detach().logsumexp(-1) + neutral - neutral.detach()).mean()
+
+
+def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
+    """One gradient step on verdicts from `sample`; returns the figures for the monitor."""
+    per_case, total = task.config.rl_samples, {}
+    size = trl_hooks.micro_batch(task.config, len(samples) // per_case)[0] * per_case
     learner.optimizer.zero_grad()
-    for part in drawn.split(size):
-        scores, moves = part["scores"].clone(), part["moves"]
-        if moves.any():
-            scores[moves] = verdict_scores(task, learner.rows, part["case"][moves])
+    for part in samples.split(size):
+        scores, informative = part["scores"].clone(), part["informative"]
+        if informative.any():
+            scores[informative] = verdict_scores(task, learner.rows, part["case"][informative])
         losses = learner.loss(part.copy().set("scores", scores))
         now, start = (Categorical(logits=s) for s in (scores, learner.scores[part["case"]]))
-        kl, spoken = kl_divergence(now, start).mean(), scores.logsumexp(-1).mean()
+        kl, likelihood = kl_divergence(now, start).mean(), verdict_likelihood(scores)
         loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
-        loss = loss + task.config.rl_beta * kl - SPOKEN * spoken
-        share = len(part) / len(drawn)
+        loss = loss + task.config.rl_beta * kl - VERDICT_COEFFICIENT * likelihood
+        share = len(part) / len(samples)
         (share * loss).backward()
         figures = {
             "kl": kl,
@@ -254,11 +269,11 @@ def learn(task, learner: _Learner, drawn: TensorDict) -> dict[str, float]:
             "loss": loss,
             "value_loss": losses["loss_critic"],
             "clipped": losses["clip_fraction"],
-            "spoken": spoken.exp(),
-            "informative": moves.float().mean(),
+            "verdict_likelihood": likelihood.exp(),
+            "informative": informative.float().mean(),
         }
         total = {name: total.get(name, 0) + share * float(value.detach()) for name, value in figures.items()}
-    torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT)
+    torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT_NORM)
     learner.optimizer.step()
     return total
 
@@ -271,37 +286,36 @@ def _weights(task, learner: _Learner) -> dict[str, torch.Tensor]:
     return _adapter(task.model) | value
 
 
-def _keep(task, learner: _Learner, file: Path, update: int) -> None:
-    """Write all that a run needs to go on after ``update``, whole or not at all."""
+def _checkpoint(task, learner: _Learner, file: Path, update: int) -> None:
+    """Write all that a run needs to resume after ``update``."""
     optimizer = learner.optimizer.state_dict()
     moments = {
         f"{number}.{name}": value for number, state in optimizer["state"].items() for name, value in state.items()
     }
     state = {
         "update": update,
-        "history": task.watch.history,
+        "history": task.monitor.history,
         "groups": optimizer["param_groups"],
         "schedule": learner.schedule.state_dict(),
     }
     tensors = {name: value.detach().contiguous() for name, value in (_weights(task, learner) | moments).items()}
-    begun = file.with_suffix(".begun")
-    save_file(tensors, begun, {"state": json.dumps(state)})
-    os.replace(begun, file)
+    with provenance.replacement(file) as unfinished:
+        save_file(tensors, unfinished, {"state": json.dumps(state)})
 
 
 def _restore(task, learner: _Learner, file: Path) -> int:
-    """Go back to what `_keep` wrote; returns its update."""
-    with safe_open(file, framework="pt") as kept:
-        state = json.loads(kept.metadata()["state"])
+    """Load what `_checkpoint` wrote; returns its update."""
+    with safe_open(file, framework="pt") as tensors:
+        state = json.loads(tensors.metadata()["state"])
         weights = _weights(task, learner)
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(kept.get_tensor(name))
+                weight.copy_(tensors.get_tensor(name))
         moments: dict[int, dict] = {}
-        for key in set(kept.keys()) - set(weights):
+        for key in set(tensors.keys()) - set(weights):
             number, name = key.split(".")
-            moments.setdefault(int(number), {})[name] = kept.get_tensor(key)
+            moments.setdefault(int(number), {})[name] = tensors.get_tensor(key)
     learner.optimizer.load_state_dict({"state": moments, "param_groups": state["groups"]})
     learner.schedule.load_state_dict(state["schedule"])
-    task.watch.history[:] = state["history"]
+    task.monitor.history[:] = state["history"]
     return state["update"]

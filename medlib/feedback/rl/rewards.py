@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
-#: What a wrong verdict costs and a right one earns, by the severity that the raters saw.
+from medlib.config import VERDICTS
+
+#: What a wrong verdict costs and a right one earns, by the raters' severity.
 SEVERITY_WEIGHT = {"none": 1.0, "moderate": 1.0, "high": 2.0, "critical": 4.0}
 
 
@@ -23,3 +26,33 @@ def verdict_rewards(preferred: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def severity_weights(severities) -> np.ndarray:
     """Weight of each case, float array (n,)."""
     return np.array([SEVERITY_WEIGHT[severity] for severity in severities])
+
+
+def explain(preferred: float, severity: str) -> pd.DataFrame:
+    """The reward of one case, one row per verdict.
+
+    Parameters
+    ----------
+    preferred : probability that CORRECT is the better verdict, by the reward model
+    severity : by the raters
+
+    Returns
+    -------
+    DataFrame
+        ``verdict``, ``preferred`` (the reward model's probability of it), ``weight`` (by severity) and
+        ``reward``, which is ``weight * (2 * preferred - 1)``.
+
+    Examples
+    --------
+    >>> explain(0.25, "critical").iloc[1].tolist()
+    ['ERROR', 0.75, 4.0, 2.0]
+    """
+    weights = severity_weights([severity])
+    return pd.DataFrame(
+        {
+            "verdict": VERDICTS,
+            "preferred": [preferred, 1 - preferred],
+            "weight": weights[0],
+            "reward": verdict_rewards(np.array([preferred]), weights)[0],
+        }
+    )

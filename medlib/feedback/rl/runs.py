@@ -1,16 +1,16 @@
 """Learning from feedback: PPO, GRPO and DPO over one interface, on the same cases, seeds and budget.
 
-The policy's answer is one short verdict, so the problem is a contextual bandit: a case comes, a verdict
-is given, a reward follows, and the next case does not depend on it. The reward is the reward model's
-opinion of the verdict, weighted by the severity that the raters saw, so a missed critical error costs most.
+The policy's answer is one short verdict, so the problem is a contextual bandit: a case comes, the policy
+gives a verdict and gets a reward, and the next case does not depend on it. The reward is the reward model's
+opinion of the verdict, weighted by the raters' severity, so a missed critical error costs most.
 
-Beside the rated cases, pairs of the supervised training can be visited again, so that they are not unlearned
-(Ouyang et al. 2022, arXiv:2203.02155, mix in pretraining for the same reason); their verdicts are known, and
-paid for without asking the reward model. On the stand-in it cost more than it gave (see the README), so
-``rl_rehearsal_pairs`` is 0 unless told otherwise.
+Pairs of the supervised training can be rehearsed beside the rated cases, so that they are not unlearned
+(Ouyang et al. 2022, arXiv:2203.02155, mix in pretraining for the same reason); their verdicts are known and
+rewarded without the reward model. On the stand-in this cost more than it gave (see the README), so
+``rl_rehearsal_pairs`` is 0 by default.
 
-Every method continues the supervised adapter and leaves an adapter of the same kind behind. A method is a
-module with one function ``improve(task)``.
+Every method starts from the supervised adapter and writes an adapter of the same kind. A method is a module
+with one function ``improve(task)``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def seeds(config: RunConfig) -> range:
 
 
 def improve(config: RunConfig) -> pd.DataFrame:
-    """Run every method with every seed; a finished run is kept, an interrupted one goes on.
+    """Run every method with every seed; a finished run is not repeated, an interrupted one resumes.
 
     Returns
     -------
@@ -50,21 +50,22 @@ def improve(config: RunConfig) -> pd.DataFrame:
     """
     if unknown := set(config.rl_methods) - set(METHODS):
         raise ConfigError(f"rl_methods: {', '.join(sorted(unknown))} not known; methods: {', '.join(METHODS)}")
-    made_of = fingerprint(config)
-    missing = [(m, s) for m in config.rl_methods for s in seeds(config) if _kept(config, m, s) != made_of[m]]
+    current = fingerprint(config)
+    missing = [(m, s) for m in config.rl_methods for s in seeds(config) if _stored(config, m, s) != current[m]]
     if missing:
         processor, base = loading.load_for(config)
-        suite, preferences, judged = training_cases(config)
-        probe = sources.probe(config)
-        at_stake = severity_weights(s.severity for s in probe.scenarios)
-        probe_rewards = verdict_rewards(reward_model.preferred(config, probe), at_stake)
+        suite, preferences, preferred = training_cases(config)
+        monitoring = sources.probe(config)
+        monitoring_rewards = verdict_rewards(
+            reward_model.preferred(config, monitoring), severity_weights(s.severity for s in monitoring.scenarios)
+        )
         weights = severity_weights(preferences["severity"])
     for method, seed in missing:
         processes.say(f"{METHODS[method]}, seed {seed}")
         set_seed(seed)
         model = PeftModel.from_pretrained(base, adapter_dir(config), is_trainable=True)
         updates = len(minibatches(len(suite), config.rl_epochs, config.rl_batch, seed))
-        watch = Monitor(model, processor, probe, probe_rewards, config, updates)
+        monitor = Monitor(model, processor, monitoring, monitoring_rewards, config, updates)
         folder = adapters.rl_folder(config, method, seed)
         folder.mkdir(parents=True, exist_ok=True)
         task = Task(
@@ -74,37 +75,37 @@ def improve(config: RunConfig) -> pd.DataFrame:
             processor,
             suite,
             preferences,
-            verdict_rewards(judged, weights),
+            verdict_rewards(preferred, weights),
             weights,
             folder,
-            watch,
+            monitor,
         )
         started = time.time()
         try:
             import_module(f"medlib.feedback.rl.{method}").improve(task)
-            _save(task, method, made_of[method], time.time() - started)
+            _save(task, method, current[method], time.time() - started)
         finally:
             base = model.unload()
     return history(config)
 
 
 def training_cases(config: RunConfig) -> tuple[Suite, pd.DataFrame, np.ndarray]:
-    """What is visited: rated cases and rehearsed ones.
+    """Training cases of every method: the rated ones and the rehearsed ones.
 
     Returns
     -------
     suite : Suite
-    preferences : DataFrame, a row a case: ``chosen``, ``rejected``, ``severity``, ``rehearsed``
+    preferences : DataFrame, one row per case: ``chosen``, ``rejected``, ``severity``, ``rehearsed``
     preferred : float array (cases,), probability that CORRECT is the better verdict: the reward model's
         opinion of a rated case, 0 or 1 of a rehearsed one
     """
     rated, preferences = training_side(config)
-    again = rehearsed(sources.suite(config, "train"), config.rl_rehearsal_pairs, config.seed)
+    repeated = rehearsed(sources.suite(config, "train"), config.rl_rehearsal_pairs, config.seed)
     known = pd.DataFrame(
         {
-            "chosen": [s.verdict for s in again.scenarios],
-            "rejected": [VERDICTS[s.verdict == VERDICTS[0]] for s in again.scenarios],
-            "severity": [s.severity for s in again.scenarios],
+            "chosen": [s.verdict for s in repeated.scenarios],
+            "rejected": [VERDICTS[s.verdict == VERDICTS[0]] for s in repeated.scenarios],
+            "severity": [s.severity for s in repeated.scenarios],
         }
     )
     columns = ["chosen", "rejected", "severity"]
@@ -112,7 +113,7 @@ def training_cases(config: RunConfig) -> tuple[Suite, pd.DataFrame, np.ndarray]:
     preferred = np.concatenate(
         [reward_model.preferred(config, rated), (known["chosen"] == VERDICTS[0]).to_numpy(float)]
     )
-    return sources.together("practice", [rated, again]), table.reset_index(drop=True), preferred
+    return sources.together("training cases", [rated, repeated]), table.reset_index(drop=True), preferred
 
 
 def rehearsed(train: Suite, pairs: int, seed: int) -> Suite:
@@ -123,7 +124,10 @@ def rehearsed(train: Suite, pairs: int, seed: int) -> Suite:
 
 
 def fingerprint(config: RunConfig) -> dict[str, str]:
-    """Names what a method's runs are made of: supervised adapter, feedback, reward model, settings."""
+    """Hash by method of all that its runs depend on: supervised adapter, feedback, reward model, settings.
+
+    Constants of the method's module count as settings.
+    """
     settings = config.of(RL)
     rates = {method: settings.pop(f"{method}_lr") for method in METHODS}
     shared = [
@@ -133,44 +137,53 @@ def fingerprint(config: RunConfig) -> dict[str, str]:
         settings,
         SEVERITY_WEIGHT,
     ]
-    return {method: provenance.digest([*shared, method, rate]) for method, rate in rates.items()}
+    return {
+        method: provenance.digest([*shared, method, rates[method], constants(method)])
+        for method in config.rl_methods
+    }
 
 
-def _kept(config: RunConfig, method: str, seed: int) -> str | None:
+def constants(method: str) -> dict[str, float]:
+    """Numbers in capitals of a method's module, by name."""
+    module = vars(import_module(f"medlib.feedback.rl.{method}"))
+    return {name: value for name, value in module.items() if name.isupper() and isinstance(value, (int, float))}
+
+
+def _stored(config: RunConfig, method: str, seed: int) -> str | None:
     return adapters.rl_metadata(config, method, seed).get("fingerprint")
 
 
-def _save(task: Task, method: str, made_of: str, seconds: float) -> None:
-    """The adapter, by the same contract as a supervised one."""
+def _save(task: Task, method: str, fingerprint: str, seconds: float) -> None:
+    """Write the adapter as supervised training does."""
     out, model = task.folder / "adapter", task.model
     adapters.save_adapter(model, task.processor, task.config, out)
     trainable, total, share = lora.trainable_share(model)
-    visited = sum(map(len, task.visits()))
-    written = {
+    visits = sum(map(len, task.minibatches()))
+    metadata = {
         "base_model": task.config.model,
         "method": method,
         "seed": task.seed,
-        "fingerprint": made_of,
+        "fingerprint": fingerprint,
         "supervised": adapters.supervised_hash(task.config),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "trainable_percent": round(share, 4),
         "cases": len(task.suite),
         "rehearsed": int(task.preferences["rehearsed"].sum()),
-        "visits": visited,
-        "samples_per_second": round(visited / seconds, 2),
-        "history": task.watch.history,
+        "visits": visits,
+        "samples_per_second": round(visits / seconds, 2),
+        "history": task.monitor.history,
         "wall_seconds": round(seconds, 1),
         "peak_memory_mib": round(memory.peak_memory_mib()),
         "device": str(next(model.parameters()).device),
         "config": task.config.model_dump(),
     }
-    provenance.write_json_atomic(out / "training_metadata.json", written)
+    provenance.write_json_atomic(out / "training_metadata.json", metadata)
     record.write_record(task.config, sources.prepare(task.config))
 
 
 def history(config: RunConfig) -> pd.DataFrame:
-    """What every finished run logged: ``method``, ``seed``, ``update`` and its figures, ``probe_`` the watched."""
+    """Figures of every finished run by ``method``, ``seed`` and ``update``; ``probe_`` begins the monitor's."""
     rows = [
         {"method": method, "seed": seed, **entry}
         for method in config.rl_methods

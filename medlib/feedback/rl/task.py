@@ -1,4 +1,4 @@
-"""What every method is given, and the order in which cases are visited."""
+"""What every method is given, and the order in which it sees the cases."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from medlib.feedback.rl.monitor import Monitor
 
 @dataclass(frozen=True)
 class Task:
-    """What every method is given.
+    """Model, training cases and rewards of one run.
 
     Attributes
     ----------
-    model : PeftModel; its adapter "default" is trainable and starts as the supervised one. Whoever adds
-        a reference copy of it under another name removes it again.
-    suite : Suite of the rated and the rehearsed cases
-    preferences : DataFrame, a row a case of the suite: ``chosen`` and ``rejected`` verdict, ``severity``
+    model : PeftModel; its adapter "default" is trainable and starts as the supervised one. A method that
+        adds a reference copy under another name removes it again.
+    suite : Suite of the training cases, rated and rehearsed
+    preferences : DataFrame, one row per case of the suite: ``chosen`` and ``rejected`` verdict, ``severity``
     rewards : float array (cases, 2), of the verdicts CORRECT and ERROR
     weights : float array (cases,), by severity
-    folder : where checkpoints may be kept
-    watch : call it with (update, learning figures by name) after every update; a true answer means stop
+    folder : for checkpoints
+    monitor : call it with (update, training figures by name) after every update; true means stop
     """
 
     config: RunConfig
@@ -39,17 +39,17 @@ class Task:
     rewards: np.ndarray
     weights: np.ndarray
     folder: Path
-    watch: Monitor
+    monitor: Monitor
 
-    def visits(self) -> list[np.ndarray]:
-        """Row numbers of the cases of each update: the same for every method with the same seed."""
+    def minibatches(self) -> list[np.ndarray]:
+        """Row numbers of the cases of each update, the same for every method with the same seed."""
         return minibatches(len(self.suite), self.config.rl_epochs, self.config.rl_batch, self.seed)
 
 
 def minibatches(cases: int, epochs: float, batch: int, seed: int) -> list[np.ndarray]:
-    """Batches of row numbers; every case once in each epoch, none twice in an update.
+    """Minibatches of row numbers; every case once per epoch, none twice in an update.
 
-    >>> [len(b) for b in visits(10, 1.5, 4, seed=0)]
+    >>> [len(b) for b in minibatches(10, 1.5, 4, seed=0)]
     [4, 4, 4]
     """
     rng = np.random.default_rng([seed, cases])

@@ -1,4 +1,4 @@
-"""Learning from feedback: one budget for all methods, honest watching, a choice made on validation alone."""
+"""Learning from feedback: one budget for all methods, an honest monitor, a choice made on validation alone."""
 
 import numpy as np
 import pandas as pd
@@ -8,18 +8,19 @@ from hypothesis import strategies as st
 
 from medlib.config import ConfigError, resolve
 from medlib.evaluation import compare_methods, summary
-from medlib.feedback.rl import monitor, runs
+from medlib.feedback import reward_model
+from medlib.feedback.rl import monitor, ppo, runs
 from medlib.feedback.rl.monitor import Monitor
-from medlib.feedback.rl.rewards import severity_weights, verdict_rewards
+from medlib.feedback.rl.rewards import explain, severity_weights, verdict_rewards
 from medlib.feedback.rl.task import minibatches
-from medlib.models import scoring
+from medlib.models import loading, scoring
 from medlib.reporting.notebooks import rl as rl_page
 from medlib.reporting.notebooks.rl import WATCHED
 from medlib.training import adapters
 
 
 @given(st.integers(2, 60), st.floats(0.3, 5), st.integers(2, 16), st.integers(0, 3))
-def test_every_case_is_visited_about_equally_and_never_twice_in_an_update(cases, epochs, batch, seed):
+def test_every_case_comes_once_per_epoch_and_never_twice_in_an_update(cases, epochs, batch, seed):
     batches = minibatches(cases, epochs, batch, seed)
     assert all(len(set(b)) == len(b) == min(batch, cases) for b in batches)
     assert len(batches) == round(epochs * cases / min(batch, cases))
@@ -38,15 +39,32 @@ def test_kl_is_zero_at_the_start_and_positive_elsewhere(p, other):
 
 def test_a_missed_critical_error_costs_most():
     sure_of_error = np.zeros(4)
-    paid = verdict_rewards(sure_of_error, severity_weights(["none", "moderate", "high", "critical"]))
-    assert paid[:, 0].tolist() == [-1, -1, -2, -4]  # of the verdict CORRECT
-    assert (paid[:, 0] == -paid[:, 1]).all()
+    rewards = verdict_rewards(sure_of_error, severity_weights(["none", "moderate", "high", "critical"]))
+    assert rewards[:, 0].tolist() == [-1, -1, -2, -4]  # of the verdict CORRECT
+    assert (rewards[:, 0] == -rewards[:, 1]).all()
     undecided = verdict_rewards(np.array([0.5]), np.array([4.0]))
     assert (undecided == 0).all()
 
 
+def test_the_reward_of_one_case_is_explained():
+    table = explain(0.25, "critical").set_index("verdict")
+    assert table["preferred"].to_dict() == {"CORRECT": 0.25, "ERROR": 0.75}
+    assert (table["weight"] == 4).all()
+    assert table["reward"].tolist() == verdict_rewards(np.array([0.25]), np.array([4.0]))[0].tolist()
+
+
+def test_a_changed_constant_of_a_method_makes_other_runs(small_config, monkeypatch):
+    for module, name in ((adapters, "supervised_hash"), (loading, "weights_hash"), (reward_model, "fingerprint")):
+        monkeypatch.setattr(module, name, lambda _: "same")
+    before = runs.fingerprint(small_config)
+    monkeypatch.setattr(ppo, "CLIP_EPSILON", 0.3)
+    after = runs.fingerprint(small_config)
+    assert before["ppo"] != after["ppo"] and before["dpo"] == after["dpo"]
+    assert set(runs.constants("dpo")) == {"BETA", "SFT_WEIGHT"}
+
+
 class _Model:
-    """As much of a model as a watch touches."""
+    """As much of a model as a monitor touches."""
 
     training = False
 
@@ -57,7 +75,7 @@ class _Model:
         return self
 
 
-def _watch(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0.5):
+def _monitor(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0.5):
     from medlib.data.cases import Patient, Scenario
 
     scenarios = [
@@ -84,14 +102,14 @@ def _watch(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0.5
     return Monitor(_Model(), None, suite, np.array([[1.0, -1.0], [-2.0, 2.0]]), settings, updates)
 
 
-def test_a_watch_stops_a_run_that_goes_too_far(monkeypatch):
-    watch = _watch(monkeypatch, [[0.5, 0.5], [0.6, 0.4], [0.999, 0.001]])
-    assert [watch(update, loss=1.0) for update in range(1, 5)] == [False, False, False, True]
-    first, last = watch.history[0], watch.history[-1]
+def test_a_monitor_stops_a_run_that_goes_too_far(monkeypatch):
+    watched = _monitor(monkeypatch, [[0.5, 0.5], [0.6, 0.4], [0.999, 0.001]])
+    assert [watched(update, loss=1.0) for update in range(1, 5)] == [False, False, False, True]
+    first, last = watched.history[0], watched.history[-1]
     assert first["probe_kl"] == 0 and last["probe_kl"] > 0.5
     assert last["probe_accuracy"] == 1 and last["probe_same_answer"] == 0.5 and last["probe_parsed"] == 0.5
     assert first["probe_reward"] == 0 and last["probe_reward"] == pytest.approx(1.5, abs=0.01)
-    assert watch.history[1] == {"update": 1, "loss": 1.0}
+    assert watched.history[1] == {"update": 1, "loss": 1.0}
 
 
 def _frame(wrong=(), severity="critical", n=40, missing_pairs=False):
@@ -202,7 +220,6 @@ def test_rows_without_a_run_say_so(small_config):
 
 def test_rehearsed_cases_are_whole_training_pairs_with_their_known_verdict(small_config):
     from medlib.data import sources
-    from medlib.feedback import preferences, reward_model
 
     train = sources.suite(small_config, "train")
     again = runs.rehearsed(train, 5, seed=0)
@@ -214,13 +231,11 @@ def test_rehearsed_cases_are_whole_training_pairs_with_their_known_verdict(small
     rated = sources.feedback(small_config.model_copy(update={"feedback_pairs": 4, "feedback_note_pairs": 0}))
     table = pd.DataFrame({"chosen": ["ERROR"] * len(rated), "rejected": "CORRECT", "severity": "critical"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preferences, "training_side", lambda _: (rated, table))
+        patch.setattr(runs, "training_side", lambda _: (rated, table))
         patch.setattr(reward_model, "preferred", lambda _, suite: np.full(len(suite), 0.25))
-        suite, preferences, preferred = runs.training_cases(
-            small_config.model_copy(update={"rl_rehearsal_pairs": 5})
-        )
-    assert len(suite) == len(preferences) == len(preferred) == len(rated) + 10
-    known = preferences[preferences["rehearsed"]]
+        suite, table, preferred = runs.training_cases(small_config.model_copy(update={"rl_rehearsal_pairs": 5}))
+    assert len(suite) == len(table) == len(preferred) == len(rated) + 10
+    known = table[table["rehearsed"]]
     assert known["chosen"].tolist() == [s.verdict for s in suite.scenarios[len(rated) :]]
     assert (known["chosen"] != known["rejected"]).all() and (preferred[: len(rated)] == 0.25).all()
     assert (preferred[len(rated) :] == (known["chosen"] == "CORRECT")).all()

@@ -10,18 +10,19 @@ from peft import LoraConfig, get_peft_model
 
 from medlib.config import ANSWERS, STANDIN, RunConfig
 from medlib.data.suite import Suite
-from medlib.feedback.rl import dpo, grpo, trl_hooks
+from medlib.feedback.rl import dpo, grpo, packing, trl_hooks
 from medlib.feedback.rl.rewards import verdict_rewards
 from medlib.feedback.rl.task import Task
 from medlib.models import loading, scoring
+from medlib.models.prompts import answer_tokens
 
 METHODS = {"grpo": grpo, "dpo": dpo}
 VERDICTS = ("CORRECT", "ERROR")
 LORA = LoraConfig(r=4, target_modules=r".*language_model.*\.[qv]_proj", lora_dropout=0.1)
 
 
-class Watched:
-    """Stands for `monitor.Monitor`: keeps the history, and raises or stops when it is told to."""
+class FakeMonitor:
+    """Stands for `monitor.Monitor`: keeps the history, raises or stops at a given update."""
 
     def __init__(self, breaks_at=None, stops_at=None):
         self.history, self.breaks_at, self.stops_at = [], breaks_at, stops_at
@@ -40,13 +41,13 @@ def policy(suite):
     torch.manual_seed(0)
     processor, base = loading.load(STANDIN)
     model = get_peft_model(base, LORA)
-    shown = Suite("bandit", suite[0][:4], suite[1])
-    rows = trl_hooks.prompts(SimpleNamespace(suite=shown, config=RunConfig(), model=model, processor=processor))
+    four = Suite("bandit", suite[0][:4], suite[1])
+    rows = packing.prompts(SimpleNamespace(suite=four, config=RunConfig(), model=model, processor=processor))
     answers, mask, cases = both_answers(processor, 4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(25):
-        logits = trl_hooks.answer_logits(model, rows, cases, answers)
-        loss = -(trl_hooks.log_probabilities(logits, answers)[0] * mask).sum() / mask.sum()
+        logits = packing.answer_logits(model, rows, cases, answers)
+        loss = -(packing.log_probabilities(logits, answers)[0] * mask).sum() / mask.sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -57,10 +58,10 @@ def policy(suite):
 
 @pytest.fixture
 def task(policy, suite, tmp_path):
-    """A bandit of 4 cases: which verdict is the better one is told by ``better``, and worth ``weights``."""
+    """A bandit of 4 cases: which verdict is the better one is given by ``better``, and worth ``weights``."""
     processor, base, taught = policy
 
-    def make(better="CORRECT", weights=None, rows=range(4), watch=None, folder="run", **settings):
+    def make(better="CORRECT", weights=None, rows=range(4), monitor=None, folder="run", **settings):
         if hasattr(make, "model"):
             make.model.unload()
         make.model = get_peft_model(base, LORA)
@@ -77,24 +78,24 @@ def task(policy, suite, tmp_path):
             }
             | settings
         )
-        shown = Suite("bandit", [suite[0][row] for row in rows], suite[1])
-        said = [better] * len(shown) if isinstance(better, str) else list(better)
-        other = ["ERROR" if verdict == "CORRECT" else "CORRECT" for verdict in said]
-        weights = np.ones(len(shown)) if weights is None else np.array(weights, dtype=float)
-        preferred = np.array([0.95 if verdict == "CORRECT" else 0.05 for verdict in said])
-        kept = tmp_path / folder
-        kept.mkdir(exist_ok=True)
+        cases = Suite("bandit", [suite[0][row] for row in rows], suite[1])
+        chosen = [better] * len(cases) if isinstance(better, str) else list(better)
+        rejected = ["ERROR" if verdict == "CORRECT" else "CORRECT" for verdict in chosen]
+        weights = np.ones(len(cases)) if weights is None else np.array(weights, dtype=float)
+        preferred = np.array([0.95 if verdict == "CORRECT" else 0.05 for verdict in chosen])
+        out = tmp_path / folder
+        out.mkdir(exist_ok=True)
         return Task(
             config,
             0,
             make.model,
             processor,
-            shown,
-            pd.DataFrame({"chosen": said, "rejected": other}),
+            cases,
+            pd.DataFrame({"chosen": chosen, "rejected": rejected}),
             verdict_rewards(preferred, weights),
             weights,
-            kept,
-            watch or Watched(),
+            out,
+            monitor or FakeMonitor(),
         )
 
     yield make
@@ -103,7 +104,7 @@ def task(policy, suite, tmp_path):
 
 def trainer_of(task, method):
     """(trainer, prompts) as `improve` makes them."""
-    rows = trl_hooks.prompts(task)
+    rows = packing.prompts(task)
     return METHODS[method]._trainer(task, rows, trl_hooks.checkpoints(task, method)), rows
 
 
@@ -117,9 +118,9 @@ def adapter(model):
 
 def both_answers(processor, n):
     """(answers, mask, cases): CORRECT and ERROR for each of n cases, padded."""
-    tokens = [torch.tensor(trl_hooks.answer_tokens(processor, verdict)) for verdict in VERDICTS]
-    answers = trl_hooks.pad_sequence(tokens, batch_first=True)
-    mask = trl_hooks.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
+    tokens = list(map(torch.tensor, answer_tokens(processor)))
+    answers = packing.pad_sequence(tokens, batch_first=True)
+    mask = packing.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
     return answers.repeat(n, 1), mask.repeat(n, 1), np.repeat(range(n), 2).tolist()
 
 
@@ -129,7 +130,7 @@ def both_answers(processor, n):
 @pytest.mark.parametrize("cached", [True, False])
 def test_trl_sees_images_as_evaluation_does(task, cached, monkeypatch):
     task = task(cache_image_features=cached)
-    with trl_hooks.given_back(task.model):
+    with trl_hooks.restored(task.model):
         trainer, rows = trainer_of(task, "grpo")
     batch = scoring.prompt_batch(
         task.processor, task.suite.scenarios, [task.suite.image(s) for s in task.suite.scenarios], "cpu"
@@ -148,25 +149,25 @@ def test_trl_sees_images_as_evaluation_does(task, cached, monkeypatch):
     np.testing.assert_allclose(read(), expected, atol=1e-4)
     np.testing.assert_allclose(dpo.reference(task, rows), expected, atol=1e-4)
     # the test can fail: an image whose tokens see only backwards is another image
-    monkeypatch.setattr(trl_hooks, "_picture_of", lambda types: torch.full_like(types, -1))
+    monkeypatch.setattr(packing, "_image_of", lambda types: torch.full_like(types, -1))
     assert np.abs(read() - expected).max() > 1e-2
 
 
 @pytest.mark.parametrize("window, attention", [(512, "sdpa"), (20, "sdpa"), (20, "eager")])
 def test_packed_answers_and_their_gradient_are_those_read_one_by_one(task, window, attention, monkeypatch):
     task = task(rows=range(3))
-    text, rows = task.model.config.get_text_config(), trl_hooks.prompts(task)
+    text, rows = task.model.config.get_text_config(), packing.prompts(task)
     answers, mask, cases = both_answers(task.processor, 3)
     monkeypatch.setattr(text, "sliding_window", window)
     monkeypatch.setattr(text, "_attn_implementation", attention)
 
     def packed():
-        return trl_hooks.answer_logits(task.model, rows, cases, answers)
+        return packing.answer_logits(task.model, rows, cases, answers)
 
     def one_by_one():
         parts = []
         for case, answer in zip(cases, answers):
-            batch = trl_hooks.prompt_batch([rows[case]], "cpu")
+            batch = packing.prompt_batch([rows[case]], "cpu")
             more = {
                 "input_ids": answer[None],
                 "attention_mask": torch.ones_like(answer[None]),
@@ -176,56 +177,56 @@ def test_packed_answers_and_their_gradient_are_those_read_one_by_one(task, windo
             parts.append(task.model(**batch, use_cache=False).logits[0, -len(answer) - 1 : -1])
         return torch.stack(parts)
 
-    found = []
+    results = []
     for read in (packed, one_by_one):
         task.model.eval().zero_grad()
-        logp = trl_hooks.log_probabilities(read(), answers)[0] * mask
+        logp = packing.log_probabilities(read(), answers)[0] * mask
         (logp.sum(1) * torch.arange(1.0, 7)).sum().backward()
         gradient = [p.grad.clone() for p in task.model.parameters() if p.requires_grad]
-        found.append((logp.detach(), torch.cat([g.flatten() for g in gradient])))
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-3, rtol=1e-3)
+        results.append((logp.detach(), torch.cat([g.flatten() for g in gradient])))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-3, rtol=1e-3)
 
 
 def test_sampled_answers_come_with_their_log_probabilities(task):
     task = task()
-    rows, ends = trl_hooks.prompts(task), [1, *task.processor.tokenizer.convert_tokens_to_ids(["<end_of_turn>"])]
+    rows, ends = packing.prompts(task), [1, *task.processor.tokenizer.convert_tokens_to_ids(["<end_of_turn>"])]
     torch.manual_seed(0)
-    tokens, logp = grpo.sample(task.model.eval(), trl_hooks.prompt_batch(rows, "cpu"), 3, 12, ends)
+    tokens, logp = grpo.sample(task.model.eval(), packing.prompt_batch(rows, "cpu"), 3, 12, ends)
     assert len(tokens) == 12 and max(map(len, tokens)) <= 12
     assert all(len(t) == 12 or t[-1] in ends for t in tokens)
     assert len(set(map(tuple, tokens))) > 1
-    answers = trl_hooks.pad_sequence([torch.tensor(t) for t in tokens], batch_first=True)
+    answers = packing.pad_sequence([torch.tensor(t) for t in tokens], batch_first=True)
     with torch.no_grad():
-        logits = trl_hooks.answer_logits(task.model, rows, np.repeat(range(4), 3).tolist(), answers)
-    read = trl_hooks.log_probabilities(logits, answers)[0]
+        logits = packing.answer_logits(task.model, rows, np.repeat(range(4), 3).tolist(), answers)
+    read = packing.log_probabilities(logits, answers)[0]
     for row, scores in enumerate(logp):
         np.testing.assert_allclose(read[row, : len(scores)], scores, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_cases_come_in_the_order_of_visits(task, method):
+def test_cases_come_in_the_order_of_the_minibatches(task, method):
     task = task(rl_epochs=2, rows=range(6))
-    with trl_hooks.given_back(task.model):
+    with trl_hooks.restored(task.model):
         trainer, _ = trainer_of(task, method)
         seen = []
         for batch in trainer.get_train_dataloader():
             seen += [item["case"] for item in batch] if method == "grpo" else batch["input_ids"][:, 0].tolist()
-    expected = [visit.tolist() for visit in task.visits()]
+    expected = [minibatch.tolist() for minibatch in task.minibatches()]
     if method == "grpo":
-        assert seen == [row for visit in expected for row in visit for _ in range(4)]
+        assert seen == [row for minibatch in expected for row in minibatch for _ in range(4)]
     else:  # chosen answers, then rejected ones
-        assert seen == [row for visit in expected for row in visit * 2]
+        assert seen == [row for minibatch in expected for row in minibatch * 2]
 
 
 def test_an_answer_that_is_no_verdict_is_as_bad_as_the_worst_verdict():
     weights = np.array([1.0, 4.0])
     task = SimpleNamespace(rewards=verdict_rewards(np.array([0.9, 0.2]), weights), weights=weights)
-    told = {}
-    said = [ANSWERS["CORRECT"] + "\n", ANSWERS["ERROR"], "It may be so", "CORRECT - Treatment does not match"]
-    rewards = grpo.judge(task, completions=said, case=[0, 1, 0, 0], prompts=[], log_metric=told.__setitem__)
+    figures = {}
+    answers = [ANSWERS["CORRECT"] + "\n", ANSWERS["ERROR"], "It may be so", "CORRECT - Treatment does not match"]
+    rewards = grpo.judge(task, completions=answers, case=[0, 1, 0, 0], prompts=[], log_metric=figures.__setitem__)
     assert rewards == pytest.approx([0.8, 2.4, -4.0, -4.0])
-    assert told == {"parsed": pytest.approx(3 / 4)}
+    assert figures == {"parsed": pytest.approx(3 / 4)}
 
 
 # --- what is learnt ---------------------------------------------------------------------------------
@@ -240,14 +241,14 @@ def test_the_bandit_is_solved(task, method, better):
     after = p_correct(task)
     side = (lambda p: p) if better == "CORRECT" else (lambda p: 1 - p)
     assert side(after).mean() > max(0.9, side(before).mean())
-    figures = task.watch.history[-1]
-    assert [entry["update"] for entry in task.watch.history] == list(range(1, 7))
+    figures = task.monitor.history[-1]
+    assert [entry["update"] for entry in task.monitor.history] == list(range(1, 7))
     assert {"loss", "entropy"} < set(figures) and np.isfinite(list(figures.values())).all()
 
 
 @pytest.mark.parametrize("weights, expected", [([4, 4, 1, 1], "CORRECT"), ([1, 1, 4, 4], "ERROR")])
 @pytest.mark.parametrize("method", METHODS)
-def test_of_two_opinions_the_graver_one_wins(task, method, weights, expected):
+def test_of_two_opinions_the_more_severe_one_wins(task, method, weights, expected):
     # the same case four times: two say CORRECT, two say ERROR
     task = task(
         ["CORRECT", "CORRECT", "ERROR", "ERROR"],
@@ -266,7 +267,7 @@ def test_of_two_opinions_the_graver_one_wins(task, method, weights, expected):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_model_is_given_back(task, method):
+def test_the_model_is_restored(task, method):
     task = task(rl_epochs=1)
     task.model.train()
     frozen = {name: p.detach().clone() for name, p in task.model.named_parameters() if not p.requires_grad}
@@ -292,21 +293,21 @@ def test_an_interrupted_run_ends_with_the_same_adapter(task, method):
     whole = task(**settings())
     METHODS[method].improve(whole)
     expected = adapter(whole.model)
-    broken = task(**settings(watch=Watched(breaks_at=3)))
+    broken = task(**settings(monitor=FakeMonitor(breaks_at=3)))
     with pytest.raises(KeyboardInterrupt):
         METHODS[method].improve(broken)
     assert set(broken.model.peft_config) == {"default"}
     assert (broken.folder / "checkpoints" / "checkpoint-2" / "history.json").is_file()
-    again = task(**settings(watch=Watched()))
+    again = task(**settings(monitor=FakeMonitor()))
     METHODS[method].improve(again)
     for name, value in adapter(again.model).items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
-    assert [entry["update"] for entry in again.watch.history] == list(range(1, 5))
-    assert again.watch.history[-1]["loss"] == pytest.approx(whole.watch.history[-1]["loss"], abs=1e-4)
+    assert [entry["update"] for entry in again.monitor.history] == list(range(1, 5))
+    assert again.monitor.history[-1]["loss"] == pytest.approx(whole.monitor.history[-1]["loss"], abs=1e-4)
 
 
-def test_checkpoints_of_other_settings_are_not_gone_on_from(task):
-    first = task(watch=Watched(breaks_at=3), rl_epochs=2)
+def test_checkpoints_of_other_settings_are_deleted(task):
+    first = task(monitor=FakeMonitor(breaks_at=3), rl_epochs=2)
     with pytest.raises(KeyboardInterrupt):
         dpo.improve(first)
     other = task(rl_epochs=2, dpo_lr=1e-3)
@@ -315,6 +316,6 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(task):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_stops_when_it_has_gone_too_far(task, method):
-    task = task(watch=Watched(stops_at=3))
+    task = task(monitor=FakeMonitor(stops_at=3))
     METHODS[method].improve(task)
-    assert [entry["update"] for entry in task.watch.history] == [1, 2, 3]
+    assert [entry["update"] for entry in task.monitor.history] == [1, 2, 3]
