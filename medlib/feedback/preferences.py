@@ -18,7 +18,7 @@ from medlib.feedback.simulated import NAMES
 from medlib.models import prompts
 from medlib.models.prompts import INSTRUCTION
 
-#: A quarter of the pairs, on which a reward model is measured and never trained.
+#: Share of the pairs on which a reward model is measured and never trained.
 HELDOUT = 1 / 4
 
 
@@ -26,20 +26,20 @@ HELDOUT = 1 / 4
 
 
 def rating_file(config: RunConfig) -> Path:
-    """Where the rating view writes: the file named by ``ratings``, else one of this run."""
+    """Where the rating view writes: the file that ``ratings`` names, by default one in this run's folder."""
     return path(config.ratings) if config.ratings else path(config.run_dir) / "feedback" / "ratings.sqlite"
 
 
 def ratings_in_use(config: RunConfig) -> Path:
-    """The file of ratings that this run learns from: the one named, else simulated raters' (made here)."""
+    """The ratings that this run learns from: the file that ``ratings`` names, by default simulated ones."""
     return path(config.ratings) if config.ratings else _simulated(config)
 
 
 def _simulated(config: RunConfig) -> Path:
     suite, answers = queue.pool(config)
     keys, shown = suite.keys(), list(answers["predicted"])
-    made_of = [keys, shown, list(answers["p_correct"]), NAMES, config.rater_noise, config.seed]
-    file = path(config.run_dir) / "feedback" / f"simulated-{provenance.digest(made_of)[:16]}.sqlite"
+    contents = [keys, shown, list(answers["p_correct"]), NAMES, config.rater_noise, config.seed]
+    file = path(config.run_dir) / "feedback" / f"simulated-{provenance.digest(contents)[:16]}.sqlite"
     if file.is_file():
         return file
     with provenance.replacement(file) as unfinished:
@@ -66,42 +66,42 @@ def collected(config: RunConfig) -> tuple[Suite, pd.DataFrame]:
     Warns
     -----
     UserWarning
-        If the store has ratings of cases that are not in this run's pool; these are left out.
+        If the store has ratings of cases outside this run's pool; these are left out.
     """
     suite, ratings = sources.feedback(config), rating_store.current(ratings_in_use(config))
     number = {key: row for row, key in enumerate(suite.keys())}
     ratings["row"] = ratings["key"].map(number)
-    strange = ratings[ratings["row"].isna()]
-    if len(strange):
+    foreign = ratings[ratings["row"].isna()]
+    if len(foreign):
         warnings.warn(
-            f"{ratings_in_use(config)}: {len(strange)} of {len(ratings)} ratings are of cases that are not in "
-            f"this run's pool (first: row {strange['id'].iloc[0]}, field 'key') and are left out; were "
+            f"{ratings_in_use(config)}: {len(foreign)} of {len(ratings)} ratings are of cases that are not in "
+            f"this run's pool (first: row {foreign['id'].iloc[0]}, field 'key') and are left out; were "
             "feedback_pairs, feedback_note_pairs, seed and images the same?",
             stacklevel=2,
         )
-    known = ratings.drop(strange.index).reset_index(drop=True)
+    known = ratings.drop(foreign.index).reset_index(drop=True)
     return suite, known.astype({"row": int})
 
 
 def consensus(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
-    """What the raters hold together, a row a rated case in the suite's order; ties are left out.
+    """The raters' consensus, one row per rated case in the suite's order; ties are left out.
 
-    The majority's verdict is chosen. The severity is the median of those who hold that it is an ERROR,
-    between two levels the more severe one.
+    The majority's verdict is chosen. The severity is the median among the raters who say ERROR, and between
+    two levels the more severe one.
 
     Returns
     -------
     DataFrame with ``row``, ``key``, ``id``, ``chosen``, ``rejected``, ``severity``, ``raters`` (count),
-    ``agreement`` (share of the raters who hold with ``chosen``), ``simulated``, ``pair``.
+    ``agreement`` (share of the raters who say ``chosen``), ``simulated``, ``pair``.
     """
-    found = []
+    records = []
     for row, of_case in ratings.groupby("row"):
         says_error = of_case["verdict"] == "ERROR"
         if says_error.mean() == 0.5:
             continue
         chosen = "ERROR" if says_error.mean() > 0.5 else "CORRECT"
         scenario = suite.scenarios[row]
-        found.append(
+        records.append(
             {
                 "row": row,
                 "key": of_case["key"].iloc[0],
@@ -116,7 +116,7 @@ def consensus(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
             }
         )
     columns = ["row", "key", "id", "chosen", "rejected", "severity", "raters", "agreement", "simulated", "pair"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(records, columns=columns)
 
 
 def _median(severities: pd.Series) -> str:
@@ -124,12 +124,12 @@ def _median(severities: pd.Series) -> str:
 
 
 def is_heldout(pair: str) -> bool:
-    """Whether a counterfactual pair is on the held-out side; by its name alone, so more ratings move nothing."""
+    """Whether a counterfactual pair is on the held-out side; by name alone, so that new ratings change nothing."""
     return int.from_bytes(hashlib.sha256(f"held out? {pair}".encode()).digest()[:8], "big") < HELDOUT * 2**64
 
 
 def training_side(config: RunConfig) -> tuple[Suite, pd.DataFrame]:
-    """Rated cases to learn from, with their `consensus` in the suite's order.
+    """Rated cases for training, with their `consensus` in the suite's order.
 
     Shares no counterfactual pair and no image with `heldout_side`.
     """
@@ -137,7 +137,7 @@ def training_side(config: RunConfig) -> tuple[Suite, pd.DataFrame]:
 
 
 def heldout_side(config: RunConfig) -> tuple[Suite, pd.DataFrame]:
-    """Rated cases on which a reward model is measured; see `training_side`."""
+    """Rated cases for measuring a reward model; see `training_side`."""
     return _side(config, heldout=True)
 
 
@@ -158,8 +158,8 @@ def export(config: RunConfig, file: str | Path) -> Path:
 
     ``datasets.load_dataset("json", data_files=...)`` reads it. Each row has ``prompt``, ``chosen``,
     ``rejected``, ``images`` (file names in the pool's image folder), ``severity``, ``raters``,
-    ``agreement``, ``simulated``, ``side`` ("train" or "heldout") and ``key``. Comments and pseudonyms are
-    not in it.
+    ``agreement``, ``simulated``, ``side`` ("train" or "heldout") and ``key``. It has no comments and no
+    pseudonyms.
 
     Returns
     -------
@@ -167,21 +167,21 @@ def export(config: RunConfig, file: str | Path) -> Path:
     """
     suite, ratings = collected(config)
     records = []
-    for given in consensus(suite, ratings).to_dict("records"):
-        scenario = suite.scenarios[given["row"]]
+    for preference in consensus(suite, ratings).to_dict("records"):
+        scenario = suite.scenarios[preference["row"]]
         question = f"{INSTRUCTION}\n\n{prompts.clinical_text(scenario)}"
         records.append(
             {
-                # TRL puts the image's place before a question that is plain text
+                # TRL inserts the image before a question in plain text
                 "prompt": [{"role": "user", "content": question}],
                 **{
-                    side: [{"role": "assistant", "content": ANSWERS[given[side]]}]
+                    side: [{"role": "assistant", "content": ANSWERS[preference[side]]}]
                     for side in ("chosen", "rejected")
                 },
                 "images": [scenario.image],
-                **{name: given[name] for name in ("severity", "raters", "agreement", "simulated")},
-                "side": "heldout" if is_heldout(given["pair"]) else "train",
-                "key": given["key"],
+                **{name: preference[name] for name in ("severity", "raters", "agreement", "simulated")},
+                "side": "heldout" if is_heldout(preference["pair"]) else "train",
+                "key": preference["key"],
             }
         )
     return jsonl.write(path(file), records)

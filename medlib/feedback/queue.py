@@ -1,4 +1,4 @@
-"""Which cases a rater sees, in which order, and what is shown of a case."""
+"""Which cases a rater sees, in which order, and what of a case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medlib.feedback.rating_store import ADAPTER
 from medlib.models import occlusion, prompts, scoring
 from medlib.systems import Session
 
-# --- what a rater is shown --------------------------------------------------------------------------
+# --- what a rater sees --------------------------------------------------------------------------
 
 
 def pool(config: RunConfig) -> tuple[Suite, pd.DataFrame]:
@@ -31,19 +31,19 @@ def order(keys: list[str], rater: str, seed: int = 0) -> list[int]:
     """Row numbers in the order in which this rater sees the cases; another rater gets another order."""
     name = hashlib.sha256(rater.encode()).digest()
     rng = np.random.default_rng([seed, int.from_bytes(name[:8], "big")])
-    # by key, so that the order does not follow how the cases were made
+    # by key, so that the order does not reveal how the cases were made
     return [int(row) for row in rng.permutation(np.argsort(keys, kind="stable"))]
 
 
 def still_open(file: str | Path, keys: list[str], rater: str, seed: int = 0) -> list[int]:
-    """Row numbers that this rater has yet to rate, next one first; a store not yet there holds nothing."""
+    """Row numbers that this rater has yet to rate, next one first; a missing store counts as empty."""
     known = rating_store.current(file) if path(file).is_file() else pd.DataFrame(columns=["rater", "key"])
     rated = set(known.loc[known["rater"] == rater, "key"])
     return [row for row in order(keys, rater, seed) if keys[row] not in rated]
 
 
 def case(suite: Suite, answers: pd.DataFrame, row: int) -> dict:
-    """All that a view may show of a case.
+    """Everything that a view may show of a case.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def case(suite: Suite, answers: pd.DataFrame, row: int) -> dict:
 
 
 def certainty(shown: str, p_correct: float) -> str:
-    """The model's probability of the verdict that it gives, never rounded to certainty.
+    """The model's probability of its own verdict, never rounded to certainty.
 
     >>> certainty("ERROR", 0.0001)
     'more than 99%'
@@ -74,28 +74,28 @@ def certainty(shown: str, p_correct: float) -> str:
 
 
 def rationale(session: Session, suite: Suite, row: int, grid: int = 8) -> dict:
-    """What a verdict rests on, found by taking parts of the case away and asking again.
+    """What a verdict rests on, measured by asking again without parts of the case.
 
-    The model gives a verdict and no reasons; words that it might add would not have to be its reasons. This
-    is what it does. It asks ``grid ** 2 + 4`` questions.
+    The model gives a verdict and no reasons; any that it wrote need not be the real ones. This measures its
+    behaviour instead, with ``grid ** 2 + 4`` questions.
 
     Returns
     -------
     dict
         ``drop``: float array (grid, grid) of `occlusion.occlusion_map`, and ``without``: probability of CORRECT
-        without the "image", the "finding" and the "treatment", by name of what is withheld.
+        without the "image", the "finding" and the "treatment", by name of the withheld part.
     """
     processor, scenario = session.base[0], suite.scenarios[row]
     size = session.config.eval_batch_size
     drop, _ = occlusion.occlusion_map(session.adapted, processor, scenario, suite.image(scenario), grid, size)
     words = [scenario.model_copy(update={name: WITHHELD}) for name in ("finding", "treatment")]
-    asked = {
+    variants = {
         "image": replace(suite, scenarios=[scenario], view="grey"),
         **{name: replace(suite, scenarios=[s]) for name, s in zip(("finding", "treatment"), words)},
     }
     return {
         "drop": drop,
         "without": {
-            name: float(scoring.p_correct(session.adapted, processor, part)[0]) for name, part in asked.items()
+            name: float(scoring.p_correct(session.adapted, processor, part)[0]) for name, part in variants.items()
         },
     }

@@ -1,11 +1,11 @@
 """Clinicians' ratings of the model's verdicts: an append-only store, and preferences made from it.
 
-A rater sees a case and the verdict of the supervised adapter, and says whether he agrees. What he holds
-himself follows from that; with the severity that he gives an error it becomes a preference between the two
-verdicts. Every rater gets his own order of cases. The gold verdict, the verdicts of other raters and the
-names of cases, which tell how a case was made, are not among what `case` hands to a view.
+A rater sees a case and the verdict of the supervised adapter, and says whether they agree. Their own verdict
+follows from that; with the severity that they give an error it becomes a preference between the two verdicts.
+Raters see the cases in their own random order, without the gold verdict, other raters' answers or the names
+of cases, which would reveal how a case was made (see `medlib.feedback.queue`).
 
-A comment may hold patient data. It stays in the store: no log, report or export of this module has it.
+A comment may contain patient data. It stays in the store: no log, report or export contains it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from medlib.feedback.simulated import PREFIX
 
 ADAPTER = "medgemma-lora"
 PSEUDONYM = r"^[a-z0-9][a-z0-9-]{1,19}$"
-#: Severity that a rater can give, an ordinal scale; "none" goes with CORRECT.
+#: Severities that a rater can give, an ordinal scale; "none" belongs to CORRECT.
 SEVERITY_LEVELS = ("none", *SEVERITIES)
 
 SCHEMA = """
@@ -38,10 +38,10 @@ CREATE TABLE IF NOT EXISTS ratings (
     p_correct REAL,           -- its probability of CORRECT
     agree INTEGER,
     severity TEXT,
-    comment TEXT,             -- may hold patient data
+    comment TEXT,             -- may contain patient data
     simulated INTEGER,
     noise REAL,               -- of a simulated rater
-    withdraws INTEGER REFERENCES ratings(id)  -- an undo: all between key and here is empty
+    withdraws INTEGER REFERENCES ratings(id)  -- set by an undo, whose columns from key on are empty
 );
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON ratings
     BEGIN SELECT RAISE(ABORT, 'ratings are only added, never changed'); END;
@@ -69,7 +69,7 @@ COLUMNS = (
 
 
 class Rating(BaseModel):
-    """What one rater says of one case."""
+    """One rater's judgement of one case."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -91,11 +91,11 @@ class Rating(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Rating:
         if (self.verdict == "CORRECT") != (self.severity == "none"):
-            raise ValueError(f"severity: {self.severity!r} does not go with {self.verdict}, the rater's verdict")
+            raise ValueError(f"severity: {self.severity!r} does not fit {self.verdict}, the rater's verdict")
         if self.simulated != self.rater.startswith(PREFIX):
             raise ValueError(
                 f"rater: {self.rater!r}, but simulated is {self.simulated}; {PREFIX}... are "
-                "the names of simulated raters, and of no others"
+                "names of simulated raters only"
             )
         if self.simulated != (self.noise is not None):
             raise ValueError(f"noise: {self.noise!r}, but simulated is {self.simulated}")
@@ -103,28 +103,28 @@ class Rating(BaseModel):
 
     @property
     def verdict(self) -> str:
-        """The verdict that the rater holds himself."""
+        """The rater's own verdict."""
         return verdict_of(self.shown, self.agree)
 
 
 def verdict_of(shown: str, agree: bool) -> str:
-    """The verdict of a rater who agrees with the one shown, or does not.
+    """The verdict of a rater who agrees with the one shown, or disagrees.
 
-    >>> held("CORRECT", agree=False)
+    >>> verdict_of("CORRECT", agree=False)
     'ERROR'
     """
     return shown if agree else VERDICTS[1 - VERDICTS.index(shown)]
 
 
 def pseudonym(text: str) -> str:
-    """A pseudonym in lower case without the space around it; DataError if it could be a name."""
+    """A pseudonym in lower case, stripped; DataError if it could be a real name."""
     name = text.strip().lower()
     with contextlib.suppress(ValidationError):
         Rating(rater=name, key="0" * 64, shown="CORRECT", p_correct=1, agree=True, severity="none")
         return name
     raise DataError(
-        f"{text!r} is no pseudonym. Take 2 to 20 letters, digits and hyphens, such "
-        f"as reader-7, and no name of a person; {PREFIX}... is for simulated raters"
+        f"{text!r} is no pseudonym. Use 2 to 20 letters, digits and hyphens, such "
+        f"as reader-7, and not a person's name; {PREFIX}... is for simulated raters"
     )
 
 
@@ -133,22 +133,22 @@ def pseudonym(text: str) -> str:
 
 @contextlib.contextmanager
 def _connected(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
-    """One transaction; sqlite's errors name the file. Reading never makes one."""
+    """One transaction; errors of sqlite name the file. Reading never creates a file."""
     if write:
         file.parent.mkdir(parents=True, exist_ok=True)
     elif not file.is_file():
         raise DataError(
-            f"{file}: no ratings there; collect some in 05_collect_feedback, or leave the parameter "
-            "`ratings` away for simulated raters"
+            f"{file}: no ratings there; collect some in 05_collect_feedback, or omit the parameter "
+            "`ratings` to use simulated raters"
         )
     connection = None
     try:
         uri = f"{file.resolve().as_uri()}?mode={'rwc' if write else 'ro'}"
         connection = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
-        there = [column for _, column, *_ in connection.execute("PRAGMA table_info(ratings)")]
-        if absent := [column for column in COLUMNS if column not in there] if there or not write else []:
+        columns = [column for _, column, *_ in connection.execute("PRAGMA table_info(ratings)")]
+        if absent := [column for column in COLUMNS if column not in columns] if columns or not write else []:
             raise DataError(
-                f"{file}: no column {', '.join(absent)} in a table 'ratings'; it is no store of "
+                f"{file}: no column {', '.join(absent)} in a table 'ratings'; this is no store of "
                 "05_collect_feedback"
             )
         if write:
@@ -165,7 +165,7 @@ def _connected(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
 
 
 def add(file: str | Path, ratings: list[dict]) -> None:
-    """Append ratings to a store, all or none; makes it if missing.
+    """Append ratings to a store, all or none; creates it if missing.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def add(file: str | Path, ratings: list[dict]) -> None:
     Raises
     ------
     DataError
-        If one is not a rating; it names file, row and field.
+        If one is no valid rating; the message names file, row and field.
     """
     file, now = path(file), _now()
     rows = [_checked(rating, f"{file}, new row {number}") for number, rating in enumerate(ratings, start=1)]
@@ -196,23 +196,23 @@ def _checked(rating: dict, where: str) -> Rating:
     try:
         return Rating.model_validate(rating)
     except ValidationError as error:
-        told = []
+        problems = []
         for item in error.errors():
             field = ".".join(map(str, item["loc"]))
-            told.append(
+            problems.append(
                 f"{where}, field '{field}': {item['msg']}"
                 if field
                 else f"{where}, {item['msg'].removeprefix('Value error, ')}"
             )
-        raise DataError("\n".join(told)) from None
+        raise DataError("\n".join(problems)) from None
 
 
 def undo(file: str | Path, rater: str) -> str | None:
-    """Withdraw the rater's last rating by a further row.
+    """Withdraw the rater's last rating by adding a row.
 
     Returns
     -------
-    Key of the case that is open again; None if there was nothing to withdraw.
+    Key of the case to rate again; None if there was nothing to withdraw.
     """
     file = path(file)
     with _connected(file, write=True) as connection:
@@ -230,23 +230,23 @@ def undo(file: str | Path, rater: str) -> str | None:
 
 
 def rows(file: str | Path) -> pd.DataFrame:
-    """Every row of a store as written, undone ones and undos among them."""
+    """Every row of a store as written, including withdrawn ratings and undos."""
     with _connected(path(file)) as connection:
-        found = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM ratings ORDER BY id").fetchall()
-    return pd.DataFrame(found, columns=COLUMNS, dtype=object)
+        records = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM ratings ORDER BY id").fetchall()
+    return pd.DataFrame(records, columns=COLUMNS, dtype=object)
 
 
 def current(file: str | Path) -> pd.DataFrame:
-    """What holds now, derived by replaying the store: what was not withdrawn, a rater's last word on a case.
+    """Ratings in force, by replaying the store: the last one of each rater and case that was not withdrawn.
 
     Returns
     -------
-    DataFrame with the fields of `Rating`, the row's ``id`` and ``verdict``, the one that the rater holds.
+    DataFrame with the fields of `Rating`, the row's ``id`` and ``verdict``, the rater's own.
 
     Raises
     ------
     DataError
-        For a row that is no rating, or that withdraws what is none of its rater's; names file, row and field.
+        For a row that is no rating, or that withdraws another rater's; names file, row and field.
     """
     standing: dict[int, dict] = {}
     for row in rows(file).to_dict("records"):

@@ -1,11 +1,11 @@
-"""The reward model: what raters prefer, learned from pairs of verdicts by TRL's RewardTrainer.
+"""The reward model: learns from pairs of verdicts which one raters prefer, with TRL's RewardTrainer.
 
-A case and a verdict go in, one number comes out; the verdict with the greater number is preferred, and the
-logistic function of the difference says how surely (Bradley and Terry 1952). The model is the base with a
-head of one number and LoRA, and starts from the supervised adapter, as reward models commonly do.
+A case and a verdict go in, a scalar reward comes out. The verdict with the higher reward is preferred, with a
+probability that is the logistic function of the difference (Bradley and Terry 1952). The model is the base
+with a scalar head and LoRA, and starts from the supervised adapter, as reward models commonly do.
 
-RewardTrainer's own collator takes text alone. Its loss asks for no more than a batch whose first half is
-chosen and second half rejected, so a collator that adds the images makes it a reward model that looks.
+RewardTrainer's own collator handles text only. Its loss needs a batch whose first half is chosen and second
+half rejected, so a collator that adds the images is enough for a multimodal reward model.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from medlib.systems import Session
 from medlib.training import adapters, encoding, lora, memory, processes
 from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints, last_whole_checkpoint
 
-#: Share of the training side that only sets the temperature.
-SLICE = 0.15
+#: Share of the training side that serves only to fit the temperature.
+TEMPERATURE_SHARE = 0.15
 
 
 def folder(config: RunConfig) -> Path:
-    """Where the reward model of a run is kept."""
+    """Folder of a run's reward model."""
     return path(config.run_dir) / "reward_model"
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Names weights, supervised adapter, preferences and settings that a reward model is made of."""
+    """Hash of all that a reward model depends on: weights, supervised adapter, preferences, settings."""
     suite, preferences = training_side(config)
     adapter = loading.file_hash(adapter_dir(config) / "adapter_model.safetensors")
     chosen = preferences[["key", "chosen", "severity"]].to_dict(orient="records")
@@ -54,49 +54,49 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def metadata(config: RunConfig) -> dict:
-    """What training wrote about the reward model; empty if there is no finished one."""
+    """Metadata of the trained reward model; empty if there is none."""
     file = folder(config) / "training_metadata.json"
     complete = file.is_file() and (file.parent / "adapter_model.safetensors").is_file()
     return json.loads(file.read_text()) if complete else {}
 
 
 def slices(preferences: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to learn from, and those that set the temperature; no pair is on both sides."""
+    """Row numbers for training, and those for the temperature; no pair is on both sides."""
     pairs = preferences["pair"].unique()
     rng = np.random.default_rng([seed, len(pairs)])
-    aside = set(rng.permutation(pairs)[: max(1, round(SLICE * len(pairs)))])
-    is_aside = preferences["pair"].isin(aside).to_numpy()
-    return np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
+    withheld = set(rng.permutation(pairs)[: max(1, round(TEMPERATURE_SHARE * len(pairs)))])
+    is_withheld = preferences["pair"].isin(withheld).to_numpy()
+    return np.flatnonzero(~is_withheld), np.flatnonzero(is_withheld)
 
 
 # --- training -----------------------------------------------------------------------------------------
 
 
 def train(config: RunConfig) -> Path:
-    """Train this run's reward model on the training side of the ratings; skip if it is there.
+    """Train this run's reward model on the training side of the ratings; skipped if it exists.
 
     Returns
     -------
     Folder with the adapter and its head (safetensors) and ``training_metadata.json``.
     """
-    out, made_of = folder(config), fingerprint(config)
-    if metadata(config).get("fingerprint") == made_of:
+    out, current = folder(config), fingerprint(config)
+    if metadata(config).get("fingerprint") == current:
         return out
     suite, preferences = training_side(config)
-    learned, aside = slices(preferences, config.seed)
+    learned, withheld = slices(preferences, config.seed)
     model, processor = _start(config)
     rows = answer_rows(model, processor, suite, config)
     chosen = (preferences["chosen"] == VERDICTS[1]).to_numpy(int)  # which of a case's two rows
-    checkpoints = checkpoint_folder(out, made_of)
+    checkpoints = checkpoint_folder(out, current)
     trainer = _trainer(model, processor, [rows[i] for i in learned], chosen[learned], config, checkpoints)
     processes.say(
-        f"reward model: {len(learned)} preferences, {len(aside)} set the temperature; {lora.describe(model)}"
+        f"reward model: {len(learned)} preferences, {len(withheld)} for the temperature; {lora.describe(model)}"
     )
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     seconds = time.time() - started
-    margin = margins(model, processor, suite.rows(aside), config)
-    right = preferences["chosen"].to_numpy()[aside] == VERDICTS[0]
+    margin = margins(model, processor, suite.rows(withheld), config)
+    right = preferences["chosen"].to_numpy()[withheld] == VERDICTS[0]
     temperature = stats.fit_temperature(probability(margin), right)
     _save(
         model,
@@ -105,10 +105,10 @@ def train(config: RunConfig) -> Path:
         out,
         {
             "base_model": config.model,
-            "fingerprint": made_of,
+            "fingerprint": current,
             "temperature": temperature,
             "preferences": len(learned),
-            "temperature_preferences": len(aside),
+            "temperature_preferences": len(withheld),
             "simulated": bool(preferences["simulated"].any()),
             "history": [entry for entry in trainer.state.log_history if "loss" in entry],
             "wall_seconds": round(seconds, 1),
@@ -122,9 +122,9 @@ def train(config: RunConfig) -> Path:
 
 
 def _load(config: RunConfig):
-    """(processor, base with a head of one number).
+    """(processor, base with a scalar head).
 
-    The head is float32 whatever the base is: in bfloat16 its small steps would be rounded away, and the
+    The head is float32 whatever the base is: in bfloat16 its small updates would be rounded away, and the
     layers of `medlib.models.float16` pass no gradient to their weights.
     """
     processor, base = loading.load_for(config, reward_head=True)
@@ -133,14 +133,14 @@ def _load(config: RunConfig):
     return processor, base
 
 
-def _in_full_precision(_, given: tuple) -> tuple:
-    return (given[0].float(),)
+def _in_full_precision(_, inputs: tuple) -> tuple:
+    return (inputs[0].float(),)
 
 
 def _start(config: RunConfig):
     """(model, processor): the base with a new head, its LoRA as in the supervised adapter."""
     processor, base = _load(config)
-    set_seed(config.seed)  # of the head: loading draws it from wherever the generator stands
+    set_seed(config.seed)  # for the head, which is not part of the weights
     torch.nn.init.normal_(base.score.weight, std=0.02)
     head = base.score.weight
     supervised = PeftConfig.from_pretrained(adapter_dir(config))
@@ -166,8 +166,8 @@ def _start(config: RunConfig):
 
 def answer_rows(model, processor, suite: Suite, config: RunConfig) -> list[tuple[dict, dict]]:
     """Every case encoded twice, with the verdict CORRECT and with ERROR as its answer; see `encoding.encode`."""
-    told = [[s.model_copy(update={"verdict": verdict}) for s in suite.scenarios] for verdict in VERDICTS]
-    rows = encoding.encode(processor, told[0] + told[1], [suite.images_dir] * 2 * len(suite))
+    by_verdict = [[s.model_copy(update={"verdict": verdict}) for s in suite.scenarios] for verdict in VERDICTS]
+    rows = encoding.encode(processor, by_verdict[0] + by_verdict[1], [suite.images_dir] * 2 * len(suite))
     if config.cache_image_features and not lora.why_no_features(config):
         model.eval()
         encoding.cache_image_features(model.get_base_model().model, rows, config.eval_batch_size)
@@ -175,13 +175,13 @@ def answer_rows(model, processor, suite: Suite, config: RunConfig) -> list[tuple
 
 
 def _collate(pad_token_id: int):
-    """`encoding.collator` without labels, which a reward model has none of."""
+    """`encoding.collator` without labels, which a reward model does not use."""
     collate = encoding.collator(pad_token_id)
     return lambda rows: {name: value for name, value in collate(rows).items() if name != "labels"}
 
 
 class _Trainer(RewardTrainer):
-    """TRL's trainer on rows that are encoded already, images and all."""
+    """TRL's trainer on rows that are already encoded, images included."""
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
@@ -190,7 +190,7 @@ class _Trainer(RewardTrainer):
 def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Path) -> RewardTrainer:
     device = next(model.parameters()).device.type
     batch = min(config.rl_batch, len(rows))
-    # a pair is two rows, but without scores of every word a row takes less memory than in supervised training
+    # a pair is two rows, but without logits a row takes less memory than in supervised training
     pairs = next(n for n in range(min(config.batch_size, batch), 0, -1) if batch % n == 0)
     steps = max(1, round(len(rows) * config.reward_epochs / batch))
     collate = _collate(processor.tokenizer.pad_token_id)
@@ -216,7 +216,7 @@ def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Pat
         max_length=None,
         gradient_checkpointing=memory.recomputes(config, device),
         dataloader_pin_memory=device == "cuda",
-        # rewards have no zero of their own, and a bound keeps the margin readable
+        # only differences of rewards matter; centering keeps their size readable
         center_rewards_coefficient=0.01,
         disable_tqdm=not sys.stderr.isatty(),
     )
@@ -241,7 +241,7 @@ def _save(model, processor, config: RunConfig, out: Path, written: dict) -> None
     provenance.write_json_atomic(out / "training_metadata.json", written)
 
 
-# --- asking -------------------------------------------------------------------------------------------
+# --- inference -------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -249,7 +249,7 @@ def margins(model, processor, suite: Suite, config: RunConfig) -> np.ndarray:
     """Reward of CORRECT minus reward of ERROR for every case, float array (n,)."""
     model.eval()
     device, collate = next(model.parameters()).device, _collate(processor.tokenizer.pad_token_id)
-    rows, found = answer_rows(model, processor, suite, config), []
+    rows, parts = answer_rows(model, processor, suite, config), []
     size = max(1, config.eval_batch_size // 2)
     for start in tqdm(range(0, len(rows), size), desc="reward", leave=False):
         part = rows[start : start + size]
@@ -259,42 +259,42 @@ def margins(model, processor, suite: Suite, config: RunConfig) -> np.ndarray:
             for name, value in batch.items()
         }
         rewards = model(**batch).logits.float().squeeze(-1)
-        found.append((rewards[: len(part)] - rewards[len(part) :]).cpu().numpy())
-    return np.concatenate(found)
+        parts.append((rewards[: len(part)] - rewards[len(part) :]).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def _to(features: dict, device) -> dict:
-    for kept in features.values():
-        kept.pooler_output = kept.pooler_output.to(device)
+    for feature in features.values():
+        feature.pooler_output = feature.pooler_output.to(device)
     return features
 
 
 def probability(margin: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probability that CORRECT is preferred, from the margin of its reward over that of ERROR."""
+    """Probability that CORRECT is preferred, from the margin of its reward over ERROR's."""
     return 1 / (1 + np.exp(-np.clip(np.asarray(margin, dtype=float) / temperature, -500, 500)))
 
 
 def preferred(config: RunConfig, suite: Suite) -> np.ndarray:
     """Calibrated probability that CORRECT is the better verdict of each case, float array (n,).
 
-    The reward model is trained first if need be; its answers are kept on disk like those of the systems.
+    The reward model is trained first if necessary; its answers are cached on disk like those of the systems.
     """
     return asked(config, suite)["p_correct"].to_numpy(float)
 
 
 def asked(config: RunConfig, suite: Suite) -> pd.DataFrame:
-    """The reward model's view of a suite as a predictions table; ``margin`` is what its probability rests on."""
+    """Predictions table of the reward model on a suite; ``p_correct`` is computed from the column ``margin``."""
     out = train(config)
     temperature, loaded = metadata(config)["temperature"], {}
 
     def question(part: Suite) -> pd.DataFrame:
-        if not loaded:  # only if something is not known yet
+        if not loaded:  # only if an answer is missing from the cache
             processor, base = _load(config)
             loaded["model"], loaded["processor"] = loading.attach_adapter(base, out), processor
         return pd.DataFrame({"margin": margins(loaded["model"], loaded["processor"], part, config)})
 
     revision = loading.file_hash(out / "adapter_model.safetensors")
     answers = Session(config, {}).kept("reward-model", revision, suite, question, chunk=256)
-    # the temperature is no part of what is kept: other ratings may set another for the same weights
+    # the temperature is not cached: other ratings may give another one for the same weights
     answers["p_correct"] = probability(answers["margin"], temperature)
     return stats.predictions_table(suite.scenarios, answers)

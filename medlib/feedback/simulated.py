@@ -1,7 +1,7 @@
-"""Simulated raters, who stand in for clinicians in tests and in a run without ratings of people.
+"""Simulated raters, who stand in for clinicians in tests and in runs without human ratings.
 
-A simulated rater is told the gold verdict and gets it wrong at a stated rate. So agreement between two of
-them says how the noise was set, and nothing about how clinicians would agree.
+A simulated rater knows the gold verdict and gets it wrong at a stated rate. So agreement between two of them
+shows only how the noise was set, not how clinicians would agree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from medlib.config import SEVERITIES
 from medlib.data.cases import Scenario
 
-#: Pseudonyms that begin so are of simulated raters, and only those are.
+#: Pseudonyms of simulated raters, and only theirs, begin with this.
 PREFIX = "simulated-"
 NAMES = tuple(f"{PREFIX}{number}" for number in (1, 2))
 
@@ -26,17 +26,17 @@ def simulate(
     Parameters
     ----------
     scenarios : sequence of Scenario
-        With their gold verdict and severity, which a human rater is never shown.
+        With their gold verdict and severity, which a human rater never sees.
     shown : sequence of str
-        The model's verdict on each.
+        The model's verdict on each scenario.
     name : str
-        Pseudonym; together with ``seed`` it chooses the mistakes.
+        Pseudonym; together with ``seed`` it determines the mistakes.
     noise : float
         Probability that ``agree`` is flipped, and that a severity is one step off.
 
     Returns
     -------
-    list of dict, one a scenario: ``rater``, ``agree``, ``severity``, ``simulated`` and ``noise``.
+    list of dict, one per scenario: ``rater``, ``agree``, ``severity``, ``simulated`` and ``noise``.
     """
     if not name.startswith(PREFIX):
         raise ValueError(f"{name!r}: the name of a simulated rater begins with {PREFIX!r}")
@@ -46,7 +46,7 @@ def simulate(
     ratings = []
     for i, (scenario, verdict) in enumerate(zip(scenarios, shown, strict=True)):
         says_error = (scenario.verdict == "ERROR") != wrong[i]
-        # an error that is none has no severity to be near to
+        # a case without an error has no true severity: any level is drawn
         level = int(drawn[i]) if scenario.severity == "none" else SEVERITIES.index(scenario.severity)
         severity = SEVERITIES[_step(level, up[i]) if off[i] else level] if says_error else "none"
         ratings.append(
@@ -62,7 +62,7 @@ def simulate(
 
 
 def _step(level: int, up: bool) -> int:
-    """One step along the scale; at an end there is only one way."""
+    """One step along the scale; at either end there is only one direction."""
     if level == 0 or (up and level < len(SEVERITIES) - 1):
         return level + 1
     return level - 1

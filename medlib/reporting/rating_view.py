@@ -35,7 +35,7 @@ STYLE = f"""<style>
 </style>"""
 MODALITIES = {"xray": "X-ray", "histopathology": "Histopathology", "mri": "MRI", "ultrasound": "Ultrasound"}
 PRIVATE = (
-    "Comments are kept in the store and nowhere else. Write no name, date or number of a patient all the same."
+    "Comments are stored in this file and nowhere else. Still, do not write a patient's name, dates or numbers."
 )
 
 
@@ -43,23 +43,23 @@ def show(config: RunConfig) -> widgets.Widget:
     """The view over this run's pool of cases and answers; ratings go to `preferences.rating_file`."""
     suite, answers = queue.pool(config)
     if config.ratings:
-        rating_store.add(rating_file(config), [])  # an empty store, so that the rest of a notebook finds one
+        rating_store.add(rating_file(config), [])  # an empty store, so that the rest of the notebook finds one
     return RatingView(suite, answers, rating_file(config), config.seed, Session(config, {})).page
 
 
 class RatingView:
-    """Sign in, then one case after the other; what is on screen follows from the store alone.
+    """Sign in, then one case after another; the screen depends on the store alone.
 
     Parameters
     ----------
     suite, answers
         Of `queue.pool`.
     file : Path
-        The store; several raters may write to it at a time.
+        The store; several raters may write to it at once.
     seed : int
-        With the pseudonym it gives the order of cases.
-    setting : systems.Setting, optional
-        Has the model that is asked what a verdict rests on; without it there is no button for that.
+        With the pseudonym it determines the order of cases.
+    session : systems.Session, optional
+        Its model answers what a verdict rests on; without it there is no button for that.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class RatingView:
         self.page.add_class("rating")
         self._leave()
 
-    # --- what there is on the page ---
+    # --- widgets ---
 
     def _make_widgets(self) -> None:
         self.message = widgets.HTML()
@@ -85,9 +85,9 @@ class RatingView:
         self.sign_in = widgets.VBox(
             [
                 widgets.HTML(
-                    "<h3>Rate the model's verdicts</h3><p>You see cases one by one, in an order of your own, "
-                    "each with the verdict of the model. Say whether you agree, and how severe an error is. "
-                    "You can stop at any time and go on later under the same pseudonym.</p>"
+                    "<h3>Rate the model's verdicts</h3><p>You see cases one by one, in your own random order, "
+                    "each with the model's verdict. Say whether you agree, and how severe an error is. "
+                    "Stop at any time; use the same pseudonym to continue where you left off.</p>"
                 ),
                 widgets.HTML("<p><b>Your pseudonym</b>: 2 to 20 letters, digits and hyphens, not your name</p>"),
                 widgets.HBox([self.name, self.start]),
@@ -108,11 +108,11 @@ class RatingView:
         self.severity = _choice({name.capitalize(): name for name in SEVERITIES})
         self.severity_title = widgets.HTML()
         self.comment = widgets.Textarea(placeholder="Optional", layout={"width": "auto", "height": "64px"})
-        self.save = _button("Save & next", "Keep this rating and show the next case", primary=True)
+        self.save = _button("Save & next", "Save this rating and show the next case", primary=True)
         self.undo = _button("Undo", "Withdraw your last rating and show that case again")
-        self.leave = _button("Stop here", "Leave; your ratings are kept")
-        self.agree.observe(self._follow, "value")
-        self.severity.observe(self._follow, "value")
+        self.leave = _button("Stop here", "Leave; your ratings are saved")
+        self.agree.observe(self._update, "value")
+        self.severity.observe(self._update, "value")
         for button, action in (
             (self.save, self._save),
             (self.undo, self._undo),
@@ -140,10 +140,10 @@ class RatingView:
         self.columns = widgets.HBox([self.seen, self.asked], layout={"flex_flow": "row wrap"})
         self.rating = widgets.VBox([self.counted, self.progress, self.message, self.columns])
 
-    # --- what happens ---
+    # --- actions ---
 
     def _guarded(self, action):
-        """Run a button's action; what goes wrong is told on the page."""
+        """Run a button's action; errors appear on the page."""
 
         def run(_):
             self.message.value = ""
@@ -156,7 +156,7 @@ class RatingView:
 
     def _sign_in(self) -> None:
         rater = rating_store.pseudonym(self.name.value)
-        self._next(rater)  # a broken store is told before anything is rated
+        self._next(rater)  # reports a broken store before anything is rated
         self.rater = rater
         self.page.children = [widgets.HTML(STYLE), self.rating]
 
@@ -191,11 +191,11 @@ class RatingView:
     def _explain(self) -> None:
         self.explain.disabled, self.explain.description = True, "Asking the model…"
         try:
-            found = queue.rationale(self.session, self.suite, self.row)
+            rationale = queue.rationale(self.session, self.suite, self.row)
         finally:
             self.explain.description = "What does the verdict rest on?"
-        self.map.value = _png_of_map(self.case["image"], found["drop"])
-        self.reason.value = reason_text(self.case, found)
+        self.map.value = _png_of_map(self.case["image"], rationale["drop"])
+        self.reason.value = reason_text(self.case, rationale)
         self.seen.children = [self.image, self.map, self.reason]
 
     def _next(self, rater: str, first: int | None = None) -> None:
@@ -222,48 +222,48 @@ class RatingView:
         sure = queue.certainty(self.case["shown"], self.case["p_correct"])
         self.verdict.value = (
             f"<p class='rating-verdict'>The model says <b>{self.case['answer']}</b>"
-            f"<br>and gives this a probability of {sure}.</p>"
+            f"<br>and gives it a probability of {sure}.</p>"
         )
         self.agree.value = self.severity.value = None
         self.comment.value = ""
         self.explain.disabled = False
         self.seen.children = [self.image, *([self.explain] if self.session else [])]
         self.columns.children = [self.seen, self.asked]
-        self._follow()
+        self._update()
 
-    def _follow(self, _=None) -> None:
-        """What can be pressed follows from what was."""
-        said = self.agree.value
-        verdict = None if said is None else rating_store.verdict_of(self.case["shown"], said)
+    def _update(self, _=None) -> None:
+        """Enable the buttons that fit the choices made so far."""
+        agree = self.agree.value
+        verdict = None if agree is None else rating_store.verdict_of(self.case["shown"], agree)
         is_error = verdict == "ERROR"
         if not is_error and self.severity.value is not None:
             self.severity.value = None
         self.severity.disabled = not is_error
         self.severity_title.value = {
-            None: "<h4>How severe is the error? <small>(if you hold that it is one)</small></h4>",
-            "ERROR": "<h4>You hold: ERROR. How severe is it?</h4>",
-            "CORRECT": "<h4>You hold: CORRECT. <small>So there is no error to grade.</small></h4>",
+            None: "<h4>How severe is the error? <small>(if you think it is one)</small></h4>",
+            "ERROR": "<h4>Your verdict: ERROR. How severe is it?</h4>",
+            "CORRECT": "<h4>Your verdict: CORRECT. <small>There is no error to grade.</small></h4>",
         }[verdict]
         self.save.disabled = verdict is None or (is_error and self.severity.value is None)
 
 
-def reason_text(case: dict, found: dict) -> str:
-    """What `queue.rationale` found, in words."""
+def reason_text(case: dict, rationale: dict) -> str:
+    """The result of `queue.rationale` in words."""
     shown = case["shown"]
     parts = []
-    for part, p_correct in found["without"].items():
+    for part, p_correct in rationale["without"].items():
         turns = VERDICTS[0 if p_correct >= 0.5 else 1] != shown
         says = "<b>changes</b>" if turns else f"stays, at {queue.certainty(shown, p_correct)}"
         parts.append(f"<li>Without the {part} the verdict {says}.</li>")
     return (
-        "<p>The model gives no reasons. So it was asked again without parts of the case:</p>"
+        "<p>The model gives no reasons, so it was asked again without parts of the case:</p>"
         f"<ul>{''.join(parts)}</ul><p>Orange spots of the image speak for {shown}, purple ones against it. "
-        "This is what the verdict rests on, not whether that is right.</p>"
+        "This shows what the verdict rests on, not whether it is right.</p>"
     )
 
 
 def _png(image: Image.Image) -> bytes:
-    """Pixels alone, on a square: a drawn image's file says in its metadata what it shows."""
+    """Pixels only, on a square: the metadata of a synthetic image reveal what it shows."""
     buffer = io.BytesIO()
     pixels = Image.fromarray(np.asarray(image.convert("RGB")))
     ImageOps.pad(pixels, (2 * SIDE, 2 * SIDE), color="black").save(buffer, "PNG")
@@ -289,7 +289,7 @@ def _button(description: str, tooltip: str, primary: bool = False) -> widgets.Bu
 
 
 def _choice(options: dict) -> widgets.ToggleButtons:
-    """Buttons of which one can be chosen, none at first; each is reached by the Tab key."""
+    """Buttons of which one can be chosen, none at first; the Tab key reaches each."""
     return widgets.ToggleButtons(options=list(options.items()), value=None, style={"button_width": "130px"})
 
 

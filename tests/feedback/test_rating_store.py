@@ -108,10 +108,10 @@ def test_replaying_gives_what_was_not_withdrawn(tmp_path_factory, steps):
         else:
             withdrawn = rating_store.undo(file, rater)
             assert withdrawn == (standing[rater].pop()[0] if standing[rater] else None)
-    found = rating_store.current(file)
+    table = rating_store.current(file)
     for rater, ratings in standing.items():
-        own = found[found["rater"] == rater]
-        assert dict(zip(own["key"], own["agree"])) == dict(ratings)  # the last word on a case counts
+        own = table[table["rater"] == rater]
+        assert dict(zip(own["key"], own["agree"])) == dict(ratings)  # the last rating of a case counts
 
 
 def test_two_raters_can_write_at_a_time(file):
@@ -134,10 +134,10 @@ def test_ratings_are_added_all_or_none(file):
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
-        ({"severity": "none"}, "severity: 'none' does not go with ERROR"),
-        ({"agree": False, "severity": "high"}, "severity: 'high' does not go with CORRECT"),
+        ({"severity": "none"}, "severity: 'none' does not fit ERROR"),
+        ({"agree": False, "severity": "high"}, "severity: 'high' does not fit CORRECT"),
         ({"rater": "Jane Doe"}, "field 'rater'"),
         ({"key": "feedback_00000_a"}, "field 'key'"),
         ({"p_correct": 1.5}, "field 'p_correct'"),
@@ -147,9 +147,9 @@ def test_ratings_are_added_all_or_none(file):
         ({"rater": "simulated-1", "simulated": True}, "noise"),
     ],
 )
-def test_a_rating_that_does_not_fit_together_is_refused(file, wrong, said):
+def test_an_inconsistent_rating_is_refused(file, wrong, message):
     good = rating()
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         rating_store.add(file, [good | wrong])
 
 
@@ -195,10 +195,10 @@ def test_what_could_be_a_name_is_no_pseudonym(text):
     assert rating_store.pseudonym(" Reader-7 ") == "reader-7"
 
 
-# --- what raters are shown ---
+# --- what raters see ---
 
 
-def test_every_rater_has_an_own_order_that_stays(file):
+def test_every_rater_has_their_own_fixed_order(file):
     keys = [f"{n:064x}" for n in range(50)]
     first = queue.order(keys, "reader-1")
     assert sorted(first) == list(range(50)) and first == queue.order(keys, "reader-1")
@@ -207,7 +207,7 @@ def test_every_rater_has_an_own_order_that_stays(file):
     assert [keys[::-1][row] for row in moved] == [keys[row] for row in first]  # by key, not by place
 
 
-def test_who_comes_back_goes_on_where_he_stopped(file):
+def test_a_returning_rater_continues_where_they_stopped(file):
     order = queue.order(KEYS, "reader-1")
     assert queue.still_open(file, KEYS, "reader-1") == order
     for row in order[:3]:
@@ -218,7 +218,7 @@ def test_who_comes_back_goes_on_where_he_stopped(file):
     assert queue.still_open(file, KEYS, "reader-1") == order[2:]
 
 
-def test_a_shown_case_says_nothing_of_gold_and_origin(rated):
+def test_a_case_reveals_nothing_of_gold_and_origin(rated):
     suite, answers = queue.pool(rated)
     for row, scenario in enumerate(suite.scenarios):
         case = queue.case(suite, answers, row)
@@ -234,11 +234,11 @@ def test_rationale_is_what_the_model_does_without_parts(nano, suite, small_confi
     pool = Suite("small", suite[0][:2], suite[1])
     session = Session(small_config, {})
     session.__dict__ |= {"base": (processor, model), "adapted": model}
-    found = queue.rationale(session, pool, 1, grid=2)
-    assert found["drop"].shape == (2, 2) and list(found["without"]) == ["image", "finding", "treatment"]
+    rationale = queue.rationale(session, pool, 1, grid=2)
+    assert rationale["drop"].shape == (2, 2) and list(rationale["without"]) == ["image", "finding", "treatment"]
     grey = scoring.p_correct(model, processor, Suite("grey", pool.scenarios[1:], suite[1], "grey"))[0]
-    assert found["without"]["image"] == pytest.approx(float(grey), abs=1e-5)
-    assert len({round(p, 9) for p in found["without"].values()}) == 3
+    assert rationale["without"]["image"] == pytest.approx(float(grey), abs=1e-5)
+    assert len({round(p, 9) for p in rationale["without"].values()}) == 3
 
 
 # --- from ratings to preferences ---
@@ -286,7 +286,7 @@ def test_consensus_is_the_majority_and_ties_are_left_out(suite, verdicts):
         (["high", "critical", "critical", "moderate"], "critical"),
     ],
 )
-def test_severity_is_the_median_and_between_two_levels_the_graver(suite, given_levels, median):
+def test_severity_is_the_median_and_between_two_levels_the_more_severe(suite, given_levels, median):
     ratings = pd.concat([made("ERROR", severity=level) for level in given_levels])
     assert consensus(Suite("small", *suite), ratings).iloc[0]["severity"] == median
 
@@ -314,7 +314,7 @@ def test_without_noise_the_consensus_is_the_gold_verdict(rated):
     assert list(table["severity"]) == [s.severity for s in suite.scenarios]
 
 
-def test_simulated_ratings_are_made_once_and_anew_for_other_noise(rated):
+def test_simulated_ratings_are_made_once_and_again_for_other_noise(rated):
     file = ratings_in_use(rated)
     before = file.read_bytes()
     assert ratings_in_use(rated) == file and file.read_bytes() == before
@@ -324,7 +324,7 @@ def test_simulated_ratings_are_made_once_and_anew_for_other_noise(rated):
     assert (rows["simulated"] == 1).all() and (rows["noise"] == 0.1).all()
 
 
-def test_ratings_of_unknown_cases_are_told(rated, file):
+def test_ratings_of_unknown_cases_are_reported(rated, file):
     suite, _ = queue.pool(rated)
     rating_store.add(file, [rating(key=suite.keys()[0]), rating(key=KEYS[0])])
     config = rated.model_copy(update={"ratings": str(file)})
@@ -422,7 +422,7 @@ def test_the_notebook_can_be_run_before_anybody_rated(rated, file):
         assert draw(suite, ratings).get_suptitle().startswith("No")
 
 
-def test_ratings_not_used_yet_are_told(rated, file):
+def test_unused_ratings_are_reported(rated, file):
     rating_store.add(rating_file(rated), [rating()])
     assert "not used yet: **1**" in collect_feedback_page.where_sentence(rated)
     assert str(file) in collect_feedback_page.where_sentence(rated.model_copy(update={"ratings": str(file)}))

@@ -47,7 +47,7 @@ def run(nano_folder, tmp_path_factory):
         yield config
 
 
-def test_the_base_is_one_of_the_same_weights_with_a_head_of_one_number(run):
+def test_the_base_has_the_same_weights_and_a_scalar_head(run):
     _, base = loading.load(run.model)
     _, judge = loading.load(run.model, reward_head=True)
     assert type(judge).__name__ == "Gemma3ForSequenceClassification" and judge.score.weight.shape[0] == 1
@@ -80,7 +80,7 @@ def test_the_head_is_in_full_precision_and_learns_whatever_the_base_is(run, dtyp
 def test_a_smaller_micro_batch_gives_the_same_reward_model(run, tmp_path):
     config = run.model_copy(update={"lora_dropout": 0.0, "reward_epochs": 1.0})
     suite, _ = training_side(config)
-    found = []
+    results = []
     for size in (8, 3):  # 3 does not divide the batch of 8: two pairs a forward pass
         model, processor = reward_model._start(config)
         for module in model.modules():
@@ -93,8 +93,8 @@ def test_a_smaller_micro_batch_gives_the_same_reward_model(run, tmp_path):
         )
         assert trainer.args.train_batch_size == {8: 8, 3: 2}[size]
         trainer.train()
-        found.append(reward_model.margins(model, processor, suite.rows(range(4)), config))
-    assert np.allclose(*found, atol=1e-5) and np.abs(found[0]).max() > 0.01
+        results.append(reward_model.margins(model, processor, suite.rows(range(4)), config))
+    assert np.allclose(*results, atol=1e-5) and np.abs(results[0]).max() > 0.01
 
 
 def test_another_temperature_asks_nothing_again_and_changes_the_probability(run, monkeypatch):
@@ -116,7 +116,7 @@ def test_images_read_once_and_images_read_each_time_give_one_reward(run):
     assert np.allclose(kept, read, atol=1e-5) and np.allclose(kept, alone, atol=1e-5)
 
 
-def test_a_image_changes_the_reward(run):
+def test_an_image_changes_the_reward(run):
     suite = sources.feedback(run)
     model, processor = reward_model._start(run)
     other = suite.scenarios[0].model_copy(update={"image": suite.scenarios[-1].image})
@@ -140,12 +140,12 @@ def test_chosen_stands_in_the_first_half_of_a_batch(run):
     assert said == [*preferences["chosen"][:2], *preferences["rejected"][:2]]
 
 
-def test_the_temperature_is_set_by_pairs_that_taught_nothing(run):
+def test_the_temperature_is_fitted_on_pairs_outside_training(run):
     _, preferences = training_side(run)
-    learned, aside = reward_model.slices(preferences, 0)
-    assert sorted([*learned, *aside]) == list(range(len(preferences))) and len(aside)
+    learned, withheld = reward_model.slices(preferences, 0)
+    assert sorted([*learned, *withheld]) == list(range(len(preferences))) and len(withheld)
     pairs = preferences["pair"]
-    assert not set(pairs[learned]) & set(pairs[aside])
+    assert not set(pairs[learned]) & set(pairs[withheld])
     _, heldout = heldout_side(run)
     assert not set(pairs) & set(heldout["pair"])
     assert reward_model.metadata(run)["preferences"] == len(learned)
@@ -162,7 +162,7 @@ def test_a_finished_one_is_kept_and_another_setting_makes_another(run, monkeypat
         assert reward_model.fingerprint(other) != reward_model.fingerprint(run)
 
 
-def test_answers_are_probabilities_kept_on_disk_and_follow_the_margin(run, monkeypatch):
+def test_answers_are_probabilities_cached_on_disk_that_follow_the_margin(run, monkeypatch):
     suite = sources.suite(run, "val").rows(range(6))
     frame = reward_model.asked(run, suite)
     assert frame["id"].tolist() == [s.id for s in suite.scenarios]
@@ -198,7 +198,7 @@ def test_an_interrupted_training_gives_the_same_reward_model(run, tmp_path, monk
 
 
 def test_preferences_of_one_kind_are_learned(run):
-    """All raters hold ERROR: after a few steps so does the reward model, on cases that it never saw."""
+    """All raters say ERROR: after a few steps so does the reward model, on unseen cases."""
     suite, preferences = training_side(run)
     model, processor = reward_model._start(run)
     rows = reward_model.answer_rows(model, processor, suite, run)

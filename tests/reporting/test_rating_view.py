@@ -60,20 +60,20 @@ def rate(view, agree, severity=None, comment=""):
     view.save.click()
 
 
-def until(view, shown):
-    """Go on to a case of which the model says this."""
-    while view.case["shown"] != shown:
+def until(view, verdict):
+    """Continue to a case with this verdict of the model."""
+    while view.case["shown"] != verdict:
         rate(view, agree=view.case["shown"] == "CORRECT")
 
 
-def test_a_name_is_refused_and_told(view):
+def test_a_name_is_refused_with_a_message(view):
     sign_in(view, "Jane Doe")
     assert "no pseudonym" in view.message.value and view.rating not in view.page.children
     sign_in(view, "reader-1")
     assert view.rating in view.page.children and not view.message.value
 
 
-def test_severity_is_asked_only_of_who_holds_that_it_is_an_error(view):
+def test_severity_is_asked_only_of_raters_who_say_error(view):
     sign_in(view)
     until(view, "ERROR")
     assert view.severity.disabled and view.save.disabled
@@ -81,7 +81,7 @@ def test_severity_is_asked_only_of_who_holds_that_it_is_an_error(view):
     assert not view.severity.disabled and view.save.disabled
     view.severity.value = "critical"
     assert not view.save.disabled
-    view.agree.value = False  # holds CORRECT now
+    view.agree.value = False  # the rater's verdict is CORRECT now
     assert view.severity.disabled and view.severity.value is None and not view.save.disabled
 
 
@@ -121,7 +121,7 @@ def test_undo_shows_the_case_again(view):
     assert len(rating_store.rows(view.file)) == 4 and rating_store.current(view.file).empty
 
 
-def test_a_rater_goes_on_where_he_stopped_and_another_begins_anew(view, pool):
+def test_a_rater_continues_where_they_stopped_and_another_starts_afresh(view, pool):
     sign_in(view)
     for _ in range(3):
         rate(view, view.case["shown"] == "CORRECT")
@@ -135,7 +135,7 @@ def test_a_rater_goes_on_where_he_stopped_and_another_begins_anew(view, pool):
     assert "<b>0 of 8</b> rated by <b>reader-2</b>" in view.counted.value
 
 
-def test_all_rated_is_told(view):
+def test_the_view_says_when_every_case_is_rated(view):
     sign_in(view)
     for _ in range(8):
         rate(view, view.case["shown"] == "CORRECT")
@@ -144,7 +144,7 @@ def test_all_rated_is_told(view):
     assert len(rating_store.rows(view.file)) == 8
 
 
-def test_nothing_on_the_page_tells_gold_or_origin(view, pool):
+def test_nothing_on_the_page_reveals_gold_or_origin(view, pool):
     sign_in(view)
     for _ in range(8):
         scenario = pool[0].scenarios[view.row]
@@ -156,7 +156,7 @@ def test_nothing_on_the_page_tells_gold_or_origin(view, pool):
         secret = [scenario.id, scenario.image, "contradiction", *map(str, scenario.factors.values())]
         assert not [s for s in secret if "_" in s and s in words]
         with Image.open(io.BytesIO(view.image.value)) as image:
-            assert not image.info  # a drawn image's file says what it shows
+            assert not image.info  # the metadata of a synthetic image reveal what it shows
         rate(view, view.case["shown"] == "CORRECT")
 
 
@@ -168,7 +168,7 @@ def test_text_of_a_case_is_text_and_no_markup(pool, tmp_path):
     assert "<script" not in view.note.value and "&lt;script&gt;" in view.note.value
 
 
-def test_a_broken_store_is_told_on_the_page(view):
+def test_a_broken_store_is_reported_on_the_page(view):
     view.file.write_text("not a database, but longer than the header of one: " * 20)
     sign_in(view)
     assert "ratings.sqlite" in view.message.value and view.rating not in view.page.children
@@ -190,10 +190,10 @@ def test_the_verdict_can_be_taken_apart(pool, tmp_path, nano, small_config):
 
 def test_reasons_in_words():
     case = {"shown": "ERROR", "p_correct": 0.2}
-    found = {"drop": np.zeros((2, 2)), "without": {"image": 0.9, "finding": 0.004}}
-    said = rating_view.reason_text(case, found)
-    assert "Without the image the verdict <b>changes</b>" in said
-    assert "Without the finding the verdict stays, at more than 99%" in said
+    rationale = {"drop": np.zeros((2, 2)), "without": {"image": 0.9, "finding": 0.004}}
+    text = rating_view.reason_text(case, rationale)
+    assert "Without the image the verdict <b>changes</b>" in text
+    assert "Without the finding the verdict stays, at more than 99%" in text
 
 
 def test_the_notebook_asks_for_the_view_and_declares_the_feedback_parameters():
@@ -211,13 +211,14 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import pandas as pd
-from medlib import evaluation, rating_view
-from medlib.data.sources import Suite
+from medlib import stats
 from medlib.data.cases import read_scenarios
+from medlib.data.suite import Suite
+from medlib.reporting import rating_view
 
 folder = Path({folder!r})
 suite = Suite("small", read_scenarios(folder / "scenarios.jsonl")[:8], folder / "images")
-answers = evaluation.predictions(suite.scenarios, pd.DataFrame({{"p_correct": [0.8] * 4 + [0.3] * 4}}))
+answers = stats.predictions_table(suite.scenarios, pd.DataFrame({{"p_correct": [0.8] * 4 + [0.3] * 4}}))
 rating_view.RatingView(suite, answers, Path({file!r})).page
 """
 
@@ -274,11 +275,10 @@ def _wait_for(address, server, log, seconds=60):
 
 @pytest.fixture
 def page(tmp_path):
-    """A page of 1200 x 900 points in a browser without network but this machine."""
+    """A page of 1200 x 900 points in a browser without a network beyond this machine."""
     playwright = pytest.importorskip("playwright.sync_api")
     browser = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-        None,
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
     )
     if browser is None:
         pytest.skip("no chromium here")
@@ -303,9 +303,9 @@ def test_two_raters_in_a_browser(voila, page):
 
     def save(done, agree, severity=None):
         page.get_by_role("button", name="Agree" if agree else "Disagree", exact=True).click()
-        held = page.get_by_text("You hold:")
-        held.wait_for()
-        if "ERROR" in held.inner_text():
+        verdict = page.get_by_text("Your verdict:")
+        verdict.wait_for()
+        if "ERROR" in verdict.inner_text():
             page.get_by_role("button", name=severity or "High", exact=True).click()
         page.locator("button:enabled", has_text="Save & next").click()
         page.get_by_text(f"{done} of 8").wait_for()
@@ -333,5 +333,5 @@ def test_two_raters_in_a_browser(voila, page):
     assert list(rows["rater"]) == ["reader-1"] * 3 + ["reader-2"]
     assert list(rows["withdraws"]) == [None, None, 2, None]
     assert rows["comment"][1] == "not sure" and list(rows["agree"]) == [1, 0, None, 1]
-    kept = rating_store.current(file)
-    assert list(kept["rater"]) == ["reader-1", "reader-2"] and not kept["simulated"].any()
+    ratings = rating_store.current(file)
+    assert list(ratings["rater"]) == ["reader-1", "reader-2"] and not ratings["simulated"].any()
