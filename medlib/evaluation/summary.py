@@ -299,7 +299,7 @@ def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: d
         for name in dict.fromkeys([fewest_false_alarms(config, frames), best]):
             strict = risk.apply(frames[f"{name}/heldout"], strict_choices(config, frames)[name].threshold)
             title = f"Last rung: {record['names'][name]}, threshold without a critical miss on calibration cases"
-            record["tables"][title] = risk.bars(strict).to_dict(orient="records")
+            record["tables"][title] = risk.targets(strict).to_dict(orient="records")
     if f"{ADAPTER}/val" in frames:
         record["calibration"] = calibration_table(frames).to_dict(orient="records")
     return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)

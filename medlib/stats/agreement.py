@@ -1,4 +1,4 @@
-"""How far raters agree beyond chance: Cohen's and Fleiss' kappa, Krippendorff's alpha, with intervals."""
+"""Agreement of raters beyond chance: Cohen's and Fleiss' kappa, Krippendorff's alpha, with intervals."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from medlib.stats.proportions import proportion
 
 NAN = float("nan")
 RESAMPLES = 2_000
-#: What raters say -> its levels, in order, and whether the order means something.
+#: What raters judge -> its levels, in order, and the scale of measurement.
 SCALES = {"verdict": (VERDICTS, "nominal"), "severity": (SEVERITIES, "ordinal")}
 
 
 def by_case(ratings: pd.DataFrame, what: str = "verdict") -> pd.DataFrame:
-    """Ratings as a table, a row a case and a column a rater; NaN where a rater said nothing.
+    """Ratings as a table, one row per case and one column per rater; NaN where a rating is missing.
 
     Parameters
     ----------
     ratings : DataFrame
         Columns ``key``, ``rater`` and ``what``, as from `medlib.feedback.rating_store.current`.
     what : {"verdict", "severity"}
-        The verdict that a rater holds himself, or the severity of what he calls an error: a case that he
-        calls CORRECT has none and counts as not rated.
+        The raters' own verdict, or the severity of what they call an error: a case that a rater calls
+        CORRECT has none and counts as not rated by them.
 
     Returns
     -------
@@ -41,33 +41,33 @@ def by_case(ratings: pd.DataFrame, what: str = "verdict") -> pd.DataFrame:
     """
     levels, _ = SCALES[what]
     wide = ratings.pivot(index="key", columns="rater", values=what)
-    said = wide.where(wide.notna() & (wide != "none"))
-    if strange := set(said.stack().dropna()) - set(levels):
-        raise ValueError(f"{what}: {', '.join(sorted(map(str, strange)))} not in {', '.join(levels)}")
-    return said.apply(lambda column: column.map({level: float(i) for i, level in enumerate(levels)}))
+    answers = wide.where(wide.notna() & (wide != "none"))
+    if unknown := set(answers.stack().dropna()) - set(levels):
+        raise ValueError(f"{what}: {', '.join(sorted(map(str, unknown)))} not in {', '.join(levels)}")
+    return answers.apply(lambda column: column.map({level: float(i) for i, level in enumerate(levels)}))
 
 
 def raw(wide: pd.DataFrame) -> dict:
-    """Share of the cases with two ratings or more on which all raters say the same, with Wilson's interval."""
+    """Share of the cases with two or more ratings on which all raters agree, with Wilson's interval."""
     shared = wide[wide.notna().sum(axis=1) >= 2]
     return proportion(int((shared.nunique(axis=1) == 1).sum()), len(shared))
 
 
 def cohen(first: Sequence[float], second: Sequence[float], levels: int, ordered: bool = False) -> dict:
-    """Cohen's kappa of two raters over the cases that both rated; weighted linearly if levels are ordered.
+    """Cohen's kappa of two raters over the cases that both rated; linearly weighted if levels are ordered.
 
     Parameters
     ----------
     first, second : sequences of float
         Level numbers of the same cases; NaN for a case that the rater did not rate.
     levels : int
-        How many levels there are.
+        Number of levels.
 
     Returns
     -------
     dict
-        ``value``, ``low``, ``high`` (95%, by the normal approximation of statsmodels) and ``n``. NaN where
-        undefined: all ratings the same; and for the limits if there is no disagreement to estimate from.
+        ``value``, ``low``, ``high`` (95%, by the normal approximation of statsmodels) and ``n``. NaN if
+        undefined, with all ratings the same; limits are also NaN without a disagreement to estimate from.
 
     References
     ----------
@@ -80,14 +80,14 @@ def cohen(first: Sequence[float], second: Sequence[float], levels: int, ordered:
         return _result(NAN, NAN, NAN, len(pairs))
     table = np.zeros((levels, levels))
     np.add.at(table, tuple(pairs.T), 1)
-    found = cohens_kappa(table, wt="linear" if ordered else None)
-    if found.kappa == 1:
+    result = cohens_kappa(table, wt="linear" if ordered else None)
+    if result.kappa == 1:
         return _result(1.0, NAN, NAN, len(pairs))
-    return _result(found.kappa, found.kappa_low, min(found.kappa_upp, 1.0), len(pairs))
+    return _result(result.kappa, result.kappa_low, min(result.kappa_upp, 1.0), len(pairs))
 
 
 def fleiss(wide: pd.DataFrame, levels: int, seed: int = 0) -> dict:
-    """Fleiss' kappa over the cases that every rater rated, as it allows no gaps; see `cohen` for the result.
+    """Fleiss' kappa over the cases that every rater rated, since it allows no gaps; see `cohen` for the result.
 
     The limits are a percentile bootstrap over cases.
 
@@ -100,20 +100,20 @@ def fleiss(wide: pd.DataFrame, levels: int, seed: int = 0) -> dict:
 
 
 def alpha(wide: pd.DataFrame, levels: int, measurement: str = "nominal", seed: int = 0) -> dict:
-    """Krippendorff's alpha over the cases with two ratings or more; see `cohen` for the result.
+    """Krippendorff's alpha over the cases with two or more ratings; see `cohen` for the result.
 
     The limits are a percentile bootstrap over cases.
 
     Parameters
     ----------
     wide : DataFrame of `by_case`
-        Any number of raters, with gaps.
+        Any number of raters; gaps are allowed.
     measurement : {"nominal", "ordinal"}
 
     References
     ----------
-    K. Krippendorff (2004), "Content Analysis", chapter 11; "reliable" is said of 0.800 and more there,
-    "tentative conclusions" from 0.667.
+    K. Krippendorff (2004), "Content Analysis", chapter 11; values from 0.800 are called reliable
+    there, values from 0.667 good for tentative conclusions.
     """
     counts = _counts(wide, levels)
 
@@ -124,25 +124,25 @@ def alpha(wide: pd.DataFrame, levels: int, measurement: str = "nominal", seed: i
 
 
 def _counts(wide: pd.DataFrame, levels: int) -> np.ndarray:
-    """How many raters chose each level, int array (cases, levels)."""
+    """Number of raters who chose each level, int array (cases, levels)."""
     return np.stack([(wide == level).sum(axis=1) for level in range(levels)], axis=1)
 
 
 def _bootstrapped(counts: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int) -> dict:
     """A statistic of counts with its percentile interval over cases.
 
-    Cases of one pattern are interchangeable: drawing how often each pattern comes is drawing the cases.
+    Cases with the same counts are interchangeable, so it draws how often each pattern of counts occurs.
     """
     if (counts.sum(axis=0) > 0).sum() < 2:
         return _result(NAN, NAN, NAN, len(counts))
     value = float(statistic(counts))
-    if ((counts > 0).sum(axis=1) == 1).all():  # a bootstrap of no disagreement has no width
+    if ((counts > 0).sum(axis=1) == 1).all():  # without disagreement a bootstrap interval has no width
         return _result(value, NAN, NAN, len(counts))
-    patterns, seen = np.unique(counts, axis=0, return_counts=True)
+    patterns, frequency = np.unique(counts, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(counts), seen / len(counts), size=RESAMPLES)
-    samples = (np.repeat(patterns, often, axis=0) for often in drawn)
-    # a sample of one level alone has no chance agreement to compare with
+    drawn = rng.multinomial(len(counts), frequency / len(counts), size=RESAMPLES)
+    samples = (np.repeat(patterns, times, axis=0) for times in drawn)
+    # a sample with a single level has no chance agreement to compare with
     values = [statistic(sample) for sample in samples if (sample.sum(axis=0) > 0).sum() > 1]
     low, high = np.quantile(values, [0.025, 0.975])
     return _result(value, low, high, len(counts))
@@ -153,7 +153,7 @@ def _result(value: float, low: float, high: float, n: int) -> dict:
 
 
 def summary(ratings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Every measure of agreement, on verdicts and on the severity of what raters call an error.
+    """All measures of agreement, on verdicts and on the severity of what raters call an error.
 
     Returns
     -------
@@ -161,22 +161,25 @@ def summary(ratings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         ``what`` ("verdict" or "severity"), ``measure``, ``raters`` (their pseudonyms), ``value``, ``low``,
         ``high``, ``n`` (cases); empty if no two raters rated.
     """
-    found = []
+    results = []
     for what, (levels, measurement) in SCALES.items():
         wide = by_case(ratings, what)
-        everyone, ordered = ", ".join(wide.columns), measurement == "ordinal"
+        everybody, ordered = ", ".join(wide.columns), measurement == "ordinal"
         if wide.shape[1] < 2:
             continue
-        found.append((what, "same answer by all", everyone, raw(wide)))
+        results.append((what, "same answer by all", everybody, raw(wide)))
         for a, b in itertools.combinations(wide.columns, 2):
             name = "Cohen's kappa, linear weights" if ordered else "Cohen's kappa"
-            found.append((what, name, f"{a}, {b}", cohen(wide[a], wide[b], len(levels), ordered)))
-        found.append((what, "Fleiss' kappa", everyone, fleiss(wide, len(levels), seed)))
-        found.append(
-            (what, f"Krippendorff's alpha, {measurement}", everyone, alpha(wide, len(levels), measurement, seed))
+            results.append((what, name, f"{a}, {b}", cohen(wide[a], wide[b], len(levels), ordered)))
+        results.append((what, "Fleiss' kappa", everybody, fleiss(wide, len(levels), seed)))
+        results.append(
+            (what, f"Krippendorff's alpha, {measurement}", everybody, alpha(wide, len(levels), measurement, seed))
         )
     columns = ["what", "measure", "raters", "value", "low", "high", "n"]
     return pd.DataFrame(
-        [{"what": what, "measure": measure, "raters": names, **result} for what, measure, names, result in found],
+        [
+            {"what": what, "measure": measure, "raters": names, **result}
+            for what, measure, names, result in results
+        ],
         columns=columns,
     )

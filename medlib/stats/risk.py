@@ -1,28 +1,28 @@
-"""The probability from which a verdict is CORRECT, chosen so that few critical errors are missed.
+"""The threshold on the probability of CORRECT, chosen so that few critical errors are missed.
 
 A treatment is called CORRECT where ``p_correct >= threshold``. A higher threshold misses fewer errors and
 raises more false alarms (valid treatments called ERROR). The threshold is chosen on calibration cases by
 learn then test, through `mapie`: of all thresholds whose rate of missed critical errors is shown to be at
-most ``level``, the one with the fewest false alarms. What that promises, and no more:
+most ``level``, the one with the fewest false alarms. The guarantee is:
 
     With probability ``confidence`` over the draw of the calibration cases, at most a share ``level`` of the
     critical errors among new cases *of the same distribution* is missed.
 
-Nothing is promised about other hospitals, other words or other images, about one modality or one severity
-by itself, about false alarms or about a single case: these are measured, see `report`. Where the same cases
-also serve to pick one of several systems, the promise must hold for all of them at once: pass their number as
-``systems``, and the probability of a broken promise is shared out among them (Bonferroni).
+It does not cover other hospitals, other wording or other images, a single modality or severity, false alarms
+or a single case: these are measured, see `report`. If the same cases also serve to pick one of several
+systems, the guarantee must hold for all of them at once: pass their number as ``systems``, and the error
+probability is divided among them (Bonferroni).
 
-The test of one threshold is the exact binomial one, so "shown" means: the one-sided Clopper-Pearson limit of
-its missed critical errors at ``confidence`` is at most ``level``. The rate can only fall as the threshold
-rises, so thresholds are tested from the highest down until one fails (fixed sequence) and share one level
-of significance; for the same reason candidates may be taken from the calibration cases themselves.
+The test of one threshold is the exact binomial test, so "shown" means: the one-sided Clopper-Pearson limit of
+its rate of missed critical errors at ``confidence`` is at most ``level``. The rate can only fall as the
+threshold rises, so thresholds are tested from the highest down until one fails (fixed sequence), all at one
+level of significance; for the same reason the calibration cases themselves may supply the candidates.
 
-Zero misses on n critical cases show a rate of ``1 - (1 - confidence) ** (1 / n)``, and no lower one can be
-shown with n cases. Asked for that level, learn then test *is* the rule "no critical miss at the fewest false
-alarms"; it is the default of `choose`.
+Zero misses on n critical cases show a rate of ``1 - (1 - confidence) ** (1 / n)``, and n cases can show no
+lower one. At that level, learn then test *is* the rule "no critical miss at the fewest false alarms"; it is
+the default of `choose`.
 
-Tables are those of `medlib.stats.scores`; cases are taken as independent.
+Tables are those of `medlib.stats.scores`; cases are assumed to be independent.
 
 References
 ----------
@@ -48,37 +48,38 @@ from medlib.stats.proportions import proportion
 from medlib.stats.scores import score
 
 EVEN = 0.5
-#: Above every probability: each treatment is called an error, so none is missed and every valid one is alarmed.
+#: Above every probability: every treatment is called an ERROR, so no error is missed and every valid one is
+#: a false alarm.
 REFUSE_ALL = float(np.nextafter(1, 2))
 #: What the last rung of the ladder must reach on the held-out suite.
-BARS = {"accuracy": 0.95, "critical_misses": 0, "false_alarms": 0.05, "spread": 2.0}
+TARGETS = {"accuracy": 0.95, "critical_misses": 0, "false_alarms": 0.05, "spread": 2.0}
 
 
 class RiskError(ValueError):
-    """No threshold can promise what was asked for; the message says what can be had."""
+    """No threshold can guarantee the requested level; the message says which level is possible."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A threshold and what it promises.
+    """A threshold and its guarantee.
 
     Attributes
     ----------
     rule : str
         How it was chosen.
     threshold : float
-        CORRECT from this probability of CORRECT on; 0 to 1, or `REFUSE_ALL`.
+        CORRECT if the probability of CORRECT is at least this; 0 to 1, or `REFUSE_ALL`.
     critical, misses : int
         Critical errors among the calibration cases, and how many of them are called CORRECT.
     false_alarms : dict
         `stats.proportion` of the valid treatments among them that are called ERROR.
     level, confidence : float or None
-        What is promised, see the module; None if nothing is.
+        The guarantee, see the module; None without one.
     allowed : int or None
-        Misses on calibration with which the level is still shown; it depends on nothing but ``critical``,
-        ``level``, ``confidence`` and ``systems``.
+        Most misses on calibration that still show the level; it depends only on ``critical``, ``level``,
+        ``confidence`` and ``systems``.
     systems : int
-        For how many systems at once the promise holds.
+        Number of systems for which the guarantee holds at once.
     """
 
     rule: str
@@ -93,43 +94,43 @@ class Choice:
 
     @property
     def expected(self) -> float | None:
-        """Conformal risk control: bound of the rate of misses, in the mean over draws of calibration cases.
+        """Conformal risk control: bound on the mean rate of misses over draws of calibration cases.
 
-        With n critical cases it cannot be below 1 / (n + 1). It is about one system, picked beforehand.
+        With n critical cases it cannot be below 1 / (n + 1). It holds for one system, picked beforehand.
         """
         return None if self.allowed is None else (self.allowed + 1) / (self.critical + 1)
 
     @property
     def guarantee(self) -> str:
-        """The promise in one sentence."""
+        """The guarantee in one sentence."""
         if self.level is None:
-            return "This threshold comes with no promise."
+            return "This threshold comes without a guarantee."
         together = f", for each of {self.systems} systems at once" if self.systems > 1 else ""
-        shown = f"{self.allowed} or fewer misses" if self.allowed else "no miss"
-        # in the mean it holds for one system only, not for the one that the same cases have picked
-        mean = f"; in the mean over such draws at most {self.expected:.2%} (conformal risk control)"
+        misses = f"{self.allowed} or fewer misses" if self.allowed else "no miss"
+        # the bound on the mean holds for one system, not for the one that the same cases have picked
+        mean = f"; on average over such draws at most {self.expected:.2%} (conformal risk control)"
         return (
             f"With probability at least {self.confidence:.0%} over the draw of the {self.critical:,} critical "
             f"calibration cases{together}, at most {self.level:.2%} of the critical errors among new cases of the "
-            f"same distribution are called CORRECT (learn then test, shown by {shown} on calibration)"
+            f"same distribution are called CORRECT (learn then test, shown by {misses} on calibration)"
             f"{mean if self.systems == 1 else ''}."
         )
 
 
 def upper_limit(misses: int, n: int, confidence: float) -> float:
-    """One-sided Clopper-Pearson limit of a rate; of 0 in n it is ``1 - (1 - confidence) ** (1 / n)``."""
+    """One-sided Clopper-Pearson limit of a rate; for 0 of n it is ``1 - (1 - confidence) ** (1 / n)``."""
     # the upper end of a two-sided interval at twice the error
     return float(proportion_confint(misses, n, alpha=2 * (1 - confidence), method="beta")[1])
 
 
 def lowest_level(critical: int, confidence: float, systems: int = 1) -> float:
-    """The lowest rate of missed critical errors that so many critical calibration cases can show."""
-    # a hair above the limit of zero misses, which its own test would fail by the last binary digit
+    """The lowest rate of missed critical errors that this number of critical calibration cases can show."""
+    # slightly above the limit of zero misses, or rounding could make its own test fail
     return upper_limit(0, critical, _shared(confidence, systems)) * (1 + 1e-9)
 
 
 def _shared(confidence: float, systems: int) -> float:
-    """Confidence for one system, so that the promise holds for all at once (Bonferroni)."""
+    """Confidence for one system, so that the guarantee holds for all at once (Bonferroni)."""
     return 1 - (1 - confidence) / systems
 
 
@@ -141,7 +142,7 @@ def choose(
     Parameters
     ----------
     calibration : DataFrame
-        Predictions with ``verdict``, ``severity`` and ``p_correct``, on cases that nothing was fitted to.
+        Predictions with ``verdict``, ``severity`` and ``p_correct``, on cases that nothing was fitted on.
     level : float, optional
         Share of critical errors that may be missed, 0 to 1; by default the lowest that can be shown, which
         allows no miss on the calibration cases.
@@ -153,13 +154,13 @@ def choose(
     Returns
     -------
     Choice
-        Of thresholds that alarm equally often the highest, which misses least.
+        Among thresholds with equally many false alarms the highest, which misses fewest errors.
 
     Raises
     ------
     RiskError
         Without a critical error or a valid treatment, or if no threshold can be shown to reach the level; the
-        message tells the level that can be.
+        message names the lowest level that can be shown.
     """
     p, is_valid = _valid_and_critical(calibration)
     critical = int((~is_valid).sum())
@@ -167,7 +168,7 @@ def choose(
     if level is not None and level < lowest:
         raise RiskError(
             f"risk_level {level:g} cannot be shown with {critical:,} critical calibration cases: even with none "
-            f"missed the limit at {confidence:.0%} is {lowest:.3g}; raise risk_level to that, lower "
+            f"missed, the limit at {confidence:.0%} is {lowest:.3g}; raise risk_level to that, lower "
             "risk_confidence, or calibrate on more cases (calibration_pairs)"
         )
     rule = "no critical miss on calibration" if level is None else f"at most {100 * level:.3g}% missed"
@@ -182,7 +183,7 @@ def choose(
 def _learn_then_test(p: np.ndarray, is_valid: np.ndarray, level: float, confidence: float) -> float:
     """The choice itself, by mapie, on valid treatments (positive) and critical errors (negative).
 
-    mapie rounds ``n * (misses / n)`` up, so now and then it is one miss stricter than the exact test.
+    mapie rounds ``n * (misses / n)`` up, so it is sometimes one miss stricter than the exact test.
     """
     controller = BinaryClassificationController(
         lambda probability: np.column_stack([1 - probability, probability]),
@@ -195,36 +196,36 @@ def _learn_then_test(p: np.ndarray, is_valid: np.ndarray, level: float, confiden
         fwer_method="fixed_sequence",
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="All p", module="mapie")  # all of p 0 or 1; all will do
+        warnings.filterwarnings("ignore", message="All p", module="mapie")  # all p are 0 or 1; any will do
         controller.calibrate(p, is_valid)
     return controller.best_predict_param
 
 
-def _choice(rule: str, p: np.ndarray, is_valid: np.ndarray, threshold: float, **promise) -> Choice:
+def _choice(rule: str, p: np.ndarray, is_valid: np.ndarray, threshold: float, **guarantee) -> Choice:
     alarms = proportion(int((p[is_valid] < threshold).sum()), int(is_valid.sum()))
     misses = int((p[~is_valid] >= threshold).sum())
-    return Choice(rule, float(threshold), int((~is_valid).sum()), misses, alarms, **promise)
+    return Choice(rule, float(threshold), int((~is_valid).sum()), misses, alarms, **guarantee)
 
 
 def _valid_and_critical(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of CORRECT of valid treatments and critical errors, and which are valid; others left out."""
+    """Probability of CORRECT of valid treatments and critical errors, and which are valid; without the others."""
     absent = [name for name in ("verdict", "severity", "p_correct") if name not in frame]
     if absent:
         raise ValueError(f"predictions: no column {', '.join(map(repr, absent))}")
     counted = (frame["verdict"] == "CORRECT") | (frame["severity"] == "critical")
     is_valid = (frame.loc[counted, "verdict"] == "CORRECT").to_numpy()
-    for kind, found in {"critical error": (~is_valid).any(), "valid treatment": is_valid.any()}.items():
-        if not found:
-            raise RiskError(f"no {kind} among {len(frame):,} cases: ask about more pairs")
+    for kind, present in {"critical error": (~is_valid).any(), "valid treatment": is_valid.any()}.items():
+        if not present:
+            raise RiskError(f"no {kind} among {len(frame):,} cases: more pairs are needed")
     return checked_probabilities(frame.loc[counted, "p_correct"], is_valid)[0], is_valid
 
 
 def rules(
     calibration: pd.DataFrame, level: float = 0.02, confidence: float = 0.9, systems: int = 1
 ) -> list[Choice]:
-    """The even threshold, the one without a critical miss, and the one that promises the level.
+    """The threshold of one half, the one without a critical miss, and the one that guarantees the level.
 
-    The last is left out where the calibration cases are too few for the level; `choose` tells why.
+    The last is left out if the calibration cases are too few for the level; `choose` says why.
     """
     chosen = [
         _choice("one half", *_valid_and_critical(calibration), EVEN),
@@ -236,8 +237,8 @@ def rules(
 
 
 def apply(frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """The predictions with ``predicted`` as the threshold has it; nothing else changes."""
-    # in float32 `REFUSE_ALL` would be 1, and pass what is sure
+    """The predictions with ``predicted`` by the threshold; nothing else changes."""
+    # in float32 `REFUSE_ALL` would be 1 and pass cases with a probability of 1
     passes = frame["p_correct"].to_numpy(dtype=float) >= threshold
     return frame.assign(predicted=np.where(passes, "CORRECT", "ERROR"))
 
@@ -274,12 +275,12 @@ def report(
     confidence: float = 0.9,
     systems: int = 1,
 ) -> pd.DataFrame:
-    """What each rule chose on calibration cases, and what its threshold then does on both suites.
+    """The threshold that each rule chose on calibration cases, and its figures on both suites.
 
     Returns
     -------
     DataFrame
-        A row a rule of `rules` and suite ("calibration", "heldout"): rule, suite, threshold, and `measure`.
+        One row per rule of `rules` and suite ("calibration", "heldout"): rule, suite, threshold, and `measure`.
     """
     return pd.DataFrame(
         [
@@ -313,14 +314,14 @@ def curve(frame: pd.DataFrame) -> pd.DataFrame:
 def same_distribution(calibration: pd.DataFrame, other: pd.DataFrame) -> float:
     """p-value of "critical errors get the same probabilities in both frames" (Kolmogorov-Smirnov, two-sided).
 
-    The promise rests on that. A small p speaks against it; a large one does not prove it.
+    The guarantee rests on that. A small p speaks against it; a large one does not prove it.
     """
     (p, valid), (q, other_valid) = map(_valid_and_critical, (calibration, other))
     return float(ks_2samp(p[~valid], q[~other_valid]).pvalue)
 
 
-def bars(frame: pd.DataFrame) -> pd.DataFrame:
-    """The four bars of the last rung beside what was measured, with a plain yes or no.
+def targets(frame: pd.DataFrame) -> pd.DataFrame:
+    """The four targets of the last rung beside the measured figures, each met or not.
 
     Parameters
     ----------
@@ -331,25 +332,30 @@ def bars(frame: pd.DataFrame) -> pd.DataFrame:
     missed, spread = figures["critical_misses"], figures["spread"]
     accuracy, alarms = figures["accuracy"], figures["false_alarms"]
     rows = [
-        ("Accuracy", f"≥ {BARS['accuracy']:.0%}", _rate(accuracy), accuracy["value"] >= BARS["accuracy"]),
+        ("Accuracy", f"≥ {TARGETS['accuracy']:.0%}", _rate(accuracy), accuracy["value"] >= TARGETS["accuracy"]),
         (
             "Critical errors missed",
             "none",
             f"{missed['count']:,} of {missed['n']:,} (one-sided 95% limit {missed['upper']:.2%})",
-            missed["n"] > 0 and missed["count"] <= BARS["critical_misses"],
+            missed["n"] > 0 and missed["count"] <= TARGETS["critical_misses"],
         ),
-        ("False alarms", f"< {BARS['false_alarms']:.0%}", _rate(alarms), alarms["value"] < BARS["false_alarms"]),
+        (
+            "False alarms",
+            f"< {TARGETS['false_alarms']:.0%}",
+            _rate(alarms),
+            alarms["value"] < TARGETS["false_alarms"],
+        ),
         (
             "Spread across modalities",
-            f"< {BARS['spread']:.0f} points",
+            f"< {TARGETS['spread']:.0f} points",
             f"{spread:.1f} points",
-            spread < BARS["spread"],
+            spread < TARGETS["spread"],
         ),
     ]
     return pd.DataFrame(
         [
-            {"Figure": name, "Target": target, "Measured": shown, "Met": "yes" if met else "no"}
-            for name, target, shown, met in rows
+            {"Figure": name, "Target": target, "Measured": measured, "Met": "yes" if met else "no"}
+            for name, target, measured, met in rows
         ]
     )
 

@@ -236,8 +236,8 @@ def test_severity_agrees_with_the_margin_only_if_it_grows_with_it():
     grows = _frame(["ERROR"] * 30, [-1.0, -2.0, -3.0] * 10, severities)
     falls = _frame(["ERROR"] * 30, [-3.0, -2.0, -1.0] * 10, severities)
     assert reward_model_page.severity_agreement(grows)["value"] == pytest.approx(1)
-    assert "surer of more severe errors" in reward_model_page.severity_sentence({REWARD: grows})
-    assert "less sure of more severe errors" in reward_model_page.severity_sentence({REWARD: falls})
+    assert "more certain about more severe errors" in reward_model_page.severity_sentence({REWARD: grows})
+    assert "less certain about more severe errors" in reward_model_page.severity_sentence({REWARD: falls})
     one = _frame(["ERROR"] * 4, [-1.0] * 4, ["high"] * 4)
     assert "one severity" in reward_model_page.severity_sentence({REWARD: one})
 
@@ -245,12 +245,12 @@ def test_severity_agrees_with_the_margin_only_if_it_grows_with_it():
 def test_sentences_do_not_claim_more_than_the_cases_show():
     verdicts, severities = ["CORRECT", "ERROR"] * 20, ["none", "high"] * 20
     guessing = _frame(verdicts, [1.0] * 40, severities)
-    assert "cannot be told from guessing" in reward_model_page.meaning_sentence({REWARD: guessing})
+    assert "not distinguishable from guessing" in reward_model_page.meaning_sentence({REWARD: guessing})
     good = _frame(verdicts, [2.0, -2.0] * 20, severities)
     held = {REWARD: good, SUPERVISED: guessing}
     assert "something that the adapter did not know" in reward_model_page.accuracy_sentence(held)
     same = {REWARD: good, SUPERVISED: good}
-    assert "cannot tell the two apart" in reward_model_page.accuracy_sentence(same)
+    assert "too few to tell the two apart" in reward_model_page.accuracy_sentence(same)
     table = reward_model_page.severity_table(held)
     assert table["Cases"].tolist() == [20, 20]
     assert reward_model_page.margin_for_chosen(good).tolist() == [2.0] * 40

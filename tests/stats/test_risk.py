@@ -1,4 +1,4 @@
-"""The threshold against brute force, its promise against simulation with a known truth, and its refusals."""
+"""The threshold against brute force, its guarantee against simulation with a known truth, and its refusals."""
 
 import numpy as np
 import pandas as pd
@@ -176,14 +176,14 @@ def test_probabilities_of_half_the_bits_are_compared_in_full():
     assert measured(table, risk.choose(table[table["p_correct"] < 1]).threshold) == (1, 1)
 
 
-def test_what_cannot_be_promised_is_told():
+def test_a_level_that_cannot_be_shown_is_refused():
     with pytest.raises(RiskError, match="no critical error among 3 cases"):
         risk.choose(frame([], [0.9, 0.8], [0.1]))
     with pytest.raises(RiskError, match="no valid treatment among 2 cases"):
         risk.choose(frame([0.1, 0.2], []))
-    with pytest.raises(RiskError, match=r"12 critical .* at 90% is 0.175") as told:
+    with pytest.raises(RiskError, match=r"12 critical .* at 90% is 0.175") as error:
         risk.choose(drawn(0, critical=12), 0.02)
-    assert risk.choose(drawn(0, critical=12), 0.176).allowed == 0, told
+    assert risk.choose(drawn(0, critical=12), 0.176).allowed == 0, error
     assert [c.rule for c in risk.rules(drawn(0, critical=12))] == ["one half", "no critical miss on calibration"]
     with pytest.raises(ValueError, match="'severity'"):
         risk.choose(frame([0.1], [0.9]).drop(columns="severity"))
@@ -223,20 +223,20 @@ def test_the_curve_is_what_every_threshold_does():
         assert row["false_alarms"] == pytest.approx(alarms / 30)
 
 
-def test_the_bars_are_met_one_by_one():
+def test_the_targets_are_met_one_by_one():
     good = frame([0.1] * 400, [0.9] * 400)
-    assert list(risk.bars(good)["Met"]) == ["yes"] * 4
-    assert "0 of 400" in risk.bars(good)["Measured"][1] and "0.75%" in risk.bars(good)["Measured"][1]
+    assert list(risk.targets(good)["Met"]) == ["yes"] * 4
+    assert "0 of 400" in risk.targets(good)["Measured"][1] and "0.75%" in risk.bars(good)["Measured"][1]
     missed = good.copy()
     missed.loc[:3, "predicted"] = "CORRECT"  # a miss in each modality
-    assert list(risk.bars(missed)["Met"]) == ["yes", "no", "yes", "yes"]
+    assert list(risk.targets(missed)["Met"]) == ["yes", "no", "yes", "yes"]
     alarmed = good.copy()
     alarmed.loc[good.index[-20:], "predicted"] = "ERROR"  # 20 of 400 is not below 5%
-    assert list(risk.bars(alarmed)["Met"]) == ["yes", "yes", "no", "yes"]
+    assert list(risk.targets(alarmed)["Met"]) == ["yes", "yes", "no", "yes"]
     uneven = good.copy()
     uneven.loc[uneven.query("verdict == 'CORRECT' and modality == 'xray'").index[:4], "predicted"] = "ERROR"
-    assert list(risk.bars(uneven)["Met"]) == ["yes", "yes", "yes", "no"]  # 4 of 200: 2.0 points
-    assert risk.bars(frame([], [0.9] * 40))["Met"][1] == "no", "none of none proves nothing"
+    assert list(risk.targets(uneven)["Met"]) == ["yes", "yes", "yes", "no"]  # 4 of 200: 2.0 points
+    assert risk.targets(frame([], [0.9] * 40))["Met"][1] == "no", "none of none proves nothing"
 
 
 def test_a_shift_is_seen_where_there_is_one():

@@ -1,4 +1,4 @@
-"""Tables, figures and sentences of 05_collect_feedback; simulated ratings are called so in every one."""
+"""Tables, figures and sentences of 05_collect_feedback; every one labels simulated ratings as such."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = {
     "treatment": "Treatment decides",
     "note": "Note contradicts the image",
 }
-#: K. Krippendorff's words for values of alpha.
+#: Krippendorff's thresholds for alpha.
 RELIABLE, TENTATIVE = 0.8, 0.667
 
 
@@ -41,14 +41,14 @@ def by_whom(ratings: pd.DataFrame) -> str:
 def cases(suite: Suite, answers: pd.DataFrame, rater: str, seed: int = 0, count: int = 2) -> Figure:
     """The first cases in one rater's order, as the rating view shows them."""
     rows = queue.order(suite.keys(), rater, seed)[:count]
-    shown = [queue.case(suite, answers, row) for row in rows]
+    views = [queue.case(suite, answers, row) for row in rows]
     captions = [
         f"{case['text'].replace(chr(10), ' ')} The model says: {case['shown']}, probability "
         f"{queue.certainty(case['shown'], case['p_correct'])}."
-        for case in shown
+        for case in views
     ]
     return plots.contact_sheet(
-        [case["image"] for case in shown], captions, columns=2, banner="as raters see it, synthetic"
+        [case["image"] for case in views], captions, columns=2, banner="as raters see it, synthetic"
     )
 
 
@@ -70,19 +70,19 @@ def where_sentence(config: RunConfig) -> str:
 
 
 def rated_table(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
-    """One row a rater: how much was rated, how often he agrees with the model, and his severities."""
+    """One row per rater: how many cases they rated, how often they agree with the model, and their severities."""
     rows = []
-    for rater, given in ratings.groupby("rater"):
-        agrees = stats.proportion(int(given["agree"].sum()), len(given))
-        noise = given["noise"].dropna()
+    for rater, own in ratings.groupby("rater"):
+        agrees = stats.proportion(int(own["agree"].sum()), len(own))
+        noise = own["noise"].dropna()
         rows.append(
             {
                 "Rater": rater,
                 "Kind": f"simulated, {percent(noise.iloc[0])} wrong" if len(noise) else "clinician",
-                "Rated": f"{len(given):,} of {len(suite):,}",
+                "Rated": f"{len(own):,} of {len(suite):,}",
                 "Agrees with the model": rate_text(agrees),
-                "Says ERROR": int((given["verdict"] == "ERROR").sum()),
-                **{level: int((given["severity"] == level).sum()) for level in SEVERITIES},
+                "Says ERROR": int((own["verdict"] == "ERROR").sum()),
+                **{level: int((own["severity"] == level).sum()) for level in SEVERITIES},
             }
         )
     columns = ["Rater", "Kind", "Rated", "Agrees with the model", "Says ERROR", *SEVERITIES]
@@ -100,8 +100,8 @@ def rated_sentence(ratings: pd.DataFrame) -> str:
     if not ratings["simulated"].any():
         return start
     return (
-        f"{start} **A simulated rater is told the gold verdict and errs at the stated rate.** He shows that "
-        "the path from rating to adapter works; he says nothing about what clinicians would answer."
+        f"{start} **A simulated rater knows the gold verdict and errs at the stated rate.** This tests the path "
+        "from rating to adapter; it says nothing about what clinicians would answer."
     )
 
 
@@ -110,10 +110,10 @@ def rated_sentence(ratings: pd.DataFrame) -> str:
 
 def agreement_table(summary: pd.DataFrame) -> pd.DataFrame:
     """`medlib.stats.agreement.summary` in words."""
-    asked = {"verdict": "Verdict", "severity": "Severity of an ERROR"}
+    names = {"verdict": "Verdict", "severity": "Severity of an ERROR"}
     return pd.DataFrame(
         {
-            "Of": summary["what"].map(asked),
+            "Of": summary["what"].map(names),
             "Measure": summary["measure"],
             "Raters": summary["raters"],
             "Value [95% interval]": [_value_text(row) for row in summary.to_dict("records")],
@@ -132,11 +132,11 @@ def _value_text(row: dict) -> str:
 
 
 def agreement_sentence(summary: pd.DataFrame, ratings: pd.DataFrame) -> str:
-    """What alpha of the verdicts allows to conclude, and what it should be with noise alone."""
-    found = summary[(summary["what"] == "verdict") & summary["measure"].str.startswith("Krippendorff")]
-    if found.empty or found["value"].isna().any():
+    """What alpha of the verdicts allows us to conclude, and its value expected from noise alone."""
+    alphas = summary[(summary["what"] == "verdict") & summary["measure"].str.startswith("Krippendorff")]
+    if alphas.empty or alphas["value"].isna().any():
         return "Agreement needs two raters who rated the same cases, and both verdicts among their answers."
-    row = found.iloc[0]
+    row = alphas.iloc[0]
     low = row["value"] if np.isnan(row["low"]) else row["low"]
     meaning = (
         "**reliable** (the whole interval is above 0.80)"
@@ -145,14 +145,14 @@ def agreement_sentence(summary: pd.DataFrame, ratings: pd.DataFrame) -> str:
         if low >= TENTATIVE
         else "**not reliable** (the interval reaches below 0.667)"
     )
-    start = f"By Krippendorff's words these verdicts are {meaning}."
+    start = f"By Krippendorff's criteria these verdicts are {meaning}."
     if not ratings["simulated"].all():
         return start
     noise = float(ratings["noise"].iloc[0])
     chance = (1 - 2 * noise) ** 2
     return (
         f"{start} The raters are simulated: with {percent(noise)} wrong answers each and both verdicts "
-        f"equally frequent, {chance:.2f} is expected, and that is all that the figure shows here."
+        f"equally frequent, {chance:.2f} is expected, and the figure shows no more than that."
     )
 
 
@@ -164,12 +164,12 @@ def by_kind(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with ``kind``, ``among`` and ``with_model``: rates of `stats.proportion` over the cases that two
-    or more rated, and over the cases with a consensus.
+    DataFrame with ``kind``, ``among`` and ``with_model``: rates of `stats.proportion` over the cases with
+    two or more ratings, and over the cases with a consensus.
     """
     agreed = consensus(suite, ratings)
-    shown = ratings.drop_duplicates("row", keep="last").set_index("row")["shown"]
-    against = agreed["chosen"].to_numpy() != shown.loc[agreed["row"]].to_numpy()
+    verdict_of = ratings.drop_duplicates("row", keep="last").set_index("row")["shown"]
+    against = agreed["chosen"].to_numpy() != verdict_of.loc[agreed["row"]].to_numpy()
     of_case = ratings.groupby("row")["verdict"].agg(["size", "nunique"]).query("size > 1")
     kind_of = {row: KINDS.get(s.factors.get("pair_kind"), "Other") for row, s in enumerate(suite.scenarios)}
     kinds = [kind for kind in [*KINDS.values(), "Other"] if kind in set(ratings["row"].map(kind_of))]
@@ -222,7 +222,7 @@ def disagreements(suite: Suite, ratings: pd.DataFrame) -> Figure:
 
 
 def disagreement_sentence(suite: Suite, ratings: pd.DataFrame) -> str:
-    """Where the raters' consensus differs most from the model: there is most to be learned."""
+    """Where the raters' consensus differs most from the model, which has most to learn there."""
     table = by_kind(suite, ratings)
     rated = [row for row in table.itertuples() if row.with_model["n"]]
     if not rated:
@@ -233,28 +233,30 @@ def disagreement_sentence(suite: Suite, ratings: pd.DataFrame) -> str:
     kind = "in other cases" if most.kind == "Other" else f"where the *{most.kind[0].lower()}{most.kind[1:]}*"
     return (
         f"The consensus contradicts the model most often {kind}: {rate_text(most.with_model)} of "
-        f"{most.with_model['n']:,} cases. There is most to be learned there."
+        f"{most.with_model['n']:,} cases. The model has most to learn there."
     )
 
 
 def disputed(suite: Suite, ratings: pd.DataFrame, limit: int = 4) -> Figure:
-    """Cases on which raters differ from each other, with what each holds."""
-    differ = [(row, given) for row, given in ratings.groupby("row") if given["verdict"].nunique() > 1][:limit]
+    """Cases on which raters differ, with the verdict of each."""
+    differ = [(row, of_case) for row, of_case in ratings.groupby("row") if of_case["verdict"].nunique() > 1][
+        :limit
+    ]
     if not differ:
         return plots._finish(plots._new_figure(0.3, "No case on which raters differ"))
     captions = []
-    for row, given in differ:
+    for row, of_case in differ:
         scenario = suite.scenarios[row]
-        held = "; ".join(
-            f"{r.rater} holds {r.verdict}" + (f", {r.severity}" if r.severity != "none" else "")
-            for r in given.itertuples()
+        verdicts = "; ".join(
+            f"{r.rater} says {r.verdict}" + (f", {r.severity}" if r.severity != "none" else "")
+            for r in of_case.itertuples()
         )
-        captions.append(f"Note: {scenario.finding}. Treatment: {scenario.treatment}. {held}.")
+        captions.append(f"Note: {scenario.finding}. Treatment: {scenario.treatment}. {verdicts}.")
     images = [suite.image(suite.scenarios[row]) for row, _ in differ]
     return plots.contact_sheet(images, captions, columns=2, banner=f"{by_whom(ratings)}, synthetic images")
 
 
-# --- what is learned from ------------------------------------------------------------------------------
+# --- preferences ------------------------------------------------------------------------------
 
 
 def preference_table(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
@@ -275,10 +277,10 @@ def preference_table(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
 
 
 def preference_sentence(suite: Suite, ratings: pd.DataFrame) -> str:
-    """What is left out and why, and what is not in the export."""
+    """Which cases are left out and why, and what the export omits."""
     table, rated = consensus(suite, ratings), ratings["row"].nunique()
     return (
         f"{len(table):,} of {len(suite):,} cases become preferences, by {by_whom(ratings)}: "
-        f"{len(suite) - rated:,} are not rated, and in {rated - len(table):,} the raters are at a tie. No "
-        "counterfactual pair and no image is on both sides. The export has neither comments nor pseudonyms."
+        f"{len(suite) - rated:,} are not rated, and in {rated - len(table):,} the raters tie. No "
+        "counterfactual pair and no image is on both sides. The export contains neither comments nor pseudonyms."
     )

@@ -1,4 +1,4 @@
-"""Tables, figures and sentences of 06_reward_model; simulated ratings are called so."""
+"""Tables, figures and sentences of 06_reward_model; simulated ratings are labelled as such."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def frames(config: RunConfig) -> dict[str, pd.DataFrame]:
     """Predictions of the reward model and of the supervised adapter on the held-out side of the ratings.
 
     ``verdict`` and ``severity`` are the raters' consensus; ``gold`` is the verdict that a scenario was made
-    with, which only simulated raters know of, and ``kind`` what decides the case.
+    with, which only simulated raters know, and ``kind`` what decides the case.
     """
     suite, preferences = heldout_side(config)
-    asked = {REWARD: reward_model.asked(config, suite), SUPERVISED: Session(config, {}).ask(ADAPTER, suite)}
+    tables = {REWARD: reward_model.asked(config, suite), SUPERVISED: Session(config, {}).ask(ADAPTER, suite)}
     kinds = [KINDS.get(s.factors.get("pair_kind"), "Other") for s in suite.scenarios]
     consensus = {
         "verdict": preferences["chosen"].to_numpy(),
@@ -43,22 +43,22 @@ def frames(config: RunConfig) -> dict[str, pd.DataFrame]:
         "kind": kinds,
         "simulated": preferences["simulated"].to_numpy(),
     }
-    return {name: frame.assign(gold=frame["verdict"], **consensus) for name, frame in asked.items()}
+    return {name: frame.assign(gold=frame["verdict"], **consensus) for name, frame in tables.items()}
 
 
 def validation(config: RunConfig) -> dict[str, pd.DataFrame]:
-    """The same two on the validation suite, against the gold verdict."""
+    """Predictions of both on the validation suite, with the gold verdict."""
     suite = sources.suite(config, "val")
     return {REWARD: reward_model.asked(config, suite), SUPERVISED: Session(config, {}).ask(ADAPTER, suite)}
 
 
 def by_whom(held: Frames) -> str:
-    """Whose preferences these are; simulated raters are called so."""
+    """Whose preferences these are, labelled if simulated."""
     return collect_feedback_page.by_whom(next(iter(held.values())))
 
 
 def right(frame: pd.DataFrame, against: str = "verdict") -> dict:
-    """Share of cases whose preferred verdict is the one of a column, see `stats.proportion`."""
+    """Share of cases whose preferred verdict is that of a column, see `stats.proportion`."""
     return stats.proportion(int((frame["predicted"] == frame[against]).sum()), len(frame))
 
 
@@ -66,30 +66,30 @@ def right(frame: pd.DataFrame, against: str = "verdict") -> dict:
 
 
 def source_sentence(config: RunConfig) -> str:
-    """How many preferences it learned from, and whose they are."""
+    """How many preferences it learned from, and whose."""
     known = reward_model.metadata(config)
     whose = "**simulated raters**" if known["simulated"] else "clinicians"
-    before = "too sure" if known["temperature"] > 1 else "not sure enough"
+    before = "overconfident" if known["temperature"] > 1 else "underconfident"
     return (
         f"It learned from {known['preferences']:,} preferences of {whose}; "
         f"{known['temperature_preferences']:,} more set its temperature ({known['temperature']:.2f}: it was "
-        f"{before})."
+        f"{before} before)."
     )
 
 
 @plots.styled
 def learning(config: RunConfig) -> Figure:
-    """Loss and share of pairs in the raters' order while it learned."""
+    """Training loss and share of pairs that it ranks as the raters do."""
     known = reward_model.metadata(config)
     history, whose = pd.DataFrame(known["history"]), "simulated raters'" if known["simulated"] else "clinicians'"
-    figure = plots._new_figure(3.4, "What the reward model made of its training pairs")
+    figure = plots._new_figure(3.4, "Training of the reward model")
     left, axes = figure.subplots(1, 2)
     left.plot(history["step"], history["loss"], color=BLUE)
     left.axhline(np.log(2), color=GREY, linestyle="--", label="guessing")
-    left.set(xlabel="Optimiser step", ylabel="Loss", ylim=(0, None))
+    left.set(xlabel="Optimizer step", ylabel="Loss", ylim=(0, None))
     left.legend()
     axes.plot(history["step"], history["accuracy"], color=ORANGE)
-    axes.set(xlabel="Optimiser step", ylabel=f"Pairs in {whose} order", ylim=(0, 1.02))
+    axes.set(xlabel="Optimizer step", ylabel=f"Pairs ranked in {whose} order", ylim=(0, 1.02))
     plots._per_cent(axes.yaxis)
     for panel in (left, axes):
         panel.grid()
@@ -97,16 +97,16 @@ def learning(config: RunConfig) -> Figure:
 
 
 def accuracy_table(held: Frames, val: Frames) -> pd.DataFrame:
-    """Preference accuracy against raters and on validation, beside the least and, if known, the most there is.
+    """Preference accuracy against raters and on validation, beside the baseline and, if known, the ceiling.
 
-    Only a simulated rater's errors are known to be errors, so only there stand the gold verdict of held-out
-    cases and the share that somebody reaches who always knows it.
+    Only simulated raters have known errors, so only for them the table has the gold verdict of held-out cases
+    and the accuracy of a judge who always knows it.
     """
-    agrees, known = f"As the {by_whom(held)}", next(iter(held.values()))
+    agreement, first = f"As the {by_whom(held)}", next(iter(held.values()))
     rows = [
         {
             "Preferred by": name,
-            agrees: right(frame),
+            agreement: right(frame),
             "As the gold verdict": right(frame, "gold"),
             "Validation suite, gold": right(val[name]),
         }
@@ -118,17 +118,17 @@ def accuracy_table(held: Frames, val: Frames) -> pd.DataFrame:
             **{
                 column: stats.proportion(int(verdicts.value_counts().max()), len(verdicts))
                 for column, verdicts in (
-                    (agrees, known["verdict"]),
-                    ("As the gold verdict", known["gold"]),
+                    (agreement, first["verdict"]),
+                    ("As the gold verdict", first["gold"]),
                     ("Validation suite, gold", val[REWARD]["verdict"]),
                 )
             },
         }
     )
-    simulated = bool(known["simulated"].all())
+    simulated = bool(first["simulated"].all())
     if simulated:
-        ceiling = stats.proportion(int((known["verdict"] == known["gold"]).sum()), len(known))
-        rows.append({"Preferred by": "Who always knows the gold verdict", agrees: ceiling})
+        ceiling = stats.proportion(int((first["verdict"] == first["gold"]).sum()), len(first))
+        rows.append({"Preferred by": "Always the gold verdict", agreement: ceiling})
     table = pd.DataFrame(
         [
             {name: rate_text(value) if isinstance(value, dict) else value for name, value in row.items()}
@@ -139,7 +139,7 @@ def accuracy_table(held: Frames, val: Frames) -> pd.DataFrame:
 
 
 def accuracy_sentence(held: Frames) -> str:
-    """Is the reward model above chance, and does it prefer better than the adapter it judges?"""
+    """Does the reward model agree with the raters more often than the adapter that it is to judge?"""
     ours, theirs = held[REWARD], held[SUPERVISED]
     test = stats.compare(ours, theirs, cluster="pair")
     rate = right(ours)
@@ -147,15 +147,15 @@ def accuracy_sentence(held: Frames) -> str:
         f"On {rate['n']:,} held-out preferences it agrees with the {by_whom(held)} in "
         f"{rate_text(rate)}, "
         f"{100 * test['difference']:+.1f} points [{100 * test['low']:+.1f}, {100 * test['high']:+.1f}] "
-        f"against the adapter that it is to judge (McNemar {p_text(test['p'])}; "
-        "both intervals are over cases, and another seed makes another reward model)."
+        f"compared with the adapter that it is to judge (McNemar {p_text(test['p'])}; "
+        "both intervals are over cases; the result also varies with the seed)."
     )
     if test["p"] >= 0.05:
-        return f"{start} So many cases cannot tell the two apart."
+        return f"{start} These cases are too few to tell the two apart."
     return (
         f"{start} It has learned something that the adapter did not know."
         if test["difference"] > 0
-        else (f"{start} It is the worse judge, and a policy trained on it alone would lose.")
+        else (f"{start} It is the worse judge: a policy trained on it alone would get worse.")
     )
 
 
@@ -175,7 +175,7 @@ def kind_table(held: Frames) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# --- how sure, how severe ----------------------------------------------------------------------------------
+# --- calibration and severity ----------------------------------------------------------------------------------
 
 
 def calibration_sentence(held: Frames) -> str:
@@ -184,7 +184,7 @@ def calibration_sentence(held: Frames) -> str:
     return (
         f"Calibration error against the {by_whom(held)} {errors[REWARD]:.3f} (0 is perfect; "
         f"{errors[SUPERVISED]:.3f} for the adapter's own certainty), on {len(held[REWARD]):,} cases in 15 "
-        f"bins, where chance alone makes it about {chance_error(held[REWARD]):.3f}."
+        f"bins, where perfect calibration would give about {chance_error(held[REWARD]):.3f} by chance."
     )
 
 
@@ -194,14 +194,14 @@ def reliability(held: Frames) -> Figure:
 
 
 def chance_error(frame: pd.DataFrame, draws: int = 200) -> float:
-    """Mean calibration error of as many cases if every probability were exactly right."""
+    """Mean calibration error of this number of cases if every probability were exactly right."""
     rng = np.random.default_rng(0)
     p = frame["p_correct"].to_numpy(float)
     return float(np.mean([stats.expected_calibration_error(p, rng.random(len(p)) < p) for _ in range(draws)]))
 
 
 def severity_table(held: Frames) -> pd.DataFrame:
-    """By the raters' severity: agreement, and the median reward by which their verdict is ahead."""
+    """By the raters' severity: agreement, and the median margin of their verdict."""
     frame, rows, whose = held[REWARD], [], by_whom(held)
     ahead = margin_for_chosen(frame)
     for severity in SEVERITIES:
@@ -213,7 +213,7 @@ def severity_table(held: Frames) -> pd.DataFrame:
                     f"Severity by the {whose}": severity if severity != "none" else "none (CORRECT)",
                     "Cases": int(here.sum()),
                     "Prefers their verdict": rate_text(right(frame[here])),
-                    "Reward ahead: median [quartiles]": f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+                    "Margin of reward: median [quartiles]": f"{middle:.2f} [{low:.2f}, {high:.2f}]",
                 }
             )
     return pd.DataFrame(rows)
@@ -225,7 +225,7 @@ def margin_for_chosen(frame: pd.DataFrame) -> np.ndarray:
 
 
 def severity_agreement(frame: pd.DataFrame, draws: int = 1000) -> dict:
-    """Kendall's tau-b between the raters' severity of an error and the reward by which ERROR is ahead.
+    """Kendall's tau-b between the raters' severity of an error and the margin of ERROR.
 
     Returns
     -------
@@ -246,35 +246,34 @@ def severity_agreement(frame: pd.DataFrame, draws: int = 1000) -> dict:
 
 
 def severity_sentence(held: Frames) -> str:
-    """Is the reward larger where more is at stake? It was not asked to be: the weights are given, not learned."""
+    """Is the margin larger for more severe errors? It need not be: the weights are given, not learned."""
     tau = severity_agreement(held[REWARD])
     if not np.isfinite(tau["value"]):
-        return "All errors among these cases have one severity, so nothing can be said about it."
+        return "All errors among these cases have one severity, so no relation can be measured."
     means = (
-        "it is surer of more severe errors"
+        "it is more certain about more severe errors"
         if tau["low"] > 0
-        else "it is less sure of more severe errors"
+        else "it is less certain about more severe errors"
         if tau["high"] < 0
-        else "no relation can be told from chance"
+        else "no relation distinguishable from chance"
     )
     return (
         f"Kendall's tau between severity by the {by_whom(held)} and margin is {tau['value']:+.2f} "
         f"[{tau['low']:+.2f}, {tau['high']:+.2f}] on {tau['n']} errors: {means}. The reward model "
-        "knows no severity, so 07_rl weighs its opinion by the severity that the raters gave."
+        "does not see severity, so 07_rl weights its opinion by the raters' severity."
     )
 
 
 def meaning_sentence(held: Frames) -> str:
-    """What the next step may rest on."""
+    """Whether the next step may rely on it."""
     rate = right(held[REWARD])
     if rate["low"] <= 0.5:
         return (
-            "**It cannot be told from guessing, so nothing should be trained on it.** More ratings, or a "
-            "smaller learning rate, come first."
+            "**It is not distinguishable from guessing, so nothing should be trained on it.** Collect more "
+            "ratings or lower the learning rate first."
         )
     return (
-        f"Of 100 verdicts that the {by_whom(held)} hold, it prefers about {100 * rate['value']:.0f}; a "
-        f"policy that is paid by it is paid wrongly in up to {100 * (1 - rate['low']):.0f} of 100 new cases, "
-        "which is why 07_rl keeps the policy near the supervised adapter and watches what the reward does not "
-        "see."
+        f"Of 100 verdicts of the {by_whom(held)} it prefers about {100 * rate['value']:.0f}; its reward is "
+        f"wrong in up to {100 * (1 - rate['low']):.0f} of 100 new cases. So 07_rl keeps the policy near the "
+        "supervised adapter and monitors figures that the reward does not cover."
     )

@@ -252,7 +252,7 @@ def bars(frames: Frames, config: RunConfig, names: Sequence[str] = ()) -> pd.Dat
     """The four bars of the last rung for each system, at its strict threshold, on the held-out suite."""
     titles = summary.figure_names(config)
     parts = [
-        risk.bars(strict(frames, config, name)).assign(System=titles.get(name, name))
+        risk.targets(strict(frames, config, name)).assign(System=titles.get(name, name))
         for name in (names or systems(frames))
     ]
     return pd.concat(parts, ignore_index=True)[["System", "Figure", "Target", "Measured", "Met"]]

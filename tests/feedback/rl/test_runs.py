@@ -166,11 +166,20 @@ def test_the_choice_rests_on_validation_and_not_on_held_out_cases():
 
 def test_the_sentence_names_the_choice_or_keeps_the_supervised_adapter():
     settings = resolve("standin")
-    said = rl_page.recommendation(_frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_grpo={0}), settings)
-    assert said.startswith("Use medgemma-nano (stand-in) + LoRA + PPO") and "n = 40" in said
+    sentence = rl_page.recommendation(_frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_grpo={0}), settings)
+    assert sentence.startswith("Use medgemma-nano (stand-in) + LoRA + PPO") and "n = 40" in sentence
     kept = rl_page.recommendation(_frames(medgemma_lora=(), medgemma_ppo={1}), settings)
     assert kept.startswith("Keep medgemma-nano (stand-in) + LoRA:")
     assert rl_page.methods_table(_frames(medgemma_lora={0}, medgemma_ppo={1}), settings).shape[0] == 2
+
+
+def test_one_seed_has_no_range():
+    settings, once = resolve("standin", rl_seeds=1), _frames(medgemma_lora={0}, medgemma_ppo={1})
+    table = rl_page.methods_table(once, settings)
+    assert table["Seeds"].tolist() == [1, 1] and not table.astype(str).stack().str.contains("[", regex=False).any()
+    assert "[" not in rl_page.recommendation(once, settings)
+    twice = rl_page.methods_table(once | _frames(medgemma_ppo__1={1, 3}), settings)
+    assert twice.iloc[1].astype(str).str.contains("[", regex=False).any()
 
 
 def _history(last):
@@ -184,7 +193,7 @@ def _history(last):
 
 
 @pytest.mark.parametrize(
-    "last, told",
+    "last, message",
     [
         (dict(kl=0.3), "No sign of a hacked reward"),
         (dict(kl=0.3, parsed=0.6), "fewer answers parse in PPO"),
@@ -193,8 +202,8 @@ def _history(last):
         (dict(kl=5.0), "stopped at 5.00 nats"),
     ],
 )
-def test_a_hacked_reward_is_told(last, told):
-    assert told in rl_page.watched_sentence(_history(last), resolve("standin"))
+def test_a_hacked_reward_is_reported(last, message):
+    assert message in rl_page.watched_sentence(_history(last), resolve("standin"))
 
 
 def test_the_watched_figure_has_a_panel_for_everything_watched():
