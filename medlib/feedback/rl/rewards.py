@@ -44,8 +44,8 @@ def explain(preferred: float, severity: str) -> pd.DataFrame:
 
     Examples
     --------
-    >>> explain(0.25, "critical").iloc[1].tolist()
-    ['ERROR', 0.75, 4.0, 2.0]
+    >>> explain(0.25, "critical")["reward"].tolist()
+    [-2.0, 2.0]
     """
     weights = severity_weights([severity])
     return pd.DataFrame(

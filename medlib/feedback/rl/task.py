@@ -50,7 +50,7 @@ def minibatches(cases: int, epochs: float, batch: int, seed: int) -> list[np.nda
     """Minibatches of row numbers; every case once per epoch, none twice in an update.
 
     >>> [len(b) for b in minibatches(10, 1.5, 4, seed=0)]
-    [4, 4, 4]
+    [4, 4, 4, 4]
     """
     rng = np.random.default_rng([seed, cases])
     batch = min(batch, cases)
