@@ -168,8 +168,8 @@ class RL(BaseModel):
         ("ppo", "grpo", "dpo"), description="ways of learning from feedback"
     )
     rl_seeds: Neutral[int] = Field(3, ge=1, description="runs of each method")
-    rl_epochs: float = Field(4, gt=0, description="visits of each rated case: the budget of every method")
-    rl_rehearsal_pairs: int = Field(0, ge=0, description="training pairs visited beside the rated cases")
+    rl_epochs: float = Field(4, gt=0, description="passes over the training cases: the budget of every method")
+    rl_rehearsal_pairs: int = Field(0, ge=0, description="training pairs rehearsed beside the rated cases")
     rl_batch: int = Field(16, ge=2, description="cases per update")
     rl_samples: int = Field(4, ge=2, description="answers drawn for a case (PPO, GRPO)")
     rl_beta: float = Field(0.05, ge=0, description="weight of the KL divergence from the supervised adapter")

@@ -60,7 +60,7 @@ def suite(config: RunConfig, split: str) -> Suite:
 
 
 def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
-    """Write generated scenarios and a card on how they were made, draw their images; cheap to call again."""
+    """Write generated scenarios and a card on how they were made, draw their images. Existing files are reused."""
     folder = SUITES_DIR / name
     grammar.keep(scenarios, folder, {"name": name, **card, "pictures": "synthetic"})
     grammar.draw_images(scenarios, folder / "images")
@@ -68,12 +68,12 @@ def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
 
 
 def feedback(config: RunConfig) -> Suite:
-    """What raters are shown: new cases in the words of training, some of whose notes contradict the image."""
+    """Cases for raters: new ones in the words of training, some of whose notes contradict the image."""
     return _with_notes("feedback", "train", config.feedback_pairs, config.feedback_note_pairs, config.seed)
 
 
-def probe(config: RunConfig) -> Suite:
-    """48 cases in the words of validation, a third with a contradicting note, to watch a run by."""
+def monitoring(config: RunConfig) -> Suite:
+    """48 cases in the words of validation, a third with a contradicting note, used to monitor training."""
     return _with_notes("probe", "val", 16, 8, config.seed)
 
 

@@ -55,7 +55,7 @@ def improve(config: RunConfig) -> pd.DataFrame:
     if missing:
         processor, base = loading.load_for(config)
         suite, preferences, preferred = training_cases(config)
-        monitoring = sources.probe(config)
+        monitoring = sources.monitoring(config)
         monitoring_rewards = verdict_rewards(
             reward_model.preferred(config, monitoring), severity_weights(s.severity for s in monitoring.scenarios)
         )

@@ -104,7 +104,7 @@ def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
     if len(told) == 1:
         right = [percent(ends["probe_accuracy"].mean()) for ends in (first, last)]
         told.append(
-            f"No sign of a hacked reward on {len(sources.probe(config))} validation cases: at "
+            f"No sign of a hacked reward on {len(sources.monitoring(config))} validation cases: at "
             f"least {last['probe_parsed'].min():.0%} of the answers parse, neither verdict takes over, "
             f"and right verdicts go from {right[0]} to {right[1]}."
         )
