@@ -6,7 +6,7 @@ opinion of the verdict, weighted by the raters' severity, so a missed critical e
 
 Pairs of the supervised training can be rehearsed beside the rated cases, so that they are not unlearned
 (Ouyang et al. 2022, arXiv:2203.02155, mix in pretraining for the same reason); their verdicts are known and
-rewarded without the reward model. On the stand-in this cost more than it gave (see the README), so
+rewarded without the reward model. On the stand-in this cost more than it gave (see docs/feedback.md), so
 ``rl_rehearsal_pairs`` is 0 by default.
 
 Every method starts from the supervised adapter and writes an adapter of the same kind. A method is a module
