@@ -173,11 +173,12 @@ def test_a_finished_run_of_another_model_is_refused(run, tmp_path, command):
 
 
 def cells_of(notebook, **parameters):
-    """Run the first two code cells of a notebook with these parameters; gives its names."""
+    """Run a notebook's cell of parameters and the one that reads them, with these given; its names."""
     names, cells = {}, [c for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]
-    exec(cells[0].source, names)
+    first = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    exec(cells[first].source, names)
     names.update(parameters)
-    exec(cells[1].source.replace("%matplotlib inline", ""), names)
+    exec(cells[first + 1].source.replace("%matplotlib inline", ""), names)
     return names
 
 
