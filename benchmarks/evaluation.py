@@ -20,21 +20,22 @@ from medlib.config import ANSWERS, resolve
 from medlib.data import sources, variants
 from medlib.models import loading, scoring
 from medlib.models.prompts import answer_tokens, messages
+from medlib.models.verdict_model import VerdictModel
 
 BAR = 3.0
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @torch.no_grad()
-def plain(model, processor, suite, batch_size: int) -> np.ndarray:
+def plain(model: VerdictModel, suite, batch_size: int) -> np.ndarray:
     """Probability of CORRECT from two whole sequences a scenario, float array (n,)."""
     log_odds = []
     for start in range(0, len(suite), batch_size):
         scenarios = suite.scenarios[start : start + batch_size]
         scores = []
-        for answer, tokens in zip(ANSWERS.values(), answer_tokens(processor)):
+        for answer, tokens in zip(ANSWERS.values(), answer_tokens(model.processor)):
             turns = [messages(s, suite.image(s), answer) for s in scenarios]
-            batch = processor.apply_chat_template(
+            batch = model.processor.apply_chat_template(
                 turns,
                 tokenize=True,
                 return_dict=True,
@@ -44,7 +45,7 @@ def plain(model, processor, suite, batch_size: int) -> np.ndarray:
             batch.pop("num_crops", None)
             # the turn ends with a newline that is no part of the answer
             length = len(tokens)
-            logp = model(**batch).logits[:, -length - 2 : -2].float().log_softmax(-1)
+            logp = model.network(**batch).logits[:, -length - 2 : -2].float().log_softmax(-1)
             scores.append(logp.gather(-1, batch["input_ids"][:, -length - 1 : -1, None]).sum((1, 2)))
         log_odds.append(torch.stack(scores, 1).cpu().numpy() @ [-1, 1])
     return 1 / (1 + np.exp(np.concatenate(log_odds)))
@@ -58,21 +59,21 @@ def main() -> None:
     arguments = parser.parse_args()
     config, clock = resolve(arguments.profile, test_pairs=arguments.pairs), CLOCKS[arguments.clock]
     suite = sources.suite(config, "test")
-    processor, model = loading.load_for(config)
+    model = loading.load_for(config)
     other_words = variants.paraphrase(suite)
     ways = {
-        "plain": ("one scenario a forward pass", lambda: plain(model, processor, suite, 1)),
+        "plain": ("one scenario a forward pass", lambda: plain(model, suite, 1)),
         "plain, batched": (
             f"{config.eval_batch_size} scenarios a forward pass",
-            lambda: plain(model, processor, suite, config.eval_batch_size),
+            lambda: plain(model, suite, config.eval_batch_size),
         ),
-        "ours": ("prompt read once", lambda: scoring.p_correct(model, processor, suite, config.eval_batch_size)),
+        "ours": ("prompt read once", lambda: scoring.p_correct(model, suite, config.eval_batch_size)),
         "ours, images known": (
             "the same images beside other words",
-            lambda: scoring.p_correct(model, processor, other_words, config.eval_batch_size),
+            lambda: scoring.p_correct(model, other_words, config.eval_batch_size),
         ),
     }
-    plain(model, processor, suite.rows(range(4)), 2)  # warm up, without an image of ours kept
+    plain(model, suite.rows(range(4)), 2)  # warm up, without an image of ours kept
     results, answers = [], {}
     for name, (what, ask) in ways.items():
         started = clock()

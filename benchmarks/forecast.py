@@ -108,13 +108,13 @@ def train(config, suite, count: int) -> tuple[int, list[dict], float]:
     from medlib.models import loading
     from medlib.training import encoding, trainer
 
-    processor, base = loading.load_for(config)
-    rows = encoding.encode(processor, suite.scenarios[:count], [suite.images_dir] * count)
-    rows = encoding.cache_image_features(base, rows, batch_size=4)
+    model = loading.load_for(config)
+    rows = encoding.encode(model.processor, suite.scenarios[:count], [suite.images_dir] * count)
+    rows = encoding.cache_image_features(model.network, rows, batch_size=4)
     started, peak = time.perf_counter(), Peak()
     peak.start()
     with tempfile.TemporaryDirectory() as folder:
-        trainer.train_adapter(base, processor, rows, [], config, folder, resume=False, quiet=True)
+        trainer.train_adapter(model, rows, [], config, folder, resume=False, quiet=True)
     peak.running = False
     peak.join()
     return peak.bytes, rows, time.perf_counter() - started

@@ -44,12 +44,12 @@ def main() -> None:
     )
     for dtype, quantization in FORMATS:
         chosen = config.model_copy(update={"dtype": dtype, "quantization": quantization})
-        processor, base = loading.load_for(chosen)
+        base = loading.load_for(chosen)
         # torchao hides its bytes behind the old dtype
-        size = sum(getattr(p.data, "qdata", p.data).nbytes for p in base.parameters()) / 1e6
-        model = loading.attach_adapter(base, path(arguments.adapter))
+        size = sum(getattr(p.data, "qdata", p.data).nbytes for p in base.network.parameters()) / 1e6
+        model = base.with_adapter(path(arguments.adapter))
         started = time.perf_counter()
-        p = scoring.p_correct(model, processor, suite, config.eval_batch_size)
+        p = scoring.p_correct(model, suite, config.eval_batch_size)
         seconds = time.perf_counter() - started
         reference = p if reference is None else reference
         answered = pd.DataFrame({"p_correct": p})

@@ -40,9 +40,9 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 def ours(config, suites, folder: str) -> None:
     """`supervised.train` without the core set, from loaded model to saved adapter."""
-    processor, base = suites.pop("model")
-    train_rows, val_rows = (encoding.encode_suites(config, processor, base, [suites[s]]) for s in ("train", "val"))
-    trainer.train_adapter(base, processor, train_rows, val_rows, config, folder, quiet=True)
+    model = suites.pop("model")
+    train_rows, val_rows = (encoding.encode_suites(config, model, [suites[s]]) for s in ("train", "val"))
+    trainer.train_adapter(model, train_rows, val_rows, config, folder, quiet=True)
 
 
 def plain(config, suites, folder: str, checkpointing: bool) -> None:

@@ -107,7 +107,7 @@ def _evaluate(run: Benchmark) -> None:
     loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # told before hours of work
     everything = core24_all(run.suites)
     if run.config.core_folds:  # first: its adapters go on the bare base
-        run.frames[f"{ADAPTER}/core24_folds"] = core_folds.core_folds(run.config, *run.session.base, everything)
+        run.frames[f"{ADAPTER}/core24_folds"] = core_folds.core_folds(run.config, run.session.base, everything)
     run.ask([BASE, ADAPTER], run.suites["test"], "heldout", free=True)
     run.ask([BASE, ADAPTER], run.suites["core_val"], "core24_val", free=True)
     run.ask([BASE], everything, "core24_folds", free=True)

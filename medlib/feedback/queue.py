@@ -85,9 +85,8 @@ def rationale(session: Session, suite: Suite, row: int, grid: int = 8) -> dict:
         ``drop``: float array (grid, grid) of `occlusion.occlusion_map`, and ``without``: probability of CORRECT
         without the "image", the "finding" and the "treatment", by name of the withheld part.
     """
-    processor, scenario = session.base[0], suite.scenarios[row]
-    size = session.config.eval_batch_size
-    drop, _ = occlusion.occlusion_map(session.adapted, processor, scenario, suite.image(scenario), grid, size)
+    scenario, size = suite.scenarios[row], session.config.eval_batch_size
+    drop, _ = occlusion.occlusion_map(session.adapted, scenario, suite.image(scenario), grid, size)
     words = [scenario.model_copy(update={name: WITHHELD}) for name in ("finding", "treatment")]
     variants = {
         "image": replace(suite, scenarios=[scenario], view="grey"),
@@ -95,7 +94,5 @@ def rationale(session: Session, suite: Suite, row: int, grid: int = 8) -> dict:
     }
     return {
         "drop": drop,
-        "without": {
-            name: float(scoring.p_correct(session.adapted, processor, part)[0]) for name, part in variants.items()
-        },
+        "without": {name: float(scoring.p_correct(session.adapted, part)[0]) for name, part in variants.items()},
     }

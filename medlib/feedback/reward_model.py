@@ -31,6 +31,7 @@ from medlib.config.settings import Model, Reward, Run, Training
 from medlib.data.suite import Suite
 from medlib.feedback.preferences import training_side
 from medlib.models import loading
+from medlib.models.verdict_model import VerdictModel
 from medlib.systems import Session
 from medlib.training import adapters, encoding, lora, memory, processes
 from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints, last_whole_checkpoint
@@ -290,7 +291,7 @@ def asked(config: RunConfig, suite: Suite) -> pd.DataFrame:
     def question(part: Suite) -> pd.DataFrame:
         if not loaded:  # only if an answer is missing from the cache
             processor, base = _load(config)
-            loaded["model"], loaded["processor"] = loading.attach_adapter(base, out), processor
+            loaded["processor"], loaded["model"] = VerdictModel(processor, base).with_adapter(out)
         return pd.DataFrame({"margin": margins(loaded["model"], loaded["processor"], part, config)})
 
     revision = loading.file_hash(out / "adapter_model.safetensors")

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from peft import PeftModel
 from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
@@ -21,8 +20,9 @@ from transformers import (
 )
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from medlib.config import ROOT, ModelError, RunConfig, hardware
-from medlib.models import float16
+from medlib.config import ROOT, ModelError, RunConfig, hardware, path
+from medlib.models import features, float16
+from medlib.models.verdict_model import VerdictModel
 
 
 def locate(model: str) -> str:
@@ -101,8 +101,8 @@ def load(
     quantization: str | None = None,
     attention: str = "sdpa",
     reward_head: bool = False,
-):
-    """Load processor and base model, in evaluation mode on the best device.
+) -> VerdictModel:
+    """Load a base model with its processor, in evaluation mode on the best device.
 
     Parameters
     ----------
@@ -115,9 +115,9 @@ def load(
 
     Returns
     -------
-    processor : transformers processor
-    base : ``Gemma3ForConditionalGeneration`` for MedGemma and for the stand-in alike, or with a reward
-        head ``Gemma3ForSequenceClassification``
+    VerdictModel
+        Its network is a ``Gemma3ForConditionalGeneration`` for MedGemma and for the stand-in alike, or with
+        a reward head a ``Gemma3ForSequenceClassification``.
 
     Raises
     ------
@@ -153,12 +153,12 @@ def load(
         raise ModelError(_explain(name, error)) from error
     if quantization == "4bit":
         _keep_trainable(base)
-    return processor, (base if quantization in ("8bit", "4bit") else base.to(device)).eval()
+    return VerdictModel(processor, (base if quantization in ("8bit", "4bit") else base.to(device)).eval())
 
 
-def load_for(config: RunConfig, reward_head: bool = False):
-    """(processor, base model) as a configuration says."""
-    return load(
+def load_for(config: RunConfig, reward_head: bool = False) -> VerdictModel:
+    """The base model as a configuration says; what it makes of images is kept beside the run, for all runs."""
+    model = load(
         config.model,
         config.use_8bit,
         config.trust_remote_code,
@@ -167,6 +167,10 @@ def load_for(config: RunConfig, reward_head: bool = False):
         attention=config.attention,
         reward_head=reward_head,
     )
+    if config.cache_image_features:
+        folder = path(config.run_dir).parent / ".image_features"
+        features.keep_on_disk(model.network, model.processor.image_processor, folder)
+    return model
 
 
 #: Left in full precision: the tower sees the finding, and the output layer is tied to the embeddings.
@@ -231,21 +235,6 @@ def _explain(name: str, error: Exception) -> str:
             "a folder that holds the weights, or the stand-in models/medgemma-nano."
         )
     return f"{name}: {error}"
-
-
-def attach_adapter(base, adapter: str | Path) -> PeftModel:
-    """Put a LoRA adapter on a base model; the base's own weights stay as they are.
-
-    Raises
-    ------
-    ModelError
-        If the folder is not a complete adapter (names the missing file).
-    """
-    adapter = Path(adapter)
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter / file).is_file():
-            raise ModelError(f"{adapter}: {file} is missing; train first (`python -m medlib train`)")
-    return PeftModel.from_pretrained(base, adapter, use_safetensors=True).eval()
 
 
 def model_kind(model: str) -> str:

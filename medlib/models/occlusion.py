@@ -19,17 +19,16 @@ from medlib.config import ANSWERS
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
 from medlib.models import scoring
+from medlib.models.verdict_model import VerdictModel
 
 
 def occlusion_map(
-    model, processor, scenario: Scenario, image: Image.Image, grid: int = 8, batch_size: int = 32
+    model: VerdictModel, scenario: Scenario, image: Image.Image, grid: int = 8, batch_size: int = 32
 ) -> tuple[np.ndarray, float]:
     """How much each patch of an image holds up the model's own verdict.
 
     Parameters
     ----------
-    model, processor
-        As `medlib.models.loading.load` and `attach_adapter` give them; asked on the model's device.
     scenario : Scenario
         Its words are asked with every image; its gold verdict is not used.
     image : PIL.Image.Image
@@ -52,13 +51,12 @@ def occlusion_map(
     arXiv:1311.2901, section 4.2.
     """
     patches = [np.array([patch]) for patch in range(grid**2)]
-    drops, log_odds = _drops(model, processor, scenario, image, patches, grid, batch_size)
+    drops, log_odds = _drops(model, scenario, image, patches, grid, batch_size)
     return drops.reshape(grid, grid), log_odds
 
 
 def deletion_check(
-    model,
-    processor,
+    model: VerdictModel,
     scenario: Scenario,
     image: Image.Image,
     drop: np.ndarray,
@@ -103,7 +101,7 @@ def deletion_check(
     rng = np.random.default_rng(seed)
     chosen = [np.argsort(-drop, axis=None, kind="stable")[:k]]
     chosen += [rng.choice(drop.size, size=k, replace=False) for _ in range(draws)]
-    drops, log_odds = _drops(model, processor, scenario, image, chosen, len(drop), batch_size)
+    drops, log_odds = _drops(model, scenario, image, chosen, len(drop), batch_size)
     top, others = drops[0], drops[1:]
     return {
         "top": float(top),
@@ -113,13 +111,13 @@ def deletion_check(
     }
 
 
-def _drops(model, processor, scenario, image, hidden, grid, batch_size) -> tuple[np.ndarray, float]:
+def _drops(model, scenario, image, hidden, grid, batch_size) -> tuple[np.ndarray, float]:
     """Drop in the verdict's log-odds for each set of hidden patches, and log-odds of CORRECT."""
     pixels = np.asarray(image.convert("RGB"))
     images = [pixels, *(_hide(pixels, patches, grid) for patches in hidden)]
     scores = np.concatenate(
         [
-            _log_odds(model, processor, scenario, [Image.fromarray(p) for p in images[i : i + batch_size]])
+            _log_odds(model, scenario, [Image.fromarray(p) for p in images[i : i + batch_size]])
             for i in range(0, len(images), batch_size)
         ]
     ).astype(float)
@@ -137,11 +135,10 @@ def _hide(pixels: np.ndarray, patches: np.ndarray, grid: int) -> np.ndarray:
     return covered
 
 
-def _log_odds(model, processor, scenario: Scenario, images: list[Image.Image]) -> np.ndarray:
+def _log_odds(model: VerdictModel, scenario: Scenario, images: list[Image.Image]) -> np.ndarray:
     """ln(P(CORRECT) / P(ERROR)) of one scenario with each of the images, float array (n,)."""
-    asked = [scenario] * len(images)
-    batch = scoring.prompt_batch(processor, asked, images, model.device)
-    scores = scoring.score_answers(model, processor, batch)
+    batch = scoring.prompt_batch(model, [scenario] * len(images), images)
+    scores = scoring.score_answers(model, batch)
     answers = list(ANSWERS)
     return scores[:, answers.index("CORRECT")] - scores[:, answers.index("ERROR")]
 
@@ -170,7 +167,7 @@ def lesion_patches(image: str | Path, grid: int = 8) -> np.ndarray | None:
     return ((columns - x) / across) ** 2 + ((rows - y) / down) ** 2 <= 1
 
 
-def check_maps(suite: Suite, model, processor, cases: int = 12, grid: int = 8, seed: int = 0) -> pd.DataFrame:
+def check_maps(suite: Suite, model: VerdictModel, cases: int = 12, grid: int = 8, seed: int = 0) -> pd.DataFrame:
     """`deletion_check` and pointing game on drawn images whose lesion has a known place.
 
     Parameters
@@ -181,7 +178,7 @@ def check_maps(suite: Suite, model, processor, cases: int = 12, grid: int = 8, s
     Returns
     -------
     DataFrame
-        One row a scenario: id, ``on_lesion`` (whether the top patch of the map is on the lesion),
+        One row for each scenario: id, ``on_lesion`` (whether the top patch of the map is on the lesion),
         ``by_chance`` (share of the image that is), and the results of `deletion_check`.
 
     References
@@ -198,14 +195,14 @@ def check_maps(suite: Suite, model, processor, cases: int = 12, grid: int = 8, s
         if lesion is None:
             continue
         image = suite.image(scenario)
-        drop, _ = occlusion_map(model, processor, scenario, image, grid)
+        drop, _ = occlusion_map(model, scenario, image, grid)
         k = max(1, grid**2 // 8)
         rows.append(
             {
                 "id": scenario.id,
                 "on_lesion": bool(lesion.flat[drop.argmax()]),
                 "by_chance": float(lesion.mean()),
-                **deletion_check(model, processor, scenario, image, drop, k, seed=seed),
+                **deletion_check(model, scenario, image, drop, k, seed=seed),
             }
         )
     columns = ["id", "on_lesion", "by_chance", "top", "random", "share_below", "log_odds"]

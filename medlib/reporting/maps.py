@@ -15,6 +15,7 @@ from medlib import stats
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
 from medlib.models import occlusion
+from medlib.models.verdict_model import VerdictModel
 from medlib.reporting import plots
 from medlib.reporting.plots import LINE, WIDTH
 
@@ -79,8 +80,7 @@ def overlay(axes, image: Image.Image, drop: np.ndarray, limit: float, title: str
 def looked_at(
     rows: pd.DataFrame | Sequence[Mapping],
     suite: Suite,
-    model,
-    processor,
+    model: VerdictModel,
     limit: int = 4,
     grid: int = 8,
     batch_size: int = 32,
@@ -112,7 +112,7 @@ def looked_at(
     for row in rows[:limit]:
         scenario = known[row["id"]]
         image = suite.image(scenario)
-        drop, log_odds = occlusion.occlusion_map(model, processor, scenario, image, grid, batch_size)
+        drop, log_odds = occlusion.occlusion_map(model, scenario, image, grid, batch_size)
         cases.append((scenario, image, drop, log_odds))
     return _draw_cases(cases, len(rows))
 

@@ -84,10 +84,10 @@ def merge(config: RunConfig, out: str | Path) -> Path:
     whole = {"quantization": None, "use_8bit": False}
     if config.dtype == "float16":  # the float16 stand-ins of some layers are not to be saved
         whole["dtype"] = "float32"
-    processor, base = loading.load_for(config.model_copy(update=whole))
-    merged = loading.attach_adapter(base, run_dir(config) / "adapter").merge_and_unload()
+    model = loading.load_for(config.model_copy(update=whole)).with_adapter(run_dir(config) / "adapter")
+    merged = model.network.merge_and_unload()
     merged.save_pretrained(out)
-    processor.save_pretrained(out)
+    model.processor.save_pretrained(out)
     return Path(out)
 
 

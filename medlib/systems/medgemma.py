@@ -8,6 +8,7 @@ from pathlib import Path
 from medlib.config import ANSWERS, METHODS, ModelError, NotRun, adapter_dir, provenance
 from medlib.models import loading, scoring
 from medlib.models.prompts import INSTRUCTION
+from medlib.models.verdict_model import VerdictModel
 from medlib.systems.registry import System, register
 from medlib.systems.session import Session
 from medlib.training import adapters
@@ -52,15 +53,15 @@ def _system(session: Session, name: str, folder: Path | None) -> System:
     def asked(question):
         def ask(suite):
             with _model(session, folder) as model:
-                return question(model, session.base[0], suite, session.config.eval_batch_size)
+                return question(model, suite, session.config.eval_batch_size)
 
         return ask
 
-    return System(name, revision(session, adapter), asked(scoring.p_correct), speak=asked(scoring.free_answers))
+    return System(name, revision(session, adapter), asked(scoring.read), speak=asked(scoring.decode))
 
 
 def revision(session: Session, adapter: str = "") -> str:
-    """SHA-256 over weights, adapter, precision, prompt and answers."""
+    """SHA-256 over weights, adapter, precision, prompt, answers and the way of reading."""
     config = session.config
     dtype = loading.pick_dtype(loading.pick_device(), config.dtype)
     made_of = [
@@ -70,6 +71,7 @@ def revision(session: Session, adapter: str = "") -> str:
         config.quantization or config.use_8bit,
         INSTRUCTION,
         ANSWERS,
+        scoring.VERSION,
     ]
     return provenance.digest(made_of)
 
@@ -82,19 +84,20 @@ def _model(session: Session, folder: Path | None):
     elif folder:
         yield from _another_adapter(session.adapted, folder)
     elif session.has_adapter:
-        with session.adapted.disable_adapter():
+        with session.adapted.network.disable_adapter():
             yield session.adapted
     else:
-        yield session.base[1]
+        yield session.base
 
 
-def _another_adapter(model, folder: Path):
+def _another_adapter(model: VerdictModel, folder: Path):
     """Switch to an adapter beside the run's own, loaded on first use; switch back afterwards."""
-    name = folder.parent.name
-    if name not in model.peft_config:
-        model.load_adapter(folder, adapter_name=name, use_safetensors=True)
-    model.set_adapter(name)
+    name, network = folder.parent.name, model.network
+    if name not in network.peft_config:
+        network.load_adapter(folder, adapter_name=name, use_safetensors=True)
+    network.set_adapter(name)
+    network.eval()
     try:
-        yield model.eval()
+        yield model
     finally:
-        model.set_adapter("default")
+        network.set_adapter("default")

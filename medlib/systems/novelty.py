@@ -12,29 +12,26 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.covariance import LedoitWolf
 
 from medlib.data.suite import Suite
-from medlib.models import loading
+from medlib.models import loading, scoring
+from medlib.models.verdict_model import VerdictModel
 from medlib.systems.session import Session
 
 
-@torch.no_grad()
-def image_features(model, processor, suite: Suite, batch_size: int = 64) -> np.ndarray:
+def image_features(model: VerdictModel, suite: Suite, batch_size: int = 64) -> np.ndarray:
     """What tower and projector make of each scenario's image, averaged over its image tokens.
 
     Returns
     -------
     float array (scenarios, width of the decoder)
     """
-    device, parts = next(model.parameters()).device, []
+    parts = []
     for start in range(0, len(suite), batch_size):
-        images = [suite.image(s) for s in suite.scenarios[start : start + batch_size]]
-        pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(device)
-        tokens = model.get_image_features(pixels.to(model.dtype)).pooler_output
-        parts.append(tokens.reshape(len(images), -1, tokens.shape[-1]).mean(1).float().cpu().numpy())
-    return np.concatenate(parts)
+        images = scoring.image_features(model, suite, suite.scenarios[start : start + batch_size])
+        parts += [tokens.flatten(0, 1).mean(0).float().numpy() for tokens in images]
+    return np.stack(parts)
 
 
 def fit(features: np.ndarray, modalities: list[str]) -> dict[str, LedoitWolf]:
@@ -61,11 +58,11 @@ def ask(session: Session, suite: Suite) -> np.ndarray:
     train = session.suites["train"]
 
     def question(part: Suite):
-        processor, model = session.base
+        model = session.base
         if "novelty" not in session.memo:
-            features = image_features(model, processor, train)
+            features = image_features(model, train)
             session.memo["novelty"] = fit(features, [s.modality for s in train.scenarios])
-        features = image_features(model, processor, part)
+        features = image_features(model, part)
         modalities = [s.modality for s in part.scenarios]
         return pd.DataFrame({"novelty": distances(session.memo["novelty"], features, modalities)})
 

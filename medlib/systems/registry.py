@@ -35,7 +35,8 @@ class System:
     chunk : int
         Scenarios a call; what was answered is kept after each call.
     speak : callable, optional
-        ``speak(suite)`` gives a table of what a language model writes: ``generated``, ``parsed``.
+        ``speak(suite)`` gives a table of what a language model writes: ``generated``, ``parsed``. It is
+        asked for cases whose ``predict`` left ``generated`` missing.
     """
 
     name: str

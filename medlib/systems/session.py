@@ -13,6 +13,7 @@ from medlib import stats
 from medlib.config import ConfigError, RunConfig, adapter_dir, path
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
+from medlib.models import prompts
 from medlib.systems.answers import keep_answers, read_answers
 from medlib.systems.registry import REGISTRY, System, is_system, names
 
@@ -34,7 +35,7 @@ class Session:
 
     @cached_property
     def base(self):
-        """(processor, base model)."""
+        """The base model, as the configuration says."""
         from medlib.models import loading
 
         return loading.load_for(self.config)
@@ -42,9 +43,7 @@ class Session:
     @cached_property
     def adapted(self):
         """The base with the adapter on it."""
-        from medlib.models import loading
-
-        return loading.attach_adapter(self.base[1], adapter_dir(self.config))
+        return self.base.with_adapter(adapter_dir(self.config))
 
     @property
     def has_adapter(self) -> bool:
@@ -74,10 +73,24 @@ class Session:
         """
         system = self.system(name)
         answered = self.kept(name, system.revision, suite, system.predict, system.chunk)
-        if free and system.speak:
-            spoken = self.kept(f"{name} free", system.revision, suite, system.speak, system.chunk)
-            answered = answered.join(spoken.drop(columns="seconds"))
+        if system.speak:
+            answered = self._in_words(system, suite, answered, free)
         return stats.predictions_table(suite.scenarios, answered)
+
+    def _in_words(self, system: System, suite: Suite, answered: pd.DataFrame, free: bool) -> pd.DataFrame:
+        """Answers in words, asked for where the prediction did not tell them already; none unless ``free``."""
+        table = answered.drop(columns="generated", errors="ignore")
+        if not free:
+            return table
+        texts = answered.get("generated", pd.Series(None, range(len(answered)), dtype=object))
+        rest = texts.index[texts.isna()]
+        if len(rest):
+            spoken = self.kept(
+                f"{system.name} free", system.revision, suite.rows(rest), system.speak, system.chunk
+            )
+            texts = texts.astype(object)
+            texts[rest] = spoken["generated"].to_numpy()
+        return table.assign(generated=texts, parsed=[prompts.parse_verdict(text) for text in texts])
 
     def kept(self, label: str, revision: str, suite: Suite, question: Callable, chunk: int) -> pd.DataFrame:
         """Answers to one question, from disk where they are known, else asked and kept, chunk by chunk."""

@@ -11,12 +11,13 @@ from medlib.config.settings import Model, Run, Training
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
 from medlib.models import loading, scoring
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import encoding, trainer
 
 # --- leave one image group out ---------------------------------------------------------------------
 
 
-def core_folds(config: RunConfig, processor, base, everything: Suite) -> pd.DataFrame:
+def core_folds(config: RunConfig, model: VerdictModel, everything: Suite) -> pd.DataFrame:
     """Leave one image group out: an adapter trained on the other core cases alone, for each group.
 
     Images of one field share a group, so no case is judged by a model that saw its image. Every
@@ -32,9 +33,9 @@ def core_folds(config: RunConfig, processor, base, everything: Suite) -> pd.Data
         held = everything.rows(i for i, s in enumerate(everything.scenarios) if image_group(s) == group)
         file = run_dir(config) / "folds" / f"{_fold_fingerprint(config, everything, group)}.jsonl"
         if not file.is_file():
-            rows = rows or encoding.encode_suites(config, processor, base, [everything])
+            rows = rows or encoding.encode_suites(config, model, [everything])
             kept = [row for row, s in zip(rows, everything.scenarios) if image_group(s) != group]
-            answered = _fold(config, processor, base, kept, held)
+            answered = _fold(config, model, kept, held)
             stats.write_predictions(file, {f"{ADAPTER}/core24_folds": answered})
         parts += stats.read_predictions(file).values()
     return pd.concat(parts, ignore_index=True).drop(columns=["system", "suite"])
@@ -45,24 +46,18 @@ def image_group(scenario: Scenario) -> str:
     return scenario.factors.get("image_group", scenario.image)
 
 
-def _fold(config: RunConfig, processor, base, rows: list[dict], held: Suite) -> pd.DataFrame:
+def _fold(config: RunConfig, base: VerdictModel, rows: list[dict], held: Suite) -> pd.DataFrame:
     size = min(4, config.batch_size)  # four cases a step on every hardware
     small = {"epochs": config.core_fold_epochs, "batch_size": size, "gradient_accumulation": 4 // size}
     folder = trainer.train_adapter(
-        base,
-        processor,
-        rows,
-        [],
-        config.model_copy(update=small),
-        run_dir(config) / "fold",
-        resume=False,
-        quiet=True,
+        base, rows, [], config.model_copy(update=small), run_dir(config) / "fold", resume=False, quiet=True
     )
-    model = loading.attach_adapter(base, folder)
-    answered = pd.DataFrame({"p_correct": scoring.p_correct(model, processor, held)})
+    model = base.with_adapter(folder)
     if config.generate:
-        answered = answered.join(scoring.free_answers(model, processor, held))
-    model.unload()
+        answered = scoring.ask(model, held)
+    else:
+        answered = pd.DataFrame({"p_correct": scoring.p_correct(model, held)})
+    model.network.unload()
     return stats.predictions_table(held.scenarios, answered)
 
 

@@ -13,7 +13,8 @@ from medlib.config import ANSWERS, RunConfig
 from medlib.data.cases import Scenario
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
-from medlib.models import prompts
+from medlib.models import features, prompts
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import lora, memory, processes
 
 # --- data -----------------------------------------------------------------------------------------
@@ -25,18 +26,16 @@ def encode(processor, scenarios: list[Scenario], images_dirs: list[Path], batch_
     Returns
     -------
     list of dict with ``input_ids``, ``token_type_ids``, ``labels`` (1-D int64 tensors of equal length)
-    and ``pixels``, a function that loads the image (float tensor, crops x 3 x height x width); rows
-    of one image share it
+    ``file`` of the image and ``pixels``, a function that loads it (float tensor, crops x 3 x height x width)
     """
-    load = functools.lru_cache(maxsize=None)(lambda file: functools.partial(_pixels, processor, file))
+    load = functools.partial(functools.partial, _pixels, processor)
     rows = []
     one_batch = len(scenarios) <= batch_size
     for start in tqdm(range(0, len(scenarios), batch_size), desc="encoding", leave=False, disable=one_batch):
         part = slice(start, start + batch_size)
         files = [folder / s.image for s, folder in zip(scenarios[part], images_dirs[part])]
-        rows += [
-            row | {"pixels": load(file)} for row, file in zip(_encode(processor, scenarios[part], files), files)
-        ]
+        encoded = _encode(processor, scenarios[part], files)
+        rows += [row | {"file": file, "pixels": load(file)} for row, file in zip(encoded, files)]
     return rows
 
 
@@ -58,12 +57,12 @@ def _encode(processor, scenarios: list[Scenario], files: list[Path]) -> list[dic
         )
 
     full = tokens([prompts.messages(s, p, ANSWERS[s.verdict]) for s, p in zip(scenarios, images)])
-    asked = tokens([prompts.messages(s, p) for s, p in zip(scenarios, images)], add_generation_prompt=True)
+    questions = tokens([prompts.messages(s, p) for s, p in zip(scenarios, images)], add_generation_prompt=True)
     rows = []
     for index, scenario in enumerate(scenarios):
-        length, start = int(full["attention_mask"][index].sum()), int(asked["attention_mask"][index].sum())
+        length, start = int(full["attention_mask"][index].sum()), int(questions["attention_mask"][index].sum())
         ids = full["input_ids"][index, :length]
-        if not torch.equal(ids[:start], asked["input_ids"][index, :start]):
+        if not torch.equal(ids[:start], questions["input_ids"][index, :start]):
             raise ValueError(f"{scenario.id}: the chat template does not put the answer after the prompt")
         labels = ids.clone()
         labels[:start] = -100
@@ -84,29 +83,26 @@ def _end_of_turn(processor) -> int:
 
 
 @torch.no_grad()
-def cache_image_features(model, rows: list[dict], batch_size: int = 64) -> list[dict]:
+def cache_image_features(network, rows: list[dict], batch_size: int = 64) -> list[dict]:
     """Put beside each row what the frozen tower and projector make of its image.
 
     Equal results, less work: every image goes through the tower once, not once an epoch and row.
     Images are loaded batch by batch; a batch that does not fit into memory is halved.
     """
-    device = next(model.parameters()).device
-    waiting = [row["pixels"] for row in rows if "image_features" not in row]
-    waiting = list({id(load): load for load in waiting}.values())
-    features = {}
+    waiting = list({row["file"]: row["pixels"] for row in rows if "image_features" not in row}.items())
+    known = {}
     bar = tqdm(total=len(waiting), desc="image features", leave=False)
 
     def run(size: int) -> None:
         while part := waiting[:size]:
-            pixels = [load() for load in part]
-            made = model.get_image_features(torch.cat(pixels).to(device)).pooler_output.cpu()
-            features.update(zip(map(id, part), made.split([len(p) for p in pixels])))
+            files, loads = zip(*part)
+            known.update(zip(files, features.of_images(network, list(map(features.View, files)), loads)))
             del waiting[:size]
             bar.update(len(part))
 
     memory.until_it_fits(run, min(batch_size, max(1, len(waiting))), lambda size: size // 2)
     for row in rows:
-        row.setdefault("image_features", features.get(id(row["pixels"])))
+        row.setdefault("image_features", known.get(row["file"]))
     return rows
 
 
@@ -125,8 +121,8 @@ def collator(pad_token_id: int):
         }
         batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1])[None] < lengths[:, None]).long()
         if "image_features" in rows[0]:
-            features = torch.cat([r["image_features"] for r in rows])
-            batch["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+            images = torch.cat([r["image_features"] for r in rows])
+            batch["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=images)}
         else:
             batch["pixel_values"] = torch.cat([r["pixels"]() for r in rows])
         return batch
@@ -147,14 +143,14 @@ def epoch_order(lengths: list[int], batch_size: int, seed: int, epoch: int) -> l
     return [row for batch in batches for row in sorted(batch, key=lambda i: -lengths[i])]
 
 
-def encode_suites(config: RunConfig, processor, base, suites: list[Suite]) -> list[dict]:
+def encode_suites(config: RunConfig, model: VerdictModel, suites: list[Suite]) -> list[dict]:
     """Encoded scenarios, with features of their images where these stay the same while training."""
     scenarios = [s for suite in suites for s in suite.scenarios]
     folders = [suite.images_dir for suite in suites for _ in suite.scenarios]
-    rows = encode(processor, scenarios, folders)
+    rows = encode(model.processor, scenarios, folders)
     if not config.cache_image_features or not rows:
         return rows
     if reason := lora.why_no_features(config):
         processes.say(f"image features are not kept: {reason}; every step reads its images")
         return rows
-    return cache_image_features(base, rows, config.eval_batch_size)
+    return cache_image_features(model.network, rows, config.eval_batch_size)

@@ -93,16 +93,14 @@ def train(config: RunConfig, resume: bool = True) -> Path:
         processes.say(
             f"effective batch {effective}, not {EFFECTIVE_BATCH} as in every profile: this trains another adapter"
         )
-    processor, base = loading.load_for(config)
+    model = loading.load_for(config)
     seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
     shown = [suites["core_train"], seen]
     if config.note_pairs:
         shown.append(contradiction("train", config.note_pairs, config.seed))
-    train_rows = encoding.encode_suites(config, processor, base, shown)
-    val_rows = encoding.encode_suites(config, processor, base, [suites["val"]])
-    trainer.train_adapter(
-        base, processor, train_rows, val_rows, config, adapter, extra={"fingerprint": fingerprint}
-    )
+    train_rows = encoding.encode_suites(config, model, shown)
+    val_rows = encoding.encode_suites(config, model, [suites["val"]])
+    trainer.train_adapter(model, train_rows, val_rows, config, adapter, extra={"fingerprint": fingerprint})
     if process.is_main_process:
         record.write_record(config, suites)
     return adapter

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from trl import SFTConfig
 
 from medlib.config import RunConfig
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import adapters, encoding, hooks, lora, memory, processes
 from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
 
@@ -22,8 +23,7 @@ from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
 
 
 def train_adapter(
-    base,
-    processor,
+    model: VerdictModel,
     train_rows: list[dict],
     val_rows: list[dict],
     config: RunConfig,
@@ -39,7 +39,7 @@ def train_adapter(
 
     Parameters
     ----------
-    base : model from :func:`medlib.models.loading.load`; its weights are not changed
+    model : the base; its weights are not changed
     train_rows, val_rows : from :func:`encode`; the best checkpoint is the one of least loss on
         ``val_rows``, none is chosen if there are none
     out_dir : gets ``adapter_model.safetensors``, ``adapter_config.json``, processor files and
@@ -63,7 +63,7 @@ def train_adapter(
     current = config
 
     def attempt(batch_size: int) -> None:
-        _train(base, processor, train_rows, val_rows, current, out_dir, extra or {}, quiet)
+        _train(model, train_rows, val_rows, current, out_dir, extra or {}, quiet)
 
     def smaller(batch_size: int) -> int:
         nonlocal current
@@ -80,8 +80,9 @@ def train_adapter(
     return out_dir
 
 
-def _train(base, processor, train_rows, val_rows, config, out_dir, extra, quiet) -> None:
+def _train(untrained: VerdictModel, train_rows, val_rows, config, out_dir, extra, quiet) -> None:
     """One try at the micro-batch of ``config``; leaves the base as it was, whatever happens."""
+    processor, base = untrained
     checkpoints = out_dir / "checkpoints"
     last = last_whole_checkpoint(checkpoints)
     epochs_before = json.loads((Path(last) / "trainer_state.json").read_text())["epoch"] if last else 0

@@ -28,13 +28,13 @@ def config(small_config):
 @pytest.fixture
 def asked(monkeypatch):
     """Scenarios that a model was asked about."""
-    calls, p_correct = [], scoring.p_correct
+    calls, read = [], scoring.read
 
-    def count(model, processor, suite, *args):
+    def count(model, suite, *args):
         calls.extend(suite.scenarios)
-        return p_correct(model, processor, suite, *args)
+        return read(model, suite, *args)
 
-    monkeypatch.setattr(scoring, "p_correct", count)
+    monkeypatch.setattr(scoring, "read", count)
     return calls
 
 

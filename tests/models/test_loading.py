@@ -19,6 +19,7 @@ from medlib.data.suite import Suite
 from medlib.models import float16, loading, scoring
 from medlib.models.standin import medgemma as medgemma_standin
 from medlib.models.standin.medgemma import CHAT_TEMPLATE
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import encoding, lora, trainer
 
 # --- one code path --------------------------------------------------------------------------------
@@ -129,13 +130,15 @@ def test_real_folder_and_standin_take_the_same_path(kind, nano_folder, gemma_fol
     assert (rows[0]["input_ids"] == base.config.image_token_index).sum() == image_tokens
     rows = encoding.cache_image_features(base, rows)
     config = RunConfig(model=str(folder), batch_size=2, epochs=1, lr=0.01, lora_rank=4)
-    adapter = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "adapter", quiet=True)
+    adapter = trainer.train_adapter(
+        VerdictModel(processor, base), rows, [], config, tmp_path / "adapter", quiet=True
+    )
     assert json.loads((adapter / "training_metadata.json").read_text())["steps"] == 2
     asked = Suite("four", scenarios, images_dir)
-    untrained = scoring.p_correct(base, processor, asked, batch_size=4)
-    model = loading.attach_adapter(base, adapter)
-    trained = scoring.p_correct(model, processor, asked, batch_size=4)
-    assert len(scoring.free_answers(model, processor, asked)) == 4
+    untrained = scoring.p_correct(VerdictModel(processor, base), asked, batch_size=4)
+    model = VerdictModel(processor, base).with_adapter(adapter).network
+    trained = scoring.p_correct(VerdictModel(processor, model), asked, batch_size=4)
+    assert len(scoring.free_answers(VerdictModel(processor, model), asked)) == 4
     assert ((trained >= 0) & (trained <= 1)).all() and len(trained) == 4
     assert (trained != untrained).all()
 
@@ -223,7 +226,7 @@ def test_a_missing_adapter_file_is_named(missing, nano, tmp_path):
     for file in {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"} - {missing}:
         (tmp_path / file).write_text("{}")
     with pytest.raises(ModelError, match=f"{missing} is missing"):
-        loading.attach_adapter(nano[1], tmp_path)
+        VerdictModel(*nano[:2]).with_adapter(tmp_path)
 
 
 # --- number formats -------------------------------------------------------------------------------
@@ -384,14 +387,14 @@ def test_quantized_logits_are_close_and_adapters_train_save_and_load(nano_folder
     rows = encoding.encode(processor, scenarios, [images_dir] * 8)
     rows = encoding.cache_image_features(base, rows)
     config = RunConfig(model=str(nano_folder), quantization=kind, batch_size=4, epochs=3, lr=0.01, lora_rank=4)
-    adapter = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "a", quiet=True)
+    adapter = trainer.train_adapter(VerdictModel(processor, base), rows, [], config, tmp_path / "a", quiet=True)
     history = json.loads((adapter / "training_metadata.json").read_text())["history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
     asked = Suite("eight", scenarios, images_dir)
-    untrained = scoring.p_correct(base, processor, asked)
+    untrained = scoring.p_correct(VerdictModel(processor, base), asked)
     fresh = loading.load(str(nano_folder), dtype="float32", quantization=kind)[1]
-    trained = scoring.p_correct(loading.attach_adapter(fresh, adapter), processor, asked)
+    trained = scoring.p_correct(VerdictModel(processor, fresh).with_adapter(adapter), asked)
     assert (trained != untrained).all() and ((trained > 0) & (trained < 1)).all()
 
 

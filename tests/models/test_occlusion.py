@@ -9,6 +9,7 @@ from PIL import Image
 from medlib.data.suite import Suite
 from medlib.data.synthetic import draw, grammar
 from medlib.models import occlusion
+from medlib.models.verdict_model import VerdictModel
 from medlib.reporting import maps
 
 SCENARIO = grammar.generate("test", 12)[0]
@@ -21,7 +22,7 @@ def toy(monkeypatch, place=(2, 5), grid=8, side=80, weight=10.0, offset=-3.0):
     pixels[row, column] = 250
     asked = []
 
-    def log_odds(model, processor, scenario, images):
+    def log_odds(model, scenario, images):
         asked.append(len(images))
         seen = np.array([np.asarray(p, float)[row, column].mean() / 250 for p in images])
         return weight * seen + offset
@@ -33,7 +34,7 @@ def toy(monkeypatch, place=(2, 5), grid=8, side=80, weight=10.0, offset=-3.0):
 @pytest.mark.parametrize("place", [(0, 0), (2, 5), (7, 7), (7, 0)])
 def test_map_peaks_at_the_patch_that_decides(monkeypatch, place):
     image, asked = toy(monkeypatch, place)
-    drop, log_odds = occlusion.occlusion_map(None, None, SCENARIO, image, batch_size=16)
+    drop, log_odds = occlusion.occlusion_map(None, SCENARIO, image, batch_size=16)
     assert drop.shape == (8, 8) and np.unravel_index(drop.argmax(), drop.shape) == place
     assert log_odds == pytest.approx(7)
     mean = np.asarray(image, float).mean()
@@ -45,10 +46,10 @@ def test_map_peaks_at_the_patch_that_decides(monkeypatch, place):
 def test_drop_is_of_the_models_own_verdict(monkeypatch):
     """Evidence for ERROR is positive where ERROR is the verdict, and negative against the verdict."""
     image, _ = toy(monkeypatch, weight=-10, offset=3)
-    drop, log_odds = occlusion.occlusion_map(None, None, SCENARIO, image)
+    drop, log_odds = occlusion.occlusion_map(None, SCENARIO, image)
     assert log_odds == pytest.approx(-7) and drop[2, 5] > 8
     image, _ = toy(monkeypatch, weight=-10, offset=12)  # still CORRECT, in spite of the patch
-    drop, log_odds = occlusion.occlusion_map(None, None, SCENARIO, image)
+    drop, log_odds = occlusion.occlusion_map(None, SCENARIO, image)
     assert log_odds == pytest.approx(2) and drop[2, 5] < -8
 
 
@@ -63,17 +64,17 @@ def test_patches_cover_the_image_once_even_if_the_grid_does_not_divide_it():
 
 def test_deletion_check_tells_a_map_that_means_something_from_one_that_does_not(monkeypatch):
     image, asked = toy(monkeypatch)
-    drop, _ = occlusion.occlusion_map(None, None, SCENARIO, image)
+    drop, _ = occlusion.occlusion_map(None, SCENARIO, image)
     asked.clear()
-    good = occlusion.deletion_check(None, None, SCENARIO, image, drop, k=4, draws=40)
+    good = occlusion.deletion_check(None, SCENARIO, image, drop, k=4, draws=40)
     assert sum(asked) == 42
     assert good["top"] > 8 > 3 > good["random"] and good["share_below"] > 0.8
     assert good["log_odds"] == pytest.approx(7)
-    bad = occlusion.deletion_check(None, None, SCENARIO, image, -drop, k=4, draws=40)
+    bad = occlusion.deletion_check(None, SCENARIO, image, -drop, k=4, draws=40)
     assert bad["top"] == pytest.approx(0) and bad["share_below"] == 0
-    again = occlusion.deletion_check(None, None, SCENARIO, image, drop, k=4, draws=40)
+    again = occlusion.deletion_check(None, SCENARIO, image, drop, k=4, draws=40)
     assert again == good
-    others = [occlusion.deletion_check(None, None, SCENARIO, image, drop, k=4, seed=s) for s in range(9)]
+    others = [occlusion.deletion_check(None, SCENARIO, image, drop, k=4, seed=s) for s in range(9)]
     assert {other["top"] for other in others} == {good["top"]}
     assert len({other["random"] for other in others}) > 1
 
@@ -83,7 +84,7 @@ def test_deletion_check_tells_a_map_that_means_something_from_one_that_does_not(
 )
 def test_deletion_check_refuses_what_is_no_map(shape, k, message):
     with pytest.raises(ValueError, match=message):
-        occlusion.deletion_check(None, None, SCENARIO, None, np.zeros(shape), k=k)
+        occlusion.deletion_check(None, SCENARIO, None, np.zeros(shape), k=k)
 
 
 def test_overlay_is_symmetric_and_clear_where_nothing_matters():
@@ -124,7 +125,7 @@ def test_check_maps_scores_a_model_that_looks_at_the_lesion(monkeypatch, tmp_pat
     suite = suite_of(tmp_path)
     whole = {s.image: np.asarray(suite.image(s), float) for s in suite.scenarios}
 
-    def looks(model, processor, scenario, images):
+    def looks(model, scenario, images):
         """Log-odds fall as the lesion's patches lose their own pixels."""
         patches = occlusion.lesion_patches(tmp_path / scenario.image)
         lesion, original = np.kron(patches, np.ones((12, 12)))[..., None], whole[scenario.image]
@@ -132,7 +133,7 @@ def test_check_maps_scores_a_model_that_looks_at_the_lesion(monkeypatch, tmp_pat
         return 5 - 1e-4 * np.array(change)
 
     monkeypatch.setattr(occlusion, "_log_odds", looks)
-    checks = occlusion.check_maps(suite, None, None, cases=2)
+    checks = occlusion.check_maps(suite, None, cases=2)
     assert len(checks) == 2 and checks["on_lesion"].all() and (checks["share_below"] == 1).all()
     assert "in 2 of 2 images" in maps.checks_sentence(checks)
     blind = checks.assign(on_lesion=False)
@@ -142,17 +143,17 @@ def test_check_maps_scores_a_model_that_looks_at_the_lesion(monkeypatch, tmp_pat
 
 def test_gallery_shows_rows_in_order_and_names_an_unknown_id(monkeypatch, tmp_path):
     suite = suite_of(tmp_path)
-    fixed = lambda model, processor, scenario, images: np.linspace(-2, 1, len(images))  # noqa: E731
+    fixed = lambda model, scenario, images: np.linspace(-2, 1, len(images))  # noqa: E731
     monkeypatch.setattr(occlusion, "_log_odds", fixed)
     rows = pd.DataFrame({"id": ["case_2", "case_0", "case_1"]})
-    figure = maps.looked_at(rows, suite, None, None, limit=2, grid=4)
+    figure = maps.looked_at(rows, suite, None, limit=2, grid=4)
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert len(texts) == 2 and all(text.startswith("ERROR (wrong") for text in texts)
     assert "p(CORRECT) = 0.12" in texts[0] and SCENARIO.finding.split()[0] in texts[0]
     assert "2 of 3" in figure.get_suptitle() and len(figure.axes) == 7  # with one shared colour bar
     with pytest.raises(ValueError, match="'nobody' is not in suite test"):
-        maps.looked_at([{"id": "nobody"}], suite, None, None)
-    assert "no case" in maps.looked_at([], suite, None, None).get_suptitle()
+        maps.looked_at([{"id": "nobody"}], suite, None)
+    assert "no case" in maps.looked_at([], suite, None).get_suptitle()
 
 
 def test_surest_misses_come_first():
@@ -173,9 +174,9 @@ def test_real_model_gives_the_log_odds_of_its_evaluation_whatever_the_batch(tmp_
     processor, model = loading.load("models/medgemma-nano")
     suite = suite_of(tmp_path, count=1)
     (row,), image = suite.scenarios, suite.image(suite.scenarios[0])
-    drop, log_odds = occlusion.occlusion_map(model, processor, row, image, grid=2)
-    again, _ = occlusion.occlusion_map(model, processor, row, image, grid=2, batch_size=2)
+    drop, log_odds = occlusion.occlusion_map(VerdictModel(processor, model), row, image, grid=2)
+    again, _ = occlusion.occlusion_map(VerdictModel(processor, model), row, image, grid=2, batch_size=2)
     assert np.isfinite(drop).all() and np.abs(drop).max() > 0
     assert again == pytest.approx(drop, abs=1e-3)
-    expected = scoring.p_correct(model, processor, suite)[0]
+    expected = scoring.p_correct(VerdictModel(processor, model), suite)[0]
     assert 1 / (1 + np.exp(-log_odds)) == pytest.approx(expected, abs=1e-4)

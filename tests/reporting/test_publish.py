@@ -21,6 +21,7 @@ from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.evaluation import benchmark
 from medlib.models import loading, scoring
+from medlib.models.verdict_model import VerdictModel
 from medlib.reporting import publish
 from medlib.reporting.publish import ALLOWED, HAI_DEF, NOTICE, PublishError
 from medlib.training import adapters, supervised
@@ -84,11 +85,11 @@ def suite12(suite):
 def test_the_merged_model_answers_as_base_and_adapter_do(finished, suite12, tmp_path):
     folder = publish.merge(finished, tmp_path / "merged")
     processor, base = loading.load_for(finished)
-    untouched = scoring.p_correct(base, processor, suite12)
-    adapted = loading.attach_adapter(base, adapter_dir(finished))
-    expected = scoring.p_correct(adapted, processor, suite12)
+    untouched = scoring.p_correct(VerdictModel(processor, base), suite12)
+    adapted = VerdictModel(processor, base).with_adapter(adapter_dir(finished)).network
+    expected = scoring.p_correct(VerdictModel(processor, adapted), suite12)
     processor, merged = loading.load(str(folder))
-    answered = scoring.p_correct(merged, processor, suite12)
+    answered = scoring.p_correct(VerdictModel(processor, merged), suite12)
     np.testing.assert_allclose(answered, expected, atol=1e-4)
     assert np.abs(expected - untouched).max() > 1e-2  # the adapter does something
     assert not list(folder.glob("*.bin")) and (folder / "model.safetensors").is_file()

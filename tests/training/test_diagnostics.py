@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medlib.config import RunConfig, run_dir
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import diagnostics, encoding, trainer
 from medlib.training.diagnostics import NOTHING
 
@@ -116,7 +117,7 @@ def test_table_of_a_real_run(nano, small_config):
     scenarios, folder = _scenarios(small_config)
     rows = encoding.encode(processor, scenarios, [folder] * len(scenarios))
     trainer.train_adapter(
-        base, processor, rows, rows[:8], small_config, run_dir(small_config) / "adapter", quiet=True
+        VerdictModel(processor, base), rows, rows[:8], small_config, run_dir(small_config) / "adapter", quiet=True
     )
     table = diagnostics.table(small_config)
     assert list(table) == ["Diagnosis", "Evidence", "Change"] and len(table) >= 1

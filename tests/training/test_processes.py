@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from medlib.config import ROOT, RunConfig
 from medlib.data.cases import read_scenarios
 from medlib.models import loading
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import encoding, lora, processes, trainer
 
 PROFILES = ROOT / "profiles" / "accelerate"
@@ -69,7 +70,7 @@ def train(model, images_dir, out_dir, batch_size=4):
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
         context.setattr(get_peft_model.__globals__["PeftModel"], "save_pretrained", watched)
-        trainer.train_adapter(base, processor, rows, rows[:8], config, out_dir)
+        trainer.train_adapter(VerdictModel(processor, base), rows, rows[:8], config, out_dir)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from medlib.config import ROOT, RunConfig
 from medlib.data.cases import read_scenarios
 from medlib.models import loading
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import encoding, trainer
 
 # 6 steps an epoch, a checkpoint every 3; the child dies in step 5, amid the first epoch
@@ -42,7 +43,7 @@ def train(model, images_dir, out_dir):
     rows = encoding.encode(processor, scenarios, [images_dir] * len(scenarios))
     rows = encoding.cache_image_features(base, rows)
     config = RunConfig(model=model, **SETTINGS)
-    return trainer.train_adapter(base, processor, rows, rows[:8], config, out_dir, quiet=True)
+    return trainer.train_adapter(VerdictModel(processor, base), rows, rows[:8], config, out_dir, quiet=True)
 
 
 def test_a_killed_training_resumes_to_the_same_adapter(nano_folder, suite, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from medlib.data import core24, sources
 from medlib.data.cases import read_scenarios
 from medlib.data.suite import Suite
 from medlib.models import loading, scoring
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import adapters, core_folds, encoding, supervised, trainer
 
 
@@ -77,12 +78,12 @@ def test_core_folds_never_judge_a_image_that_was_trained_on(small_config, monkey
     }
     trained_on, judged, adapters = [], [], []
 
-    def train_adapter(base, processor, rows, val_rows, config, out_dir, **options):
+    def train_adapter(model, rows, val_rows, config, out_dir, **options):
         assert not val_rows and not options["resume"]
         trained_on.append({names[tuple(row["input_ids"].tolist())].factors["image_group"] for row in rows})
         return out_dir
 
-    def p_correct(model, processor, suite):
+    def p_correct(model, suite):
         judged.append({s.factors["image_group"] for s in suite.scenarios})
         return np.full(len(suite), 0.5)
 
@@ -92,15 +93,15 @@ def test_core_folds_never_judge_a_image_that_was_trained_on(small_config, monkey
 
     monkeypatch.setattr(trainer, "train_adapter", train_adapter)
     monkeypatch.setattr(scoring, "p_correct", p_correct)
-    monkeypatch.setattr(loading, "attach_adapter", lambda base, folder: Adapter())
+    monkeypatch.setattr(VerdictModel, "with_adapter", lambda base, folder: VerdictModel(processor, Adapter()))
     config = small_config.model_copy(update={"generate": False})
-    frame = core_folds.core_folds(config, processor, base, everything)
+    frame = core_folds.core_folds(config, VerdictModel(processor, base), everything)
     assert sorted(frame.id) == sorted(s.id for s in everything.scenarios)
     groups = {s.factors["image_group"] for s in everything.scenarios}
     assert len(judged) == len(trained_on) == len(adapters) == len(groups)
     for judged_groups, trained_groups in zip(judged, trained_on):
         assert len(judged_groups) == 1 and trained_groups == groups - judged_groups
-    again = core_folds.core_folds(config, processor, base, everything)
+    again = core_folds.core_folds(config, VerdictModel(processor, base), everything)
     assert again.equals(frame) and len(judged) == len(groups)  # nothing trained twice
 
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from medlib.config import ANSWERS, ConfigError, ModelError, RunConfig
-from medlib.models import loading
+from medlib.models import features, loading
+from medlib.models.verdict_model import VerdictModel
 from medlib.training import encoding, hooks, lora, memory, processes, trainer
 from medlib.training.lora import ATTENTION, CHANGES_IMAGES, MLP
 
@@ -28,7 +29,7 @@ def adapter(nano, suite, tmp_path_factory):
     processor, base, folder = nano
     rows, out = encoded(nano, suite), tmp_path_factory.mktemp("adapter")
     config = RunConfig(model=str(folder), **SETTINGS)
-    trainer.train_adapter(base, processor, rows[:16], rows[16:], config, out, extra={"note": "kept"})
+    trainer.train_adapter(VerdictModel(processor, base), rows[:16], rows[16:], config, out, extra={"note": "kept"})
     return out
 
 
@@ -117,13 +118,13 @@ def test_a_variant_trains_saves_loads_and_goes_away(nano, suite, tmp_path, name)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     config = RunConfig(model=folder, epochs=2, batch_size=8, lr=0.01, lora_rank=4, **VARIANTS[name])
     rows = encoded(nano, suite, 8, cached=not lora.why_no_features(config))
-    trainer.train_adapter(base, processor, rows, [], config, tmp_path, quiet=True)
+    trainer.train_adapter(VerdictModel(processor, base), rows, [], config, tmp_path, quiet=True)
     assert json.loads((tmp_path / "training_metadata.json").read_text())["steps"] == 2
 
     batch = encoding.collator(processor.tokenizer.pad_token_id)(encoded(nano, suite, 4, cached=False))
     with torch.no_grad():
         plain = base(**batch).logits
-        model = loading.attach_adapter(base, tmp_path)
+        model = VerdictModel(processor, base).with_adapter(tmp_path).network
         adapted = model(**batch).logits
         with model.disable_adapter():  # as the benchmark asks the base while the adapter is on it
             off = model(**batch).logits
@@ -224,8 +225,8 @@ def test_training_leaves_the_base_as_it_was(nano, suite, tmp_path):
     config = RunConfig(model="models/nano", epochs=1, batch_size=2, lr=0.01)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*peft_config.*")  # nothing left of the first adapter
-        first = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "1", quiet=True)
-        second = trainer.train_adapter(base, processor, rows, [], config, tmp_path / "2", quiet=True)
+        first = trainer.train_adapter(VerdictModel(processor, base), rows, [], config, tmp_path / "1", quiet=True)
+        second = trainer.train_adapter(VerdictModel(processor, base), rows, [], config, tmp_path / "2", quiet=True)
     assert not base.training and "forward" not in base.__dict__
     assert set(base.state_dict()) == set(before)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
@@ -243,7 +244,9 @@ def test_an_interruption_takes_lora_off_the_base(nano, suite, tmp_path, monkeypa
 
     monkeypatch.setattr(hooks.SFTTrainer, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train_adapter(base, processor, encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True)
+        trainer.train_adapter(
+            VerdictModel(processor, base), encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True
+        )
     assert set(base.state_dict()) == names
 
 
@@ -254,7 +257,7 @@ def test_loss_goes_down_on_eight_scenarios(nano, suite, tmp_path):
     processor, base, folder = nano
     rows = encoded(nano, suite, 8)
     config = RunConfig(model=str(folder), epochs=8, batch_size=8, lr=0.02, lora_dropout=0)
-    trainer.train_adapter(base, processor, rows, [], config, tmp_path, quiet=True)
+    trainer.train_adapter(VerdictModel(processor, base), rows, [], config, tmp_path, quiet=True)
     losses = [entry["loss"] for entry in json.loads((tmp_path / "training_metadata.json").read_text())["history"]]
     assert len(losses) == 8 and losses[-1] < losses[0] - 0.8
 
@@ -265,14 +268,14 @@ def test_early_stopping_keeps_the_checkpoint_of_least_validation_loss(nano, suit
     for row in val_rows:  # answers that training makes ever less likely
         row["labels"] = torch.where(row["labels"] == -100, -100, 7)
     config = RunConfig(model=str(folder), epochs=20, batch_size=4, lr=0.02, early_stopping_patience=2)
-    trainer.train_adapter(base, processor, train_rows, val_rows, config, tmp_path, quiet=True)
+    trainer.train_adapter(VerdictModel(processor, base), train_rows, val_rows, config, tmp_path, quiet=True)
     metadata = json.loads((tmp_path / "training_metadata.json").read_text())
     losses = [entry["eval_loss"] for entry in metadata["history"] if "eval_loss" in entry]
     best = min(losses)
     assert losses.index(best) == len(losses) - 3 and len(losses) == metadata["steps"] < 40  # two worse, then stop
     assert metadata["best_eval_loss"] == best
     batch = encoding.collator(processor.tokenizer.pad_token_id)(val_rows)
-    model = loading.attach_adapter(base, tmp_path)
+    model = VerdictModel(processor, base).with_adapter(tmp_path).network
     with torch.no_grad():
         saved = float(model(**batch).loss)
     model.unload()
@@ -297,9 +300,9 @@ def largest_difference(one, two):
 
 
 def test_rows_of_a_image_share_it_and_it_goes_through_the_tower_once(nano, suite, monkeypatch):
-    shown = []
-    features = nano[1].get_image_features
-    monkeypatch.setattr(nano[1], "get_image_features", lambda p: shown.append(len(p)) or features(p))
+    shown, tower = [], nano[1].get_image_features
+    monkeypatch.setattr(nano[1], "get_image_features", lambda p: shown.append(len(p)) or tower(p))
+    features._KNOWN.clear()  # what other tests have seen
     rows = encoded(nano, suite)
     images = {s.image for s in suite[0]}
     assert sum(shown) == len(images) < len(rows)
@@ -345,7 +348,7 @@ def test_grouping_by_length_saves_padding_and_changes_no_adapter(nano, suite, tm
         )
         folders.append(
             trainer.train_adapter(
-                nano[1], nano[0], encoded(nano, suite, 20), [], config, tmp_path / str(grouped), quiet=True
+                VerdictModel(*nano[:2]), encoded(nano, suite, 20), [], config, tmp_path / str(grouped), quiet=True
             )
         )
         seen.append(sum(tokens))
@@ -404,7 +407,9 @@ def test_micro_batches_of_one_effective_batch_train_one_adapter(nano, suite, tmp
         config = RunConfig(
             model=str(nano[2]), epochs=2, batch_size=size, gradient_accumulation=passes, lr=2e-4, lora_dropout=0
         )
-        folders.append(trainer.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / str(size), quiet=True))
+        folders.append(
+            trainer.train_adapter(VerdictModel(*nano[:2]), rows, [], config, tmp_path / str(size), quiet=True)
+        )
     moved = max(float(t.abs().max()) for n, t in weights(folders[0]).items() if "lora_B" in n)
     assert moved > 5e-4  # means of means would be as far off as that
     assert max(largest_difference(folders[0], other) for other in folders[1:]) < SAME
@@ -416,9 +421,9 @@ def test_the_loss_is_trls_own(nano, suite, tmp_path, monkeypatch):
     """Scoring only the answer's positions, as on a CPU, gives what TRL's fused head gives."""
     config = RunConfig(model=str(nano[2]), epochs=1, batch_size=4, lr=2e-4, lora_dropout=0)
     rows = encoded(nano, suite, 16)
-    ours = trainer.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / "ours", quiet=True)
+    ours = trainer.train_adapter(VerdictModel(*nano[:2]), rows, [], config, tmp_path / "ours", quiet=True)
     monkeypatch.delattr(hooks.SupervisedTrainer, "compute_loss")
-    trls = trainer.train_adapter(nano[1], nano[0], rows, [], config, tmp_path / "trl", quiet=True)
+    trls = trainer.train_adapter(VerdictModel(*nano[:2]), rows, [], config, tmp_path / "trl", quiet=True)
     assert largest_difference(ours, trls) < SAME
 
 
@@ -440,9 +445,9 @@ def out_of_memory_above(monkeypatch, rows, after_step=0):
 def test_out_of_memory_halves_the_micro_batch(nano, suite, tmp_path, monkeypatch, capsys):
     config = RunConfig(model=str(nano[2]), epochs=2, batch_size=8, lr=2e-4, lora_dropout=0)
     rows = encoded(nano, suite, 16)
-    whole = trainer.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "whole", quiet=True)
+    whole = trainer.train_adapter(VerdictModel(*nano[:2]), rows, rows[:8], config, tmp_path / "whole", quiet=True)
     tried = out_of_memory_above(monkeypatch, 2)
-    small = trainer.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "small", quiet=True)
+    small = trainer.train_adapter(VerdictModel(*nano[:2]), rows, rows[:8], config, tmp_path / "small", quiet=True)
     said = capsys.readouterr().out
     assert "out of memory with 8 scenarios" in said and "out of memory with 4 scenarios" in said
     assert "with 2, and 4 passes an optimizer step: the effective batch stays" in said
@@ -460,9 +465,9 @@ def test_out_of_memory_amid_a_training_loses_nothing(nano, suite, tmp_path, monk
         model=str(nano[2]), epochs=4, batch_size=8, lr=2e-4, lora_dropout=0, evaluations_per_epoch=1
     )
     rows = encoded(nano, suite, 16)
-    whole = trainer.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "whole", quiet=True)
+    whole = trainer.train_adapter(VerdictModel(*nano[:2]), rows, rows[:8], config, tmp_path / "whole", quiet=True)
     tried = out_of_memory_above(monkeypatch, 4, after_step=4)
-    small = trainer.train_adapter(nano[1], nano[0], rows, rows[:8], config, tmp_path / "small", quiet=True)
+    small = trainer.train_adapter(VerdictModel(*nano[:2]), rows, rows[:8], config, tmp_path / "small", quiet=True)
     assert tried == [(n, 8) for n in range(5)] + [(n, 4) for n in range(4, 8) for _ in range(2)]
     assert largest_difference(whole, small) < SAME
     history = [json.loads((f / "training_metadata.json").read_text())["history"] for f in (whole, small)]
@@ -473,7 +478,7 @@ def test_one_scenario_that_does_not_fit_says_what_to_do(nano, suite, tmp_path, m
     out_of_memory_above(monkeypatch, 0)
     with pytest.raises(ModelError, match="one scenario.*gradient_checkpointing=true"):
         trainer.train_adapter(
-            nano[1], nano[0], encoded(nano, suite, 4), [], RunConfig(batch_size=4), tmp_path, quiet=True
+            VerdictModel(*nano[:2]), encoded(nano, suite, 4), [], RunConfig(batch_size=4), tmp_path, quiet=True
         )
 
 
@@ -483,7 +488,9 @@ def test_another_error_is_not_taken_for_memory(nano, suite, tmp_path, monkeypatc
 
     monkeypatch.setattr(hooks.SFTTrainer, "training_step", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        trainer.train_adapter(nano[1], nano[0], encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True)
+        trainer.train_adapter(
+            VerdictModel(*nano[:2]), encoded(nano, suite, 4), [], RunConfig(), tmp_path, quiet=True
+        )
 
 
 def test_one_of_several_processes_cannot_shrink_alone(nano, suite, tmp_path, monkeypatch):
@@ -491,7 +498,7 @@ def test_one_of_several_processes_cannot_shrink_alone(nano, suite, tmp_path, mon
     out_of_memory_above(monkeypatch, 2)
     with pytest.raises(ModelError, match="batch_size=4 in one of 2 processes.*to half"):
         trainer.train_adapter(
-            nano[1], nano[0], encoded(nano, suite, 8), [], RunConfig(batch_size=4), tmp_path, quiet=True
+            VerdictModel(*nano[:2]), encoded(nano, suite, 8), [], RunConfig(batch_size=4), tmp_path, quiet=True
         )
 
 

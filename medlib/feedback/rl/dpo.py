@@ -23,6 +23,7 @@ from medlib.feedback.rl import packing, trl_hooks
 from medlib.feedback.rl.trl_hooks import MonitorCallback
 from medlib.models import scoring
 from medlib.models.prompts import answer_tokens
+from medlib.models.verdict_model import VerdictModel
 
 #: The paper's beta: scales the log-ratio to the supervised adapter. Not ``rl_beta``, which weighs a
 #: divergence against rewards of 1 to 4; this one sets at which log-odds a pair counts as learnt.
@@ -87,7 +88,7 @@ def reference(task, rows: list[dict]) -> torch.Tensor:
     task.model.eval()
     device, size = next(task.model.parameters()).device, task.config.eval_batch_size
     batches = (packing.prompt_batch(rows[i : i + size], device) for i in range(0, len(rows), size))
-    parts = [scoring.score_answers(task.model, task.processor, batch) for batch in batches]
+    parts = [scoring.score_answers(VerdictModel(task.processor, task.model), batch) for batch in batches]
     task.model.train()
     return torch.tensor(np.concatenate(parts))
 

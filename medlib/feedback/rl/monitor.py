@@ -7,6 +7,7 @@ import numpy as np
 from medlib.config import RunConfig
 from medlib.data.suite import Suite
 from medlib.models import scoring
+from medlib.models.verdict_model import VerdictModel
 
 #: Measurements during a run, besides the one before its first update.
 MEASUREMENTS = 5
@@ -39,8 +40,8 @@ class Monitor:
         """Add a measurement to the history; returns the KL divergence from the start in nats."""
         training_mode = self.model.training
         self.model.eval()
-        p = scoring.p_correct(self.model, self.processor, self.cases).clip(1e-6, 1 - 1e-6)
-        answers = scoring.free_answers(self.model, self.processor, self.cases)
+        answers = scoring.ask(VerdictModel(self.processor, self.model), self.cases)
+        p = answers["p_correct"].to_numpy().clip(1e-6, 1 - 1e-6)
         self.model.train(training_mode)
         self.start = p if self.start is None else self.start
         verdicts, gold = p >= 0.5, np.array([s.verdict == "CORRECT" for s in self.cases.scenarios])

@@ -13,6 +13,7 @@ from medlib.config import ADAPTER, RunConfig, adapter_dir
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
 from medlib.models import loading, occlusion
+from medlib.models.verdict_model import VerdictModel
 from medlib.reporting import maps
 from medlib.reporting.notebooks import evaluate as evaluate_page
 from medlib.reporting.notebooks.benchmark import Frames
@@ -148,21 +149,18 @@ def reliance_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
 
 def looked(frames: Frames, config: RunConfig, suite: Suite, limit: int = 6) -> Figure:
     """The surest misses with what the adapter was shown, asked and said, and an occlusion map."""
-    processor, model = adapted(config)
-    return maps.looked_at(maps.surest_misses(frames[f"{ADAPTER}/heldout"]), suite, model, processor, limit)
+    return maps.looked_at(maps.surest_misses(frames[f"{ADAPTER}/heldout"]), suite, adapted(config), limit)
 
 
 def looked_sentence(config: RunConfig, suite: Suite, cases: int = 12) -> str:
     """Whether such maps mean something: hiding what they point at against hiding anything."""
-    processor, model = adapted(config)
-    return maps.checks_sentence(occlusion.check_maps(suite, model, processor, cases, seed=config.seed))
+    return maps.checks_sentence(occlusion.check_maps(suite, adapted(config), cases, seed=config.seed))
 
 
 @functools.lru_cache(maxsize=1)
-def adapted(config: RunConfig):
-    """(processor, base model with the adapter on it)."""
-    processor, base = loading.load_for(config)
-    return processor, loading.attach_adapter(base, adapter_dir(config))
+def adapted(config: RunConfig) -> VerdictModel:
+    """The base model with the adapter on it."""
+    return loading.load_for(config).with_adapter(adapter_dir(config))
 
 
 def misses_sentence(frame: pd.DataFrame, limit: int = 100) -> str:

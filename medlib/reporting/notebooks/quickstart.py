@@ -21,10 +21,7 @@ def counterfactual_pair(scenarios: list[Scenario], kind: str = "image") -> list[
 
 def base_answers(config: RunConfig, suite: Suite, scenarios: list[Scenario]) -> pd.DataFrame:
     """What the untouched model says to a few scenarios, beside the gold verdict."""
-    processor, base = loading.load_for(config)
-    asked = replace(suite, scenarios=scenarios)
-    answered = scoring.free_answers(base, processor, asked)
-    answered["p_correct"] = scoring.p_correct(base, processor, asked)
+    answered = scoring.ask(loading.load_for(config), replace(suite, scenarios=scenarios))
     frame = stats.predictions_table(scenarios, answered)
     return pd.DataFrame(
         {

@@ -16,6 +16,7 @@ from medlib.feedback.rl.ppo import SKIPPED_GRADIENT
 from medlib.feedback.rl.rewards import verdict_rewards
 from medlib.feedback.rl.task import Task
 from medlib.models import loading, scoring
+from medlib.models.verdict_model import VerdictModel
 
 
 class FakeMonitor:
@@ -97,12 +98,12 @@ def test_the_policy_is_the_one_that_is_evaluated(task, cached):
     cases = torch.tensor([5, 0, 5, 3])
     scores = ppo.verdict_scores(task, rows, cases)
     assert scores.requires_grad and scores.dtype == torch.float32
-    expected = scoring.p_correct(task.model, task.processor, task.suite)[cases]
+    expected = scoring.p_correct(VerdictModel(task.processor, task.model), task.suite)[cases]
     np.testing.assert_allclose(scores.softmax(-1)[:, 0].detach(), expected, atol=1e-5)
     batch = scoring.prompt_batch(
         task.processor, task.suite.scenarios, [task.suite.image(s) for s in task.suite.scenarios], "cpu"
     )
-    whole = scoring.score_answers(task.model, task.processor, batch)
+    whole = scoring.score_answers(VerdictModel(task.processor, task.model), batch)
     np.testing.assert_allclose(scores.detach(), whole[cases], atol=1e-4)
     assert np.ptp(whole[:, 0]) > 1e-3  # the test can fail: cases differ
 

@@ -15,6 +15,7 @@ from medlib.feedback.rl.rewards import verdict_rewards
 from medlib.feedback.rl.task import Task
 from medlib.models import loading, scoring
 from medlib.models.prompts import answer_tokens
+from medlib.models.verdict_model import VerdictModel
 
 METHODS = {"grpo": grpo, "dpo": dpo}
 VERDICTS = ("CORRECT", "ERROR")
@@ -135,7 +136,7 @@ def test_trl_sees_images_as_evaluation_does(task, cached, monkeypatch):
     batch = scoring.prompt_batch(
         task.processor, task.suite.scenarios, [task.suite.image(s) for s in task.suite.scenarios], "cpu"
     )
-    expected = scoring.score_answers(task.model.eval(), task.processor, batch)
+    expected = scoring.score_answers(VerdictModel(task.processor, task.model.eval()), batch)
     answers, mask, cases = both_answers(task.processor, len(task.suite))
     ids = torch.cat([torch.tensor(cases)[:, None], answers], 1)
 
