@@ -157,3 +157,28 @@ def test_free_answers_stand_beside_the_probabilities(session):
     assert frame.generated.notna().all() and "p_correct" in frame
     kept = (path(session.config.run_dir) / "answers").glob("medgemma_free-*.jsonl")
     assert [json.loads(line)["generated"] for line in next(kept).read_text().splitlines()]
+
+
+def test_words_that_the_reading_told_are_not_asked_for_again(session):
+    spoken = []
+
+    def predict(suite):
+        texts = ["CORRECT" if s.patient.age % 2 else None for s in suite.scenarios]
+        return pd.DataFrame({"p_correct": 0.5, "generated": texts})
+
+    def speak(suite):
+        spoken.extend(s.id for s in suite.scenarios)
+        return pd.DataFrame({"generated": ["ERROR, I think"] * len(suite), "parsed": ["ERROR"] * len(suite)})
+
+    REGISTRY["told"] = lambda session: System("told", "1", predict, speak=speak)
+    try:
+        suite = session.suites["test"]
+        assert "generated" not in session.ask("told", suite) and not spoken
+        frame = session.ask("told", suite, free=True)
+        again = Session(session.config, session.suites).ask("told", suite, free=True)
+    finally:
+        del REGISTRY["told"]
+    odd = [bool(s.patient.age % 2) for s in suite.scenarios]
+    assert len(set(odd)) == 2 and sorted(spoken) == sorted(s.id for s, o in zip(suite.scenarios, odd) if not o)
+    assert frame["generated"].tolist() == ["CORRECT" if o else "ERROR, I think" for o in odd]
+    assert frame["parsed"].tolist() == ["CORRECT" if o else "ERROR" for o in odd] and again.equals(frame)
