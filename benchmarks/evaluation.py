@@ -1,8 +1,9 @@
 """Scoring against plain scripts: the same verdict probabilities, scenarios a second.
 
 A plain script reads image and prompt anew for each of the two answers, one scenario a forward pass;
-the batched plain script does the same for many scenarios at a time. Ours reads every prompt once
-(both answers continue from its key-value cache) and keeps what the tower makes of an image.
+the batched plain script does the same for many scenarios at a time. Ours keeps what the tower makes of
+an image, reads image and instruction once for all cases of a batch that share them, reads both answers
+behind the case in one pass, and computes the last layer only where it is read.
 
     python benchmarks/evaluation.py --pairs 120
 """
@@ -16,7 +17,7 @@ import time
 import numpy as np
 import torch
 
-from medlib.config import ANSWERS, resolve
+from medlib.config import ANSWERS, path, resolve
 from medlib.data import sources, variants
 from medlib.models import loading, scoring
 from medlib.models.prompts import answer_tokens, messages
@@ -56,10 +57,14 @@ def main() -> None:
     parser.add_argument("--profile", default="standin")
     parser.add_argument("--pairs", type=int, default=120)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that others use too")
+    parser.add_argument("--adapter", help="folder of an adapter; by default the base is asked")
     arguments = parser.parse_args()
     config, clock = resolve(arguments.profile, test_pairs=arguments.pairs), CLOCKS[arguments.clock]
     suite = sources.suite(config, "test")
-    model = loading.load_for(config)
+    # without features on disk, which an earlier call would have left
+    model = loading.load_for(config.model_copy(update={"cache_image_features": False}))
+    if arguments.adapter:
+        model = model.with_adapter(path(arguments.adapter))
     other_words = variants.paraphrase(suite)
     ways = {
         "plain": ("one scenario a forward pass", lambda: plain(model, suite, 1)),
@@ -67,10 +72,21 @@ def main() -> None:
             f"{config.eval_batch_size} scenarios a forward pass",
             lambda: plain(model, suite, config.eval_batch_size),
         ),
-        "ours": ("prompt read once", lambda: scoring.p_correct(model, suite, config.eval_batch_size)),
+        "ours": (
+            "each image and prompt read once",
+            lambda: scoring.p_correct(model, suite, config.eval_batch_size),
+        ),
         "ours, images known": (
             "the same images beside other words",
             lambda: scoring.p_correct(model, other_words, config.eval_batch_size),
+        ),
+        "ours, in words too": (
+            "probabilities and greedy answers, images known",
+            lambda: scoring.ask(model, suite, config.eval_batch_size)["p_correct"].to_numpy(),
+        ),
+        "words decoded": (
+            "greedy answers alone, token by token, images known",
+            lambda: scoring.decode(model, suite, config.eval_batch_size),
         ),
     }
     plain(model, suite.rows(range(4)), 2)  # warm up, without an image of ours kept

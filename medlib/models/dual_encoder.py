@@ -295,8 +295,8 @@ def key_map(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                 mapped[f"vision_model.layers.{fused[1]}.attention.{part}_proj.{fused[2]}"] = third
             continue
         for pattern, replacement in RENAMES:
-            name, found = re.subn(f"^{pattern}", replacement, name)
-            if found:
+            name, count = re.subn(f"^{pattern}", replacement, name)
+            if count:
                 break
         mapped[name] = tensor
     return mapped

@@ -148,21 +148,20 @@ def _logits_once(model: VerdictModel, suite: Suite) -> torch.Tensor | None:
     if not (_knows_prompts(processor) and can_trim(network)):
         return None
     one = {s.image: s for s in suite.scenarios}
-    made = image_features(model, suite, list(one.values()))
-    if made is None or any(len(feature) > 1 for feature in made):
+    images = image_features(model, suite, list(one.values()))
+    if images is None or any(len(feature) > 1 for feature in images):
         return None
     ids = prompt_tokens(processor, suite.scenarios)
     start = _common_prefix(ids)
     image_tokens = int((ids[0] == config.image_token_id).sum())
     answers = pad_sequence(list(map(torch.tensor, prompts.answer_tokens(processor))), batch_first=True)
     longest = max(map(len, ids)) + answers.shape[1]
-    whole_image = image_tokens == len(made[0][0]) == int((ids[0][:start] == config.image_token_id).sum())
+    whole_image = image_tokens == len(images[0][0]) == int((ids[0][:start] == config.image_token_id).sum())
     if not whole_image or longest > config.get_text_config().sliding_window:
         return None
-    number = {name: row for row, name in enumerate(one)}
-    return _read_behind(
-        network, ids, start, torch.cat(made).to(model.device), [number[s.image] for s in suite.scenarios], answers
-    )
+    row_of = {name: row for row, name in enumerate(one)}
+    image = [row_of[s.image] for s in suite.scenarios]
+    return _read_behind(network, ids, start, torch.cat(images).to(model.device), image, answers)
 
 
 def _knows_prompts(processor) -> bool:
@@ -261,10 +260,10 @@ def _batch(model: VerdictModel, suite: Suite, rows: list[int]) -> dict:
         return batch
     views = [features.View(suite.images_dir / s.image, suite.view) for s in scenarios]
     loads = [lambda row=row: pixels[row : row + 1] for row in range(len(rows))]
-    made = features.of_images(model.network, views, loads)
-    if made is None:
+    images = features.of_images(model.network, views, loads)
+    if images is None:
         return batch
-    images = {"image": BaseModelOutputWithPooling(pooler_output=torch.cat(made).to(pixels.device))}
+    images = {"image": BaseModelOutputWithPooling(pooler_output=torch.cat(images).to(pixels.device))}
     return {n: t for n, t in batch.items() if n != "pixel_values"} | {"mm_encoder_outputs": images}
 
 

@@ -86,11 +86,11 @@ def zero_shot(session: Session, suite: Suite) -> np.ndarray:
     modality = np.array([s.modality for s in suite.scenarios])
     for name in set(modality):
         rows, prompts = modality == name, texts(captions_of(name)).T
-        shown = softmax(scale * images[rows] @ prompts, axis=1)
-        noted = softmax(scale * findings[rows] @ prompts, axis=1)
-        ill = shown @ np.array([not finding.benign for finding in findings_of(name)])
+        image_shows = softmax(scale * images[rows] @ prompts, axis=1)
+        note_says = softmax(scale * findings[rows] @ prompts, axis=1)
+        ill = image_shows @ np.array([not finding.benign for finding in findings_of(name)])
         care_fits = ill * treated[rows] + (1 - ill) * (1 - treated[rows])
-        p_correct[rows] = (shown * noted).sum(axis=1) * care_fits
+        p_correct[rows] = (image_shows * note_says).sum(axis=1) * care_fits
     return p_correct.clip(0, 1)  # rounding
 
 
@@ -128,22 +128,22 @@ def _training(session: Session) -> list[Suite]:
 
 @functools.lru_cache(maxsize=1)
 def encoder(session: Session) -> tuple:
-    """(processor, model, vectors of the images seen so far), loaded once a setting."""
+    """(processor, model, vectors of the images seen so far), loaded once for each session."""
     config = session.config
     return *dual_encoder.load(config.biomedclip, config.trust_remote_code), {}
 
 
 def embed(session: Session, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit vectors of images, findings and treatments, float32 (n, d) each; an image only once."""
-    processor, model, seen = encoder(session)
+    processor, model, known = encoder(session)
     images = [(suite.images_dir, s.image, suite.view) for s in suite.scenarios]
-    new = {key: s for key, s in zip(images, suite.scenarios) if key not in seen}
+    new = {key: s for key, s in zip(images, suite.scenarios) if key not in known}
     vectors = dual_encoder.embed_images(processor, model, (suite.image(s) for s in new.values()))
-    seen.update(zip(new, vectors))
+    known.update(zip(new, vectors))
     findings = [f"{MODALITY_NAMES[s.modality]}: {s.finding}" for s in suite.scenarios]
     treatments = [s.treatment for s in suite.scenarios]
     return (
-        np.stack([seen[key] for key in images]),
+        np.stack([known[key] for key in images]),
         dual_encoder.embed_texts(processor, model, findings),
         dual_encoder.embed_texts(processor, model, treatments),
     )

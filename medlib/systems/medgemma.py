@@ -50,14 +50,14 @@ def _system(session: Session, name: str, folder: Path | None) -> System:
     except ModelError as error:
         raise NotRun(str(error)) from error
 
-    def asked(question):
+    def bound(question):
         def ask(suite):
             with _model(session, folder) as model:
                 return question(model, suite, session.config.eval_batch_size)
 
         return ask
 
-    return System(name, revision(session, adapter), asked(scoring.read), speak=asked(scoring.decode))
+    return System(name, revision(session, adapter), bound(scoring.read), speak=bound(scoring.decode))
 
 
 def revision(session: Session, adapter: str = "") -> str:

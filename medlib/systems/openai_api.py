@@ -88,8 +88,8 @@ def openai_api(session: Session) -> System:
         with ThreadPoolExecutor(config.api_workers) as pool:
             return pd.DataFrame(pool.map(lambda s: ask(s, suite.image(s)), suite.scenarios))
 
-    asked = [str(client.base_url.copy_with(userinfo=b"", query=None)), prompts.INSTRUCTION, options]
-    revision = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    made_of = [str(client.base_url.copy_with(userinfo=b"", query=None)), prompts.INSTRUCTION, options]
+    revision = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return System(f"openai:{model}", revision, predict, chunk=16)
 
 

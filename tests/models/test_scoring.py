@@ -224,9 +224,9 @@ def in_whole(monkeypatch):
 @pytest.mark.parametrize("kind", ["random", "stand-in"])
 def test_a_reading_in_parts_is_one_of_whole_prompts(nano, standin, suite, monkeypatch, kind, view):
     model = VerdictModel(*nano[:2]) if kind == "random" else standin
-    asked = Suite("small", *suite, view)
+    asked = Suite("small", suite[0][:8], suite[1], view)
     assert scoring._logits_once(model, asked.rows(range(3))) is not None
-    parts = {size: scoring.ask(model, asked, size) for size in (1, 5, 24)}
+    parts = {size: scoring.ask(model, asked, size) for size in (1, 8)}
     in_whole(monkeypatch)
     whole, texts = scoring.p_correct(model, asked), scoring.decode(model, asked)
     for answers in parts.values():
