@@ -203,14 +203,13 @@ def likelihoods_of_one_case(config: RunConfig, case: Suite) -> pd.DataFrame:
     -------
     DataFrame with one row per token: ``verdict``, ``token`` and ``logp`` (natural logarithm)
     """
-    processor, base = loading.load_for(config)
-    model = loading.attach_adapter(base, adapter_dir(config))
-    batch = scoring.prompt_batch(processor, case.scenarios, [case.image(s) for s in case.scenarios], model.device)
-    logps = scoring.token_scores(model, processor, batch)[0].tolist()
+    model = loading.load_for(config).with_adapter(adapter_dir(config))
+    batch = scoring.prompt_batch(model, case.scenarios, [case.image(s) for s in case.scenarios])
+    logps = scoring.token_scores(model, batch)[0].tolist()
     return pd.DataFrame(
         [
-            {"verdict": verdict, "token": processor.tokenizer.decode([token]).strip(), "logp": logp}
-            for verdict, tokens, row in zip(ANSWERS, prompts.answer_tokens(processor), logps)
+            {"verdict": verdict, "token": model.processor.tokenizer.decode([token]).strip(), "logp": logp}
+            for verdict, tokens, row in zip(ANSWERS, prompts.answer_tokens(model.processor), logps)
             for token, logp in zip(tokens, row)
         ]
     )
