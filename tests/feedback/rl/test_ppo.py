@@ -100,10 +100,9 @@ def test_the_policy_is_the_one_that_is_evaluated(task, cached):
     assert scores.requires_grad and scores.dtype == torch.float32
     expected = scoring.p_correct(VerdictModel(task.processor, task.model), task.suite)[cases]
     np.testing.assert_allclose(scores.softmax(-1)[:, 0].detach(), expected, atol=1e-5)
-    batch = scoring.prompt_batch(
-        task.processor, task.suite.scenarios, [task.suite.image(s) for s in task.suite.scenarios], "cpu"
-    )
-    whole = scoring.score_answers(VerdictModel(task.processor, task.model), batch)
+    model, suite = VerdictModel(task.processor, task.model), task.suite
+    batch = scoring.prompt_batch(model, suite.scenarios, [suite.image(s) for s in suite.scenarios])
+    whole = scoring.score_answers(model, batch)
     np.testing.assert_allclose(scores.detach(), whole[cases], atol=1e-4)
     assert np.ptp(whole[:, 0]) > 1e-3  # the test can fail: cases differ
 

@@ -133,10 +133,9 @@ def test_trl_sees_images_as_evaluation_does(task, cached, monkeypatch):
     task = task(cache_image_features=cached)
     with trl_hooks.restored(task.model):
         trainer, rows = trainer_of(task, "grpo")
-    batch = scoring.prompt_batch(
-        task.processor, task.suite.scenarios, [task.suite.image(s) for s in task.suite.scenarios], "cpu"
-    )
-    expected = scoring.score_answers(VerdictModel(task.processor, task.model.eval()), batch)
+    model, suite = VerdictModel(task.processor, task.model.eval()), task.suite
+    batch = scoring.prompt_batch(model, suite.scenarios, [suite.image(s) for s in suite.scenarios])
+    expected = scoring.score_answers(model, batch)
     answers, mask, cases = both_answers(task.processor, len(task.suite))
     ids = torch.cat([torch.tensor(cases)[:, None], answers], 1)
 
