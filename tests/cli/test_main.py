@@ -201,13 +201,13 @@ def test_report_trains_with_every_setting_that_is_given(run, small_config, monke
         later = cells_of(ROOT / "notebooks" / "04_evaluate.ipynb", run_dir=run_dir)
         assert later["config"] == names["config"]
 
-    def scenarios(config, processor, base, suites):
+    def scenarios(config, model, suites):
         return [s for suite in suites for s in suite.scenarios]
 
     monkeypatch.setattr(trainer, "train_adapter", train_adapter)
     monkeypatch.setattr(loading, "load_for", lambda config: (None, None))
     monkeypatch.setattr(
-        encoding, "encode_suites", lambda *given: [s for suite in given[3] for s in suite.scenarios]
+        encoding, "encode_suites", lambda *given: [s for suite in given[2] for s in suite.scenarios]
     )
     monkeypatch.setattr(execute, "run_notebooks", notebooks)
     monkeypatch.setattr(pages, "render", lambda run_dir: "page")

@@ -234,10 +234,11 @@ def test_rationale_is_what_the_model_does_without_parts(nano, suite, small_confi
     processor, model, _ = nano
     pool = Suite("small", suite[0][:2], suite[1])
     session = Session(small_config, {})
-    session.__dict__ |= {"base": VerdictModel(processor, model), "adapted": VerdictModel(processor, model)}
+    both = VerdictModel(processor, model)
+    session.__dict__ |= {"base": both, "adapted": both}
     rationale = queue.rationale(session, pool, 1, grid=2)
     assert rationale["drop"].shape == (2, 2) and list(rationale["without"]) == ["image", "finding", "treatment"]
-    grey = scoring.p_correct(VerdictModel(processor, model), Suite("grey", pool.scenarios[1:], suite[1], "grey"))[0]
+    grey = scoring.p_correct(both, Suite("grey", pool.scenarios[1:], suite[1], "grey"))[0]
     assert rationale["without"]["image"] == pytest.approx(float(grey), abs=1e-5)
     assert len({round(p, 9) for p in rationale["without"].values()}) == 3
 

@@ -11,6 +11,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from medlib.models.last_layer import read_at_the_end
+from medlib.models.packing import image_of, masks
 from medlib.training import encoding, lora
 
 pad_sequence = torch.nn.utils.rnn.pad_sequence
@@ -83,13 +84,13 @@ def _packed_logits(model, rows: list[dict], answers: torch.Tensor) -> torch.Tens
     part = torch.cat([real.long() - 1, part.expand(n, -1)], dim=1)
     offset = torch.arange(length, device=real.device).repeat(width)
     position = torch.cat([(real.cumsum(1) - 1).clamp(min=0), real.sum(1, keepdim=True) + offset], dim=1)
-    images = torch.nn.functional.pad(_image_of(types), (0, width * length), value=-1)
+    images = torch.nn.functional.pad(image_of(types), (0, width * length), value=-1)
     keep = width * length + 1
     with read_at_the_end(model, keep):
         output = model(
             input_ids=torch.cat([batch.pop("input_ids"), answers.flatten(1)], dim=1),
             position_ids=position,
-            attention_mask=_masks(model, part, position, images),
+            attention_mask=masks(model, part, position, images),
             use_cache=False,
             logits_to_keep=keep,
             **batch,
@@ -98,30 +99,6 @@ def _packed_logits(model, rows: list[dict], answers: torch.Tensor) -> torch.Tens
     index = torch.arange(width * length, device=real.device).view(width, length).clone()
     index[:, 0] = 0
     return output.logits[:, index]
-
-
-def _image_of(types: torch.Tensor) -> torch.Tensor:
-    """Number of the image that each token belongs to; -1 for text."""
-    image = types == 1
-    starts = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
-    return torch.where(image, starts.cumsum(1), -1)
-
-
-def _masks(model, part: torch.Tensor, position: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gemma 3's two attention masks: tokens of an image see each other both ways."""
-    visible = (part[:, :, None] == part[:, None]) | ((part[:, None] == 0) & (part[:, :, None] > 0))
-    distance = position[:, :, None] - position[:, None]
-    image = (images[:, :, None] == images[:, None]) & (images[:, None] >= 0)
-    near = distance < model.config.get_text_config().sliding_window
-    full = visible & ((distance >= 0) | image)
-    masks = {"full_attention": full, "sliding_attention": visible & (((distance >= 0) & near) | image)}
-    if model.config.get_text_config()._attn_implementation != "eager":
-        return {kind: mask[:, None] for kind, mask in masks.items()}
-    dtype = model.get_input_embeddings().weight.dtype  # eager attention adds its mask to the scores
-    return {
-        kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
-        for kind, mask in masks.items()
-    }
 
 
 def log_probabilities(logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

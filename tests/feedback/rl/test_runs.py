@@ -95,9 +95,8 @@ def _monitor(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0
     ]
     suite = type("S", (), {"scenarios": scenarios})()
     answers = iter(answers)
-    monkeypatch.setattr(scoring, "p_correct", lambda *_: np.array(next(answers)))
-    spoken = pd.DataFrame({"generated": list(texts) * 2, "parsed": ["CORRECT", None]})
-    monkeypatch.setattr(scoring, "free_answers", lambda *_: spoken)
+    words = pd.DataFrame({"generated": list(texts) * 2, "parsed": ["CORRECT", None]})
+    monkeypatch.setattr(scoring, "ask", lambda *_: words.assign(p_correct=next(answers)))
     settings = resolve("standin", rl_kl_limit=limit)
     return Monitor(_Model(), None, suite, np.array([[1.0, -1.0], [-2.0, 2.0]]), settings, updates)
 

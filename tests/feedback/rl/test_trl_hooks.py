@@ -149,7 +149,7 @@ def test_trl_sees_images_as_evaluation_does(task, cached, monkeypatch):
     np.testing.assert_allclose(read(), expected, atol=1e-4)
     np.testing.assert_allclose(dpo.reference(task, rows), expected, atol=1e-4)
     # the test can fail: an image whose tokens see only backwards is another image
-    monkeypatch.setattr(packing, "_image_of", lambda types: torch.full_like(types, -1))
+    monkeypatch.setattr(packing, "image_of", lambda types: torch.full_like(types, -1))
     assert np.abs(read() - expected).max() > 1e-2
 
 
