@@ -16,7 +16,7 @@ TORCH := torch>=2.13,<2.14
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help report test data standin lint lock badges clean
+.PHONY: help report test data standin lint lock outputs badges clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ lock: $(INSTALLED)  ## write the installed versions to requirements.lock
 	sed '/^#/!d' requirements.lock > requirements.lock.tmp
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E '/^(#|-)/d; s/\+[A-Za-z0-9.]+$$//' >> requirements.lock.tmp
 	mv requirements.lock.tmp requirements.lock
+
+outputs: $(INSTALLED)  ## store the notebook outputs that the tests compare (ARGS='01 02' for some)
+	$(BIN)/python tests/store_outputs.py $(ARGS)
 
 badges:  ## write the GitHub address into README and notebooks (REPO=owner/name)
 	perl -pi -e 's{(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+}{$${1}$(REPO)}g' README.md
