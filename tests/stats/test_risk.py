@@ -226,7 +226,7 @@ def test_the_curve_is_what_every_threshold_does():
 def test_the_targets_are_met_one_by_one():
     good = frame([0.1] * 400, [0.9] * 400)
     assert list(risk.targets(good)["Met"]) == ["yes"] * 4
-    assert "0 of 400" in risk.targets(good)["Measured"][1] and "0.75%" in risk.bars(good)["Measured"][1]
+    assert "0 of 400" in risk.targets(good)["Measured"][1] and "0.75%" in risk.targets(good)["Measured"][1]
     missed = good.copy()
     missed.loc[:3, "predicted"] = "CORRECT"  # a miss in each modality
     assert list(risk.targets(missed)["Met"]) == ["yes", "no", "yes", "yes"]
