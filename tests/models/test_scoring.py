@@ -229,8 +229,10 @@ def test_a_reading_in_parts_is_one_of_whole_prompts(nano, standin, suite, monkey
     parts = {size: scoring.ask(model, asked, size) for size in (1, 8)}
     in_whole(monkeypatch)
     whole, texts = scoring.p_correct(model, asked), scoring.decode(model, asked)
+    # the stand-in's log-likelihoods are a hundred nats below 0: float32 keeps fewer digits of them
+    rounding = 1e-5 if kind == "random" else 5e-5
     for answers in parts.values():
-        assert np.allclose(answers["p_correct"], whole, rtol=0, atol=1e-5)
+        assert np.allclose(answers["p_correct"], whole, rtol=0, atol=rounding)
         assert list(answers["generated"]) == list(texts["generated"])
 
 
