@@ -23,9 +23,9 @@ def store(file: Path) -> int:
     stored = 0
     for cell, done in zip(notebook.cells, executed.cells):
         if cell.cell_type == "code":
-            cell.execution_count = None
             compared = IGNORED not in cell.metadata.get("tags", [])
-            cell.outputs = [_stored(output) for output in done.outputs if compared and not _is_progress(output)]
+            cell.outputs = [output for output in done.outputs if compared and not _is_progress(output)]
+            cell.execution_count = done.execution_count if cell.outputs else None  # nbval wants one with an output
             stored += bool(cell.outputs)
     file.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     return stored
@@ -33,12 +33,6 @@ def store(file: Path) -> int:
 
 def _is_progress(output) -> bool:
     return output.output_type == "stream" and output.name == "stderr"
-
-
-def _stored(output):
-    if "execution_count" in output:
-        output.execution_count = None
-    return output
 
 
 def compared(file: Path) -> tuple[int, int]:
