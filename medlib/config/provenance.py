@@ -157,7 +157,7 @@ def _without_absolute_paths(value):
 
 def _package_versions() -> dict[str, str | None]:
     """Version of each main package; None for one that is not installed."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -191,7 +191,7 @@ STAGES = (Run, Model, Data, Training, Suites, Scoring, Benchmark, Api, Feedback,
 Part = type[BaseModel] | str  # a stage, or the name of one field
 
 
-class RunConfig(*reversed(STAGES)):
+class RunConfig(*reversed(STAGES)):  # type: ignore[misc]  # mypy knows no bases made at run time
     """Everything that a run can be told; every field is a notebook parameter and a flag."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

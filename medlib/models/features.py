@@ -39,7 +39,8 @@ class _Features:
 
     def __init__(self) -> None:
         self.memory: dict[tuple, torch.Tensor] = {}
-        self.bytes, self.folder, self.made_by = 0, None, ""
+        self.bytes, self.made_by = 0, ""
+        self.folder: Path | None = None
         self.files: dict[str, Path] = {}  # name of a feature -> file that holds it
         self.listed: set[Path] = set()
 
@@ -54,6 +55,7 @@ class _Features:
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Features on disk by name; a file that is gone or broken holds none."""
+        assert self.folder is not None
         if any(name not in self.files for name in names):  # another process may have added some
             for file in self.folder.glob(f"{self.made_by}-*.safetensors"):
                 if file not in self.listed:
@@ -70,6 +72,7 @@ class _Features:
 
     def write(self, features: dict[str, torch.Tensor]) -> None:
         """A new file for new features, put in place whole: writers never meet, a killed one leaves no half."""
+        assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         _make_room(self.folder, sum(f.nbytes for f in features.values()))
         content = hashlib.sha256("".join(sorted(features)).encode()).hexdigest()[:16]

@@ -217,7 +217,7 @@ def _keep_trainable(base) -> None:
 
 
 def _explain(name: str, error: Exception) -> str:
-    chain = [error]
+    chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     names, text = {type(e).__name__ for e in chain}, " ".join(map(str, chain))

@@ -222,14 +222,15 @@ def modality_heatmap(scores: Mapping[str, dict], rate: str = "sensitivity", titl
     }
     sizes = {modality: _range_text(n).removeprefix("n = ") for modality, n in counts.items()}
     one_size = len(set(sizes.values())) == 1
-    sizes = f"{sizes.popitem()[1]} each" if one_size else ", ".join(f"{m} {n}" for m, n in sizes.items())
+    listed = ", ".join(f"{m} {n}" for m, n in sizes.items())
+    counted = f"{next(iter(sizes.values()))} each" if one_size else listed
     columns = cells.shape[1]
     cells.index = [_wrap(name, 2.2) for name in cells.index]
     cells.columns = [_wrap(name, max(0.5, 4.72 / columns)) for name in cells.columns]
     tallest = max(name.count("\n") + 1 for name in cells.index)
     figure = _new_figure(1.0 + len(cells) * (tallest * LINE + 0.15), title or RATE_NAMES[rate])
     axes = figure.subplots()
-    axes.set_title(_wrap(f"per cent of n: {sizes}", 4.5), color=GREY, fontsize=LETTERS)
+    axes.set_title(_wrap(f"per cent of n: {counted}", 4.5), color=GREY, fontsize=LETTERS)
     axes.set_facecolor("0.9")
     sns.heatmap(
         100 * cells,

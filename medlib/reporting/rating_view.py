@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -70,7 +71,11 @@ class RatingView:
         self, suite: Suite, answers: pd.DataFrame, file: Path, seed: int = 0, session: Session | None = None
     ) -> None:
         self.suite, self.answers, self.file, self.seed, self.session = suite, answers, file, seed, session
-        self.keys, self.rater, self.case, self.row = suite.keys(), None, None, None
+        self.keys = suite.keys()
+        # all three are None while nobody is signed in
+        self.rater: Any = None
+        self.case: Any = None
+        self.row: Any = None
         self._make_widgets()
         self.page = widgets.VBox(layout={"max_width": "1120px", "padding": "8px"})
         self.page.add_class("rating")
@@ -189,6 +194,7 @@ class RatingView:
         self.message.value = "<p role='status'>Your last rating is withdrawn: rate this case again.</p>"
 
     def _explain(self) -> None:
+        assert self.session is not None  # without one there is no such button
         self.explain.disabled, self.explain.description = True, "Asking the model…"
         try:
             rationale = queue.rationale(self.session, self.suite, self.row)

@@ -21,6 +21,7 @@ from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrial
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from pydantic import ValidationError
 
 from medlib.config import ROOT, ConfigError, RunConfig, path, run_dir, runs
 from medlib.config.settings import Data, Model, Run, Training, fields, is_neutral
@@ -77,15 +78,15 @@ def sweep(
     ConfigError
         A bad space, or a study of this name that was made with other settings.
     """
-    space = read_space(space)
-    study = open_study(config, space, storage, name, heartbeat_s)
+    limits_by_name = read_space(space)
+    study = open_study(config, limits_by_name, storage, name, heartbeat_s)
 
     def run(trial: optuna.Trial) -> float:
         if _is_surplus(study, trial, trials):
             trial.set_user_attr("surplus", True)
             raise optuna.TrialPruned
         study.sampler = _sampler(config.seed * 100_003 + trial.number)
-        values = {key: _suggest(trial, key, limits) for key, limits in space.items()}
+        values = {key: _suggest(trial, key, limits) for key, limits in limits_by_name.items()}
         trial.set_user_attr("folder", trial.user_attrs.get("folder", f"{trial.number:03d}"))
         own = {**values, "run_dir": f"{config.run_dir}/trials/{trial.user_attrs['folder']}"}
         try:
@@ -164,7 +165,7 @@ def read_space(space: str | Path) -> dict[str, dict[str, Any]]:
         for value in given.get("choices", [given.get("low"), given.get("high")]):
             try:
                 RunConfig(**{name: value})
-            except ValueError as error:
+            except ValidationError as error:
                 why = error.errors()[0]["msg"]
                 raise ConfigError(f"{where}: {value!r} is out of range ({why})") from None
     return limits

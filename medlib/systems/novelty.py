@@ -8,7 +8,7 @@ the claimed modality tells foreign images apart (Lee et al. 2018, arXiv:1807.038
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,18 +29,23 @@ def image_features(model: VerdictModel, suite: Suite, batch_size: int = 64) -> n
     """
     parts = []
     for start in range(0, len(suite), batch_size):
-        images = scoring.image_features(model, suite, suite.scenarios[start : start + batch_size])
+        scenarios = suite.scenarios[start : start + batch_size]
+        images = scoring.image_features(model, suite, scenarios)
+        if images is None:  # an adapter changes the tower: nothing is kept
+            shown = [suite.image(s) for s in scenarios]
+            pixels = model.processor.image_processor(images=shown, return_tensors="pt")["pixel_values"]
+            images = list(model.network.get_image_features(pixels.to(model.device)).pooler_output.cpu())
         parts += [tokens.flatten(0, 1).mean(0).float().numpy() for tokens in images]
     return np.stack(parts)
 
 
-def fit(features: np.ndarray, modalities: list[str]) -> dict[str, LedoitWolf]:
+def fit(features: np.ndarray, modalities: Sequence[str]) -> dict[str, LedoitWolf]:
     """A Gaussian with shrunk covariance for the training images of each modality."""
     modalities = np.asarray(modalities)
     return {name: LedoitWolf().fit(features[modalities == name]) for name in np.unique(modalities)}
 
 
-def distances(gaussians: Mapping[str, LedoitWolf], features: np.ndarray, modalities: list[str]) -> np.ndarray:
+def distances(gaussians: Mapping[str, LedoitWolf], features: np.ndarray, modalities: Sequence[str]) -> np.ndarray:
     """Squared Mahalanobis distance of each image from the training images of its claimed modality."""
     return np.array([gaussians[m].mahalanobis(f[None])[0] for f, m in zip(features, modalities)])
 

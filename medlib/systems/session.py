@@ -80,7 +80,7 @@ class Session:
     def _in_words(self, system: System, suite: Suite, answered: pd.DataFrame, free: bool) -> pd.DataFrame:
         """Answers in words, asked for where the prediction did not tell them already; none unless ``free``."""
         table = answered.drop(columns="generated", errors="ignore")
-        if not free:
+        if not free or system.speak is None:
             return table
         texts = answered.get("generated", pd.Series(None, range(len(answered)), dtype=object))
         rest = texts.index[texts.isna()]

@@ -43,7 +43,7 @@ def core_folds(config: RunConfig, model: VerdictModel, everything: Suite) -> pd.
 
 def image_group(scenario: Scenario) -> str:
     """Cases whose images come from one field share this name."""
-    return scenario.factors.get("image_group", scenario.image)
+    return str(scenario.factors.get("image_group", scenario.image))
 
 
 def _fold(config: RunConfig, base: VerdictModel, rows: list[dict], held: Suite) -> pd.DataFrame:

@@ -40,7 +40,7 @@ def dry_run(config: RunConfig, profile: str | None = None) -> dict:
             config.model, config.trust_remote_code, local_files_only=not loading.reachable(config.model)
         )
         example = encoding.encode(processor, scenarios[:1], [suites["train"].images_dir])[0]
-        encoded = {
+        encoded: dict = {
             "tokens_of_first_scenario": len(example["input_ids"]),
             "answer_tokens": int((example["labels"] != -100).sum()),
         }

@@ -171,7 +171,7 @@ def by_kind(suite: Suite, ratings: pd.DataFrame) -> pd.DataFrame:
     verdict_of = ratings.drop_duplicates("row", keep="last").set_index("row")["shown"]
     against = agreed["chosen"].to_numpy() != verdict_of.loc[agreed["row"]].to_numpy()
     of_case = ratings.groupby("row")["verdict"].agg(["size", "nunique"]).query("size > 1")
-    kind_of = {row: KINDS.get(s.factors.get("pair_kind"), "Other") for row, s in enumerate(suite.scenarios)}
+    kind_of = {row: KINDS.get(str(s.factors.get("pair_kind")), "Other") for row, s in enumerate(suite.scenarios)}
     kinds = [kind for kind in [*KINDS.values(), "Other"] if kind in set(ratings["row"].map(kind_of))]
     rows = []
     for kind in kinds:

@@ -116,7 +116,7 @@ def shortcut_sentence(scenarios: list[Scenario]) -> str:
 
 def composition(scenarios: list[Scenario]) -> pd.DataFrame:
     """Scenarios by source of the verdict and by verdict."""
-    source = pd.Series([s.factors["source"].replace("_", " ") for s in scenarios], name="Source")
+    source = pd.Series([str(s.factors["source"]).replace("_", " ") for s in scenarios], name="Source")
     counts = pd.crosstab(source, pd.Series([s.verdict for s in scenarios]))
     return counts.rename_axis(columns=None).reset_index()
 

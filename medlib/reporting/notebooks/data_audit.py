@@ -5,6 +5,7 @@ Every sentence is written from the numbers it states, so that it reads right wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -297,7 +298,7 @@ def balance_figure(balances: Mapping[str, pd.DataFrame], factors: Sequence[str] 
         Results of `leakage.label_balance` by name of the set, at most four.
     """
     plots._needed("balance_figure", balances)
-    rows = []  # (label, factor or None for a heading, level)
+    rows: list[tuple] = []  # (label, factor or None for a heading, level)
     for factor in factors:
         levels = pd.concat([b.loc[b["factor"] == factor, "level"] for b in balances.values()]).unique()
         if len(levels):
@@ -323,8 +324,8 @@ def balance_figure(balances: Mapping[str, pd.DataFrame], factors: Sequence[str] 
         )
     axes.axvline(0.5, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(rows)), labels)
-    for tick, (_, factor, _) in zip(axes.get_yticklabels(), rows):
-        tick.set_fontweight("bold" if factor is None else "normal")
+    for tick, (_, heading, _) in zip(axes.get_yticklabels(), rows):
+        tick.set_fontweight("bold" if heading is None else "normal")
     axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel="Share of CORRECT with 95% interval")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.grid(axis="x")
@@ -347,8 +348,8 @@ def shortcut_table(sets: Mapping[str, Sequence[Scenario]]) -> pd.DataFrame:
             "Sounds abnormal and is CORRECT": f"{rule['abnormal_correct']:,} of {rule['abnormal']:,}",
             "Verdicts that this one rule gets": f"{rule['right']:,} of {rule['n']:,}, "
             + rate_text(stats.proportion(rule["right"], rule["n"])),
-            "Verdicts by the best single word, on new findings": percent(words.get("one_word_rule")),
-            "Verdicts by all words, on new findings": percent(words.get("tfidf_logistic")),
+            "Verdicts by the best single word, on new findings": percent(words.get("one_word_rule", math.nan)),
+            "Verdicts by all words, on new findings": percent(words.get("tfidf_logistic", math.nan)),
         }
     return pd.DataFrame(columns).rename_axis("Reading the finding alone").reset_index()
 

@@ -35,7 +35,7 @@ def frames(config: RunConfig) -> dict[str, pd.DataFrame]:
     """
     suite, preferences = heldout_side(config)
     tables = {REWARD: reward_model.asked(config, suite), SUPERVISED: Session(config, {}).ask(ADAPTER, suite)}
-    kinds = [KINDS.get(s.factors.get("pair_kind"), "Other") for s in suite.scenarios]
+    kinds = [KINDS.get(str(s.factors.get("pair_kind")), "Other") for s in suite.scenarios]
     consensus = {
         "verdict": preferences["chosen"].to_numpy(),
         "severity": preferences["severity"].to_numpy(),
@@ -234,8 +234,8 @@ def severity_agreement(frame: pd.DataFrame, draws: int = 1000) -> dict:
     errors = frame[frame["verdict"] == "ERROR"]
     level, ahead = errors["severity"].map(SEVERITIES.index).to_numpy(), margin_for_chosen(errors)
     rng = np.random.default_rng(0)
-    draws = [rng.integers(len(errors), size=len(errors)) for _ in range(draws)]
-    taus = [kendalltau(level[d], ahead[d]).statistic for d in draws]
+    samples = [rng.integers(len(errors), size=len(errors)) for _ in range(draws)]
+    taus = [kendalltau(level[d], ahead[d]).statistic for d in samples]
     low, high = np.nanquantile(taus, [0.025, 0.975]) if np.isfinite(taus).any() else (np.nan, np.nan)
     return {
         "value": float(kendalltau(level, ahead).statistic),
