@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.covariance import LedoitWolf
 
 from medlib.data.suite import Suite
@@ -34,7 +35,9 @@ def image_features(model: VerdictModel, suite: Suite, batch_size: int = 64) -> n
         if images is None:  # an adapter changes the tower: nothing is kept
             shown = [suite.image(s) for s in scenarios]
             pixels = model.processor.image_processor(images=shown, return_tensors="pt")["pixel_values"]
-            images = list(model.network.get_image_features(pixels.to(model.device)).pooler_output.cpu())
+            pixels = pixels.to(model.device, model.network.dtype)
+            with torch.no_grad():
+                images = list(model.network.get_image_features(pixels).pooler_output.cpu())
         parts += [tokens.flatten(0, 1).mean(0).float().numpy() for tokens in images]
     return np.stack(parts)
 
