@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MEDLIB_PROCESSES", "1")  # a test that wants more says so
 
 import pytest  # noqa: E402
 

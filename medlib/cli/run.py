@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Optional
 
 import typer
@@ -134,7 +135,10 @@ def report(
     settings: Settings = None,
 ) -> None:
     """Run every notebook headless and render the run as web pages."""
-    from medlib.config import provenance, runs
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads beside another process wait for each other
+    from medlib.config import jobs, provenance, runs
+    from medlib.data import sources
+    from medlib.evaluation import benchmark
     from medlib.reporting import execute, gallery, pages, readme
 
     run_dir = run_dir or f"runs/{provenance.new_run_id(profile or 'standin')}"
@@ -142,8 +146,14 @@ def report(
     options = dict(model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
     config = configuration("report", profile, settings, images, **options)
     runs.record(config)
-    # every notebook reads run.json; after a change there the executed ones are out of date
-    execute.run_notebooks(run_dir, {"profile": None}, resume=before == config)
+    sources.prepare(config)  # before several processes ask for the same images
+    execute.run_notebooks(
+        run_dir,
+        {"profile": None},
+        resume=before == config,  # every notebook reads run.json; after a change there all are out of date
+        ahead=(benchmark.without_adapter, (config,)),
+        processes=jobs.count(config.processes),
+    )
     page = pages.render(run_dir)
     if update_readme:
         readme.update_readme(run_dir)

@@ -108,6 +108,12 @@ def record(config: RunConfig, data_hashes: dict[str, str] | None = None, model_k
     return provenance.write_json_atomic(folder / "run.json", new)
 
 
+def add(folder: str | Path, **parts: Any) -> Path:
+    """Put further parts into a run's ``run.json``; one that is there already is replaced."""
+    file = path(folder) / "run.json"
+    return provenance.write_json_atomic(file, _read(file) | parts)
+
+
 def recorded(folder: str | Path) -> RunConfig | None:
     """The settings in a run's ``run.json``; None if there is none yet."""
     file = path(folder) / "run.json"

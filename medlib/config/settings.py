@@ -43,6 +43,9 @@ class Run(BaseModel):
 
     run_dir: Neutral[str] = Field("runs/latest", description="where results go")
     seed: int = Field(0, ge=0, description="seed of data, initialisation, shuffling and dropout")
+    processes: Neutral[int | None] = Field(
+        None, ge=1, description="independent jobs side by side; None: one per core, or one on a GPU"
+    )
 
 
 class Model(BaseModel):

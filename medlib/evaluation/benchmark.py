@@ -1,11 +1,14 @@
-"""TODO."""
+"""Every system on every suite: questions are collected, answered (in several processes) and scored."""
 
 from __future__ import annotations
+
+import contextlib
+import functools
 
 import pandas as pd
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, NotRun, RunConfig, adapter_dir, path, provenance, settings
+from medlib.config import ADAPTER, BASE, METHODS, NotRun, RunConfig, adapter_dir, jobs, path, provenance, settings
 from medlib.data import ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
@@ -17,6 +20,12 @@ from medlib.training import core_folds, record
 
 #: Systems that look, and were fitted to the task: asked about altered and foreign images too.
 LOOKING = ("biomedclip-probe", ADAPTER)
+#: Systems whose answers take a model long enough to be worth a process of their own.
+MODELS = ("biomedclip", "biomedclip-probe", BASE, ADAPTER, *(f"medgemma-{method}" for method in METHODS))
+#: Systems that can answer before there is an adapter.
+WITHOUT_ADAPTER = ("constant", "heuristics", "keyword-probe", "biomedclip", "biomedclip-probe", BASE)
+#: Answers that a model gives in about the time in which a process starts and loads it.
+MANY = 500
 #: Systems that learned nothing from core24, so that all 24 cases are held out for them.
 UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
 
@@ -31,17 +40,64 @@ class Benchmark:
         self.session = Session(config, self.suites)
         self.frames: dict[str, pd.DataFrame] = {}
         self.not_run: dict[str, str] = {}
+        self.questions: dict[str, tuple[str, Suite, bool]] = {}
 
     def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
-        """Ask every system; its frame is called ``system/label``, or ``system ablation/label``."""
+        """Put a question to every system; its frame is called ``system/label``, or ``system ablation/label``."""
         for name in names:
-            key = f"{name} {ablation}".strip() + f"/{label}"
-            if key in self.frames or name in self.not_run or name not in self.config.systems:
+            if name in self.config.systems:
+                key = f"{name} {ablation}".strip() + f"/{label}"
+                self.questions.setdefault(key, (name, suite, free and self.config.generate))
+
+    def answer(self) -> None:
+        """Have all questions answered, those to models in several processes if there are many."""
+        self._answer_side_by_side(jobs.count(self.config.processes))
+        for key, (name, suite, free) in self.questions.items():
+            if key in self.frames or name in self.not_run:
                 continue
             try:
-                self.frames[key] = self.session.ask(name, suite, free and self.config.generate)
+                self.frames[key] = self.session.ask(name, suite, free)
             except NotRun as reason:
                 self.not_run[name] = str(reason)
+
+    def _answer_side_by_side(self, processes: int) -> None:
+        """Let other processes answer what is not known yet; the answers are then read from disk."""
+        if processes == 1:
+            return
+        waiting = []
+        for name, suite, free in self.questions.values():
+            if name.partition(":")[0] in MODELS:
+                with contextlib.suppress(NotRun):
+                    waiting.append((self.session.unanswered(name, suite, free), name, suite, free))
+        waiting = [question for question in waiting if question[0]]
+        if sum(question[0] for question in waiting) < MANY:
+            return
+        waiting.sort(key=lambda question: -question[0])  # the longest first, so that all end together
+        parts = [(self.config, *question[1:]) for question in waiting]
+        jobs.run(_answer, parts, processes, "questions answered")
+
+
+def _answer(config: RunConfig, name: str, suite: Suite, free: bool) -> None:
+    _session(config).ask(name, suite, free)
+
+
+@functools.lru_cache(maxsize=1)
+def _session(config: RunConfig) -> Session:
+    """The session of this process, whose models are loaded once for all its jobs."""
+    return Session(config, sources.prepare(config))
+
+
+def without_adapter(config: RunConfig) -> None:
+    """Answer and train everything that does not wait for the adapter, so that it can be done beside training."""
+    for draw in (sources.feedback, sources.monitoring, sources.calibration):
+        draw(config)
+    variants.contradiction("val", config.contradiction_pairs, config.seed)
+    run = Benchmark(config)
+    _ask_everyone(run)
+    if ADAPTER in config.systems and config.core_folds:
+        core_folds.core_folds(config, core24_all(run.suites), lambda: run.session.base)
+    run.questions = {key: value for key, value in run.questions.items() if value[0] in WITHOUT_ADAPTER}
+    run.answer()
 
 
 def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
@@ -58,6 +114,7 @@ def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
     """
     run = Benchmark(config, (BASE, ADAPTER))
     _evaluate(run)
+    run.answer()
     return _written(run)
 
 
@@ -66,7 +123,16 @@ def benchmark(config: RunConfig, systems: tuple[str, ...] | None = None) -> dict
     run = Benchmark(config, systems)
     if ADAPTER in run.config.systems:
         _evaluate(run)
-    heldout, everyone = run.suites["test"], run.config.systems
+    _ask_everyone(run)
+    run.answer()
+    _add_novelty(run)
+    return _written(run)
+
+
+def _ask_everyone(run: Benchmark) -> None:
+    """Every system of the configuration about every suite."""
+    config = run.config
+    heldout, everyone = run.suites["test"], config.systems
     run.ask(everyone, heldout, "heldout", free=True)
     run.ask(everyone, run.suites["core_val"], "core24_val", free=True)
     run.ask(UNTRAINED, core24_all(run.suites), "core24_folds", free=True)
@@ -75,10 +141,7 @@ def benchmark(config: RunConfig, systems: tuple[str, ...] | None = None) -> dict
     run.ask(everyone, variants.paraphrase(heldout, config.seed), "paraphrase")
     for view, suite in variants.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
-    foreign = ood.out_of_distribution()
-    run.ask(LOOKING, foreign, "ood")
-    _add_novelty(run, foreign)
-    return _written(run)
+    run.ask(LOOKING, ood.out_of_distribution(), "ood")
 
 
 def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
@@ -90,16 +153,16 @@ def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
     run.ask(names, variants.contradiction("val", pairs, seed), "val_contradiction")
     run.ask([*names, FUSED], run.suites["test"], "heldout")
     run.ask([*names, FUSED], variants.contradiction("test", pairs, seed), "contradiction")
+    run.answer()
     return _written(run)
 
 
-def _add_novelty(run: Benchmark, foreign: Suite) -> None:
+def _add_novelty(run: Benchmark) -> None:
     """How unlike the training images each image is, beside the adapter's verdicts."""
     if f"{ADAPTER}/ood" not in run.frames:
         return
-    shown = {"val": run.suites["val"], "heldout": run.suites["test"], "ood": foreign}
-    for label, suite in shown.items():
-        key = f"{ADAPTER}/{label}"
+    for key in (f"{ADAPTER}/{label}" for label in ("val", "heldout", "ood")):
+        _, suite, _ = run.questions[key]
         run.frames[key] = run.frames[key].assign(novelty=novelty.ask(run.session, suite))
 
 
@@ -107,7 +170,8 @@ def _evaluate(run: Benchmark) -> None:
     loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # told before hours of work
     everything = core24_all(run.suites)
     if run.config.core_folds:  # first: its adapters go on the bare base
-        run.frames[f"{ADAPTER}/core24_folds"] = core_folds.core_folds(run.config, run.session.base, everything)
+        folds = core_folds.core_folds(run.config, everything, lambda: run.session.base)
+        run.frames[f"{ADAPTER}/core24_folds"] = folds
     run.ask([BASE, ADAPTER], run.suites["test"], "heldout", free=True)
     run.ask([BASE, ADAPTER], run.suites["core_val"], "core24_val", free=True)
     run.ask([BASE], everything, "core24_folds", free=True)

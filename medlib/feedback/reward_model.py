@@ -35,6 +35,7 @@ from medlib.models.verdict_model import VerdictModel
 from medlib.systems import Session
 from medlib.training import adapters, encoding, lora, memory, processes
 from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints, last_whole_checkpoint
+from medlib.training.trainer import Progress
 
 #: Share of the training side that serves only to fit the temperature.
 TEMPERATURE_SHARE = 0.15
@@ -93,6 +94,7 @@ def train(config: RunConfig) -> Path:
     processes.say(
         f"reward model: {len(learned)} preferences, {len(withheld)} for the temperature; {lora.describe(model)}"
     )
+    trainer.add_callback(Progress("reward model"))
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     seconds = time.time() - started

@@ -1,24 +1,60 @@
-"""Run the notebooks in order, each with the parameters that it declares."""
+"""Run the notebooks, each after those that it needs and with the parameters that it declares."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
-from medlib.config import ROOT
+from medlib.config import ROOT, jobs, runs
 
 NOTEBOOKS = ROOT / "notebooks"
 
 
-# ---- execution ---------------------------------------------------------------------------------
+#: What a notebook's results rest on; one that is not listed waits for all notebooks before it.
+NEEDS = {
+    "00_quickstart": (),
+    "01_data": (),
+    "02_data_audit": (),
+    "03_train_lora": (),
+    "04_evaluate": ("03_train_lora", "ahead"),
+    "05_collect_feedback": ("03_train_lora",),
+    "06_reward_model": ("05_collect_feedback",),
+    "07_rl": ("04_evaluate", "06_reward_model"),
+    "08_benchmark": ("07_rl",),
+    "09_error_analysis": ("08_benchmark",),
+    "10_cost": ("08_benchmark",),
+}
+#: Seconds of each step as a first guess: the stand-in on two cores (benchmarks/README.md).
+SECONDS = {
+    "ahead": 300,
+    "00_quickstart": 20,
+    "01_data": 30,
+    "02_data_audit": 40,
+    "03_train_lora": 420,
+    "04_evaluate": 120,
+    "05_collect_feedback": 20,
+    "06_reward_model": 80,
+    "07_rl": 240,
+    "08_benchmark": 150,
+    "09_error_analysis": 40,
+    "10_cost": 30,
+}
+EVERY = 25.0  # seconds between two lines on the progress
 
 
 def run_notebooks(
@@ -27,11 +63,13 @@ def run_notebooks(
     notebooks: list[str] | None = None,
     resume: bool = True,
     timeout: float | None = None,
+    ahead: tuple[Callable, tuple] | None = None,
+    processes: int = 1,
 ) -> list[Path]:
-    """Execute notebooks into ``run_dir/notebooks``, in the order of their numbers.
+    """Execute notebooks into ``run_dir/notebooks``, each after those that it needs (`NEEDS`).
 
     Each runs in the current working folder, with the parameters that its cell tagged
-    ``parameters`` declares, and always with ``run_dir``.
+    ``parameters`` declares, and always with ``run_dir``. Time and memory go into ``run.json``.
 
     Parameters
     ----------
@@ -43,11 +81,15 @@ def run_notebooks(
     notebooks : list of str, optional
         Paths, or names in ``notebooks/`` such as ``03_train`` or just ``03``. All by default.
     resume : bool
-        Skip a notebook that already finished with the same cells and the same parameters, until
-        the first one that has to run: those after it run too, since they may read its results.
-        Changes in ``medlib`` itself are not seen; pass False after those.
+        Skip a notebook that already finished with the same cells and the same parameters, unless
+        one that it needs has to run. Changes in ``medlib`` itself are not seen; pass False after those.
     timeout : float, optional
         Seconds that one cell may take.
+    ahead : (function, arguments), optional
+        Work that needs no notebook, done in a process of its own beside the first ones; left out
+        if nothing runs side by side.
+    processes : int
+        With more than one, two notebooks run side by side where neither needs the other.
 
     Returns
     -------
@@ -62,27 +104,148 @@ def run_notebooks(
         If a cell fails; names notebook, cell, line and error. What was executed is kept.
     """
     run_dir = Path(run_dir)
-    sources = [_find_notebook(name) for name in notebooks or _all_notebooks()]
+    sources = {source.stem: source for source in map(_find_notebook, notebooks or _all_notebooks())}
     settings = json.loads(json.dumps(parameters, default=str))
     settings["run_dir"] = relative(run_dir)
     (run_dir / "notebooks").mkdir(parents=True, exist_ok=True)
+    targets = {name: run_dir / "notebooks" / source.name for name, source in sources.items()}
+    needs = _needs(list(sources))
 
-    executed = []
-    for number, source in enumerate(sources, start=1):
-        target = run_dir / "notebooks" / source.name
+    steps, stale = {}, set()
+    for number, (name, source) in enumerate(sources.items(), start=1):
         declared = _declared_parameters(source)
         passed = {k: v for k, v in settings.items() if k in declared or k == "run_dir"}
-        label = f"[{number}/{len(sources)}] {source.stem}"
-        if resume and _finished(target, source, passed):
-            print(f"{label}: already finished, skipped", flush=True)
+        if resume and not stale & needs[name] and _finished(targets[name], source, passed):
+            print(f"[{number}/{len(sources)}] {name}: already finished, skipped", flush=True)
         else:
-            resume = False
-            print(f"{label}: running", flush=True)
-            start = time.monotonic()
-            _execute(source, target, passed, timeout)
-            print(f"{label}: finished in {time.monotonic() - start:.0f} s", flush=True)
-        executed.append(target)
-    return executed
+            stale.add(name)
+            steps[name] = (_execute, (source, targets[name], passed, timeout))
+    if ahead and processes > 1 and "04_evaluate" in steps:
+        steps["ahead"] = (_in_a_process, ahead)
+    watch = _Watch(list(sources), steps, run_dir / "progress")
+    try:
+        _run_steps(
+            steps, {name: needs.get(name, set()) & steps.keys() for name in steps}, min(2, processes), watch
+        )
+    finally:
+        watch.close()
+    durations = {name: _record(target).get("duration") or 0 for name, target in targets.items()}
+    facts = {
+        "seconds": round(watch.seconds, 1),
+        "seconds_by_notebook": {name: round(seconds, 1) for name, seconds in durations.items()},
+        "peak_memory_mib": round(watch.peak_memory_mib),
+        "processes": processes,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    runs.add(run_dir.resolve(), report=facts)
+    return list(targets.values())
+
+
+def _needs(names: list[str]) -> dict[str, set[str]]:
+    return {name: set(NEEDS.get(name, names[:number])) for number, name in enumerate(names)}
+
+
+def _run_steps(steps: dict, needs: dict[str, set[str]], side_by_side: int, watch: _Watch) -> None:
+    """Call every step after those that it needs; the first error ends it."""
+    order, running = TopologicalSorter(needs), {}
+    order.prepare()
+    with ThreadPoolExecutor(side_by_side) as threads:
+        try:
+            while order.is_active():
+                # side by side the longest first, so that both end together; else in the order of the numbers
+                by_length = (lambda name: -SECONDS.get(name, 0)) if side_by_side > 1 else None
+                for name in sorted(order.get_ready(), key=by_length):
+                    running[threads.submit(watch.timed, name, *steps[name])] = name
+                done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                watch.look()
+                for future in done:
+                    name = running.pop(future)
+                    future.result()
+                    order.done(name)
+        except KeyboardInterrupt:  # the threads end with their kernels
+            for child in psutil.Process().children(recursive=True):
+                child.kill()
+            raise
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_a_process(function: Callable, arguments: tuple) -> None:
+    with jobs.pool(1) as executor:
+        executor.submit(function, *arguments).result()
+
+
+class _Watch:
+    """Prints what is running and how long the rest may take, and measures time and memory."""
+
+    def __init__(self, names: list[str], steps: dict, folder: Path) -> None:
+        self.label = {name: f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)}
+        self.label["ahead"] = "beside them: what needs no adapter"
+        self.left, self.folder = {name: SECONDS.get(name, 30) for name in steps}, folder
+        self.running: dict[str, float] = {}
+        self.guessed, self.measured = 0.0, 0.0
+        self.started = self.told = time.monotonic()
+        self.peak_memory_mib = 0.0
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        os.environ[jobs.PROGRESS] = str(folder.resolve())
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def timed(self, name: str, function: Callable, arguments: tuple) -> None:
+        """Call a step, from the thread in which it runs."""
+        print(f"{self.label[name]}: running", flush=True)
+        self.running[name] = started = time.monotonic()
+        try:
+            function(*arguments)
+        except Exception as error:
+            print(f"{self.label[name]}: failed ({type(error).__name__})", flush=True)
+            raise
+        else:
+            seconds = time.monotonic() - started
+            self.guessed, self.measured = self.guessed + self.left.pop(name), self.measured + seconds
+            print(f"{self.label[name]}: finished in {seconds:.0f} s", flush=True)
+        finally:
+            del self.running[name]
+
+    def look(self) -> None:
+        """Note the memory in use, and print a line if it is time for one."""
+        memory = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):  # ended meanwhile
+                memory += process.memory_info().rss
+        self.peak_memory_mib = max(self.peak_memory_mib, memory / 2**20)
+        if time.monotonic() - self.told > EVERY:
+            self.told = time.monotonic()
+            print(self.line(), flush=True)
+
+    def line(self) -> str:
+        """Which steps run and for how long, what their processes do, and the time left."""
+        now = time.monotonic()
+        running = "; ".join(f"{self.label[name]} {_clock(now - start)}" for name, start in [*self.running.items()])
+        files = [file for file in self.folder.iterdir() if time.time() - file.stat().st_mtime < 30]
+        doing = ", ".join(sorted({file.read_text(encoding="utf-8") for file in files} - {""}))
+        pace = self.measured / self.guessed if self.guessed else 1.0
+        rest = [max(5.0, pace * self.left[n] - (now - self.running.get(n, now))) for n in [*self.left]]
+        left = max([sum(rest) / max(1, len(self.running)), *rest])
+        return (
+            f"{running}{f' ({doing})' if doing else ''}; total {_clock(self.seconds)}, "
+            f"about {max(1, round(left / 60))} min left"
+        )
+
+    def close(self) -> None:
+        os.environ.pop(jobs.PROGRESS, None)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _clock(seconds: float) -> str:
+    """
+    >>> _clock(130)
+    '2:10'
+    """
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def _all_notebooks() -> list[str]:
@@ -141,6 +304,11 @@ def _failing_line(traceback: list[str]) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
     arrow = re.search(r"^-+> *\d+ ?(.*)$", text, flags=re.MULTILINE)
     return arrow.group(1).strip() if arrow else ""
+
+
+def _record(target: Path) -> dict:
+    """What papermill noted about an execution."""
+    return nbformat.read(target, as_version=4).metadata.get("papermill", {})
 
 
 def _finished(target: Path, source: Path, parameters: dict) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import stats
-from medlib.config import ConfigError, RunConfig, adapter_dir, path
+from medlib.config import ConfigError, RunConfig, adapter_dir, jobs, path
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
 from medlib.models import prompts
@@ -92,21 +93,35 @@ class Session:
             texts[rest] = spoken["generated"].to_numpy()
         return table.assign(generated=texts, parsed=[prompts.parse_verdict(text) for text in texts])
 
+    def unanswered(self, name: str, suite: Suite, free: bool = False) -> int:
+        """How many scenarios of a suite a system has not answered yet, with ``free`` in words too."""
+        system, keys = self.system(name), set(suite.keys())
+        answers = read_answers(self._file(name, system.revision))
+        if free and system.speak:
+            spoken = read_answers(self._file(f"{name} free", system.revision))
+            answers = {key: row for key, row in answers.items() if "generated" in row or key in spoken}
+        return len(keys - answers.keys())
+
+    def _file(self, label: str, revision: str) -> Path:
+        stem = label.translate(str.maketrans(":/ ", "___"))
+        return path(self.config.run_dir) / "answers" / f"{stem}-{revision[:16]}.jsonl"
+
     def kept(self, label: str, revision: str, suite: Suite, question: Callable, chunk: int) -> pd.DataFrame:
         """Answers to one question, from disk where they are known, else asked and kept, chunk by chunk."""
-        stem = label.translate(str.maketrans(":/ ", "___"))
-        file = path(self.config.run_dir) / "answers" / f"{stem}-{revision[:16]}.jsonl"
+        file = self._file(label, revision)
         keys, known = suite.keys(), read_answers(file)
         missing = {key: row for row, key in enumerate(keys) if key not in known}
         # cases of one length together, so that a batch carries little padding
         rows = sorted(missing.values(), key=lambda r: (_length(suite.scenarios[r]), r))
-        with tqdm(total=len(rows), desc=f"{label} / {suite.name}", leave=False, disable=not rows) as bar:
+        hidden = {} if rows else {"disable": True}  # False would overrule the environment
+        with tqdm(total=len(rows), desc=f"{label} / {suite.name}", leave=False, **hidden) as bar:
             for part in (rows[i : i + chunk] for i in range(0, len(rows), chunk)):
                 started = time.perf_counter()
                 answers = _table(question(suite.rows(part)), len(part), label)
                 answers["seconds"] = answers.get("seconds", 0) + (time.perf_counter() - started) / len(part)
                 known |= keep_answers(file, [keys[r] for r in part], answers)
                 bar.update(len(part))
+                jobs.progress(f"{label} on {suite.name}: {bar.n} of {len(rows)}")
         return pd.DataFrame([known[key] for key in keys])
 
 

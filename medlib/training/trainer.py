@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
-from medlib.config import RunConfig
+from medlib.config import RunConfig, jobs
 from medlib.models.verdict_model import VerdictModel
 from medlib.training import adapters, encoding, hooks, lora, memory, processes
 from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
@@ -97,6 +97,7 @@ def _train(untrained: VerdictModel, train_rows, val_rows, config, out_dir, extra
             processes.say(
                 f"{len(train_rows)} training and {len(val_rows)} validation scenarios; {lora.describe(model)}"
             )
+            trainer.add_callback(Progress("training"))
         started = time.time()
         result = trainer.train(resume_from_checkpoint=last)
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded() else None
@@ -104,6 +105,16 @@ def _train(untrained: VerdictModel, train_rows, val_rows, config, out_dir, extra
             adapters.save_adapter(model, processor, config, out_dir, weights)
             metadata = _metadata(model, trainer, result, config, time.time() - started, epochs_before)
             (out_dir / "training_metadata.json").write_text(json.dumps(metadata | extra, indent=2) + "\n")
+
+
+class Progress(TrainerCallback):
+    """Says which step a training is at (`medlib.config.jobs.progress`)."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        jobs.progress(f"{self.title}: step {state.global_step} of {state.max_steps}")
 
 
 class _GroupedByLength(torch.utils.data.Sampler):

@@ -95,13 +95,13 @@ def test_core_folds_never_judge_a_image_that_was_trained_on(small_config, monkey
     monkeypatch.setattr(scoring, "p_correct", p_correct)
     monkeypatch.setattr(VerdictModel, "with_adapter", lambda base, folder: VerdictModel(processor, Adapter()))
     config = small_config.model_copy(update={"generate": False})
-    frame = core_folds.core_folds(config, VerdictModel(processor, base), everything)
+    frame = core_folds.core_folds(config, everything, lambda: VerdictModel(processor, base))
     assert sorted(frame.id) == sorted(s.id for s in everything.scenarios)
     groups = {s.factors["image_group"] for s in everything.scenarios}
     assert len(judged) == len(trained_on) == len(adapters) == len(groups)
     for judged_groups, trained_groups in zip(judged, trained_on):
         assert len(judged_groups) == 1 and trained_groups == groups - judged_groups
-    again = core_folds.core_folds(config, VerdictModel(processor, base), everything)
+    again = core_folds.core_folds(config, everything, lambda: VerdictModel(processor, base))
     assert again.equals(frame) and len(judged) == len(groups)  # nothing trained twice
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medlib.config import MODALITIES
+from medlib.config import MODALITIES, jobs
 from medlib.data.cases import Patient, Scenario, read_scenarios, scenario_hash, write_scenarios
 from medlib.data.synthetic.lexicon import (
     CARE_ORDER,
@@ -217,21 +217,30 @@ def _error(modality: str, shown: Finding, noted: Finding, care: str) -> tuple[st
 
 
 def draw_images(scenarios: list[Scenario], images_dir: str | Path, size: int = 224) -> int:
-    """Draw the images of generated scenarios that are not on disk yet; returns how many."""
-    from medlib.data.synthetic.draw import draw, save
+    """Draw the images of generated scenarios that are not on disk yet; returns how many.
 
+    Many are drawn in several processes (`medlib.config.jobs.cores`).
+    """
     images_dir = Path(images_dir)
     images_dir.mkdir(parents=True, exist_ok=True)
-    missing = {s.image: s for s in scenarios if not (images_dir / s.image).is_file()}
-    for scenario in missing.values():
-        factors = scenario.factors
-        image = draw(scenario.modality, str(factors["image_finding"]), int(factors["image_seed"]), size)
-        save(image, images_dir / scenario.image)
+    missing = list({s.image: s for s in scenarios if not (images_dir / s.image).is_file()}.values())
+    parts = [(missing[i : i + 64], images_dir, size) for i in range(0, len(missing), 64)]
+    # a few images are drawn sooner than processes start
+    jobs.run(_draw, parts, jobs.cores() if len(parts) > 4 else 1, f"drawing images of {images_dir.parent.name}")
     return len(missing)
 
 
+def _draw(scenarios: list[Scenario], images_dir: Path, size: int) -> None:
+    from medlib.data.synthetic.draw import draw, save
+
+    for scenario in scenarios:
+        factors = scenario.factors
+        image = draw(scenario.modality, str(factors["image_finding"]), int(factors["image_seed"]), size)
+        save(image, images_dir / scenario.image)
+
+
 def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Path) -> list[Scenario]:
-    """Write ``out_dir/name/scenarios.jsonl`` and draw its images beside it; cheap to call again."""
+    """Write ``out_dir/name/scenarios.jsonl`` and draw its images beside it; existing files are reused."""
     scenarios = generate(split, pairs, seed)
     folder = Path(out_dir) / name
     card = {"name": name, "split": split, "pairs": pairs, "seed": seed, "pictures": "synthetic"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medlib.config import RunConfig
+from medlib.config import RunConfig, jobs
 from medlib.data.suite import Suite
 from medlib.models import scoring
 from medlib.models.verdict_model import VerdictModel
@@ -32,6 +32,7 @@ class Monitor:
     def __call__(self, update: int, **figures: float) -> bool:
         """Record the figures of an update and measure at intervals; true if the run has gone too far."""
         self.history.append({"update": update, **{name: float(value) for name, value in figures.items()}})
+        jobs.progress(f"learning from feedback: update {update} of {self.updates}")
         if update % self.interval == 0 or update == self.updates:
             return self.measure(update) > self.limit
         return False

@@ -23,7 +23,7 @@ import pandas as pd
 from peft import PeftModel
 from transformers import set_seed
 
-from medlib.config import METHODS, VERDICTS, ConfigError, RunConfig, adapter_dir, provenance
+from medlib.config import METHODS, VERDICTS, ConfigError, RunConfig, adapter_dir, jobs, provenance
 from medlib.config.settings import RL
 from medlib.data import sources
 from medlib.data.suite import Suite
@@ -44,6 +44,8 @@ def seeds(config: RunConfig) -> range:
 def improve(config: RunConfig) -> pd.DataFrame:
     """Run every method with every seed; a finished run is not repeated, an interrupted one resumes.
 
+    Runs are independent of each other and share `medlib.config.jobs.count` processes.
+
     Returns
     -------
     DataFrame of `history`.
@@ -53,13 +55,24 @@ def improve(config: RunConfig) -> pd.DataFrame:
     current = fingerprint(config)
     missing = [(m, s) for m in config.rl_methods for s in seeds(config) if _stored(config, m, s) != current[m]]
     if missing:
-        processor, base = loading.load_for(config)
-        suite, preferences, preferred = training_cases(config)
-        monitoring = sources.monitoring(config)
-        monitoring_rewards = verdict_rewards(
-            reward_model.preferred(config, monitoring), severity_weights(s.severity for s in monitoring.scenarios)
-        )
-        weights = severity_weights(preferences["severity"])
+        training_cases(config)  # trains the reward model and keeps its answers, which all runs then read
+        reward_model.preferred(config, sources.monitoring(config))
+        count = jobs.count(config.processes)
+        parts = [[run] for run in missing] if count > 1 else [missing]
+        jobs.run(_improve, [(config, part) for part in parts], count, "learning from feedback")
+    return history(config)
+
+
+def _improve(config: RunConfig, missing: list[tuple[str, int]]) -> None:
+    """These runs (method, seed) one after the other, on one loaded base."""
+    current = fingerprint(config)
+    processor, base = loading.load_for(config)
+    suite, preferences, preferred = training_cases(config)
+    monitoring = sources.monitoring(config)
+    monitoring_rewards = verdict_rewards(
+        reward_model.preferred(config, monitoring), severity_weights(s.severity for s in monitoring.scenarios)
+    )
+    weights = severity_weights(preferences["severity"])
     for method, seed in missing:
         processes.say(f"{METHODS[method]}, seed {seed}")
         set_seed(seed)
@@ -86,7 +99,6 @@ def improve(config: RunConfig) -> pd.DataFrame:
             _save(task, method, current[method], time.time() - started)
         finally:
             base = model.unload()
-    return history(config)
 
 
 def training_cases(config: RunConfig) -> tuple[Suite, pd.DataFrame, np.ndarray]:

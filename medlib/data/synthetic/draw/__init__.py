@@ -11,6 +11,7 @@ Each modality is one module with ``FINDINGS`` and
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,4 +86,7 @@ def save(image: Image.Image, path: str | Path) -> None:
     for key, value in image.info.items():
         chunks.add_text(key, str(value))
     # Level 1: noise hardly compresses, so higher levels cost time and save nothing.
-    image.save(Path(path), format="PNG", pnginfo=chunks, compress_level=1)
+    # Renamed when it is whole, so that no other process ever reads a part of it.
+    part = Path(f"{path}.{os.getpid()}.tmp")
+    image.save(part, format="PNG", pnginfo=chunks, compress_level=1)
+    os.replace(part, path)
