@@ -1,8 +1,8 @@
-"""Run the notebooks in order and show a run as web pages that need no network.
+"""Show a run as web pages that need no network.
 
-`run_notebooks` executes them into the run's folder; `render` turns what was executed into
-``report/index.html`` and one page for each notebook. Pages hold no script and load nothing, so
-they open from a mail attachment or a memory stick as they do from a server.
+`render` turns the executed notebooks of a run's folder into ``report/index.html`` and one page per
+notebook. Pages hold no script and load nothing, so they open from a mail attachment or a memory
+stick as they do from a server.
 """
 
 from __future__ import annotations
@@ -24,134 +24,11 @@ from medlib.config import STANDIN_NOTICE
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
 
-# ---- pages -------------------------------------------------------------------------------------
-
 # The browser itself refuses scripts and anything from a network, whatever a cell has put out.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"
 
-STYLE = """
-*, *::before, *::after { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; color: #1f2328; background: #fff;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-nav { position: sticky; top: 0; z-index: 1; display: flex; overflow-x: auto; gap: .25rem;
-  padding: .4rem 1rem; white-space: nowrap; background: #f6f8fa;
-  border-bottom: 1px solid #d1d9e0; }
-nav a { padding: .35rem .6rem; border-radius: 6px; color: #0550ae; text-decoration: none; }
-nav a:hover { background: #e6eaef; }
-nav a[aria-current] { color: #fff; background: #0550ae; }
-main { max-width: 66rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
-h1, h2, h3, h4 { line-height: 1.25; margin: 1.6em 0 .6em; }
-h1 { margin-top: .6em; font-size: 1.75rem; }
-a { color: #0550ae; }
-img, svg, video, canvas { max-width: 100%; height: auto; }
-table { display: block; width: max-content; max-width: 100%; overflow-x: auto; margin: 1rem 0;
-  border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
-  /* a shadow at the right edge, covered once the last column is in view */
-  background: linear-gradient(to left, #fff 40%, transparent) right / 2rem 100% no-repeat local,
-    linear-gradient(to left, #0003, transparent) right / .6rem 100% no-repeat scroll; }
-table, th, td { border: 0; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid #d1d9e0; vertical-align: top; }
-th { text-align: left; line-height: 1.3; }
-thead th { vertical-align: bottom; }
-th:first-child, td:first-child { padding-left: 0; }
-table.scores td:first-child { min-width: 8rem; }
-table.dataframe td, table.scores :is(th, td):not(:first-child) { text-align: right; }
-pre { overflow-x: auto; margin: .5rem 0; padding: .6rem .8rem; border-radius: 6px;
-  background: #f6f8fa; font-size: .85rem; line-height: 1.45; }
-code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono",
-  monospace; }
-blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 4px solid #d1d9e0; }
-details.code { margin: .6rem 0; font-size: .85rem; }
-summary { cursor: pointer; color: #59636e; padding: .25rem 0; }
-.jp-Cell { margin: .75rem 0; }
-.jp-OutputArea-output pre { white-space: pre-wrap; }
-.jp-OutputArea-output { max-width: 100%; overflow-x: auto; }
-.notice { margin: 1rem 0; padding: .7rem 1rem; border-left: 5px solid #bf8700;
-  background: #fff8c5; }
-.failed { color: #a40e26; font-weight: 600; }
-.headline { font-size: 1.15rem; }
-ol.notebooks { padding-left: 0; list-style: none; }
-ol.notebooks li { margin: 1rem 0; }
-ol.notebooks p { margin: .2rem 0; }
-table.provenance { display: table; width: 100%; table-layout: fixed; }
-table.provenance :is(th, td) { overflow-wrap: anywhere; line-height: 1.45; }
-table.provenance th { width: 40%; font-weight: 500; color: #59636e; }
-@media print { nav { display: none; } }
-"""
-
-HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<title>{{ title | e }}</title>
-<style>{{ style }}</style>
-"""
-
-NAVIGATION = """<nav aria-label="Pages of this report">
-{% for page in pages %}<a href="{{ page.file | urlencode }}"
-{%- if page.file == here %} aria-current="page"{% endif %}>{{ page.label | e }}</a>
-{% endfor %}</nav>
-"""
-
-# Jupyter's own `lab` template gives the cells; the frame around them is ours.
-NOTEBOOK_PAGE = (
-    """{% extends 'base.html.j2' %}
-{% block header %}{% with title = resources.title, style = resources.style,
-    policy = resources.policy %}"""
-    + HEAD
-    + """{% endwith %}
-{% for css in resources.inlining.css %}<style>{{ css }}</style>{% endfor %}
-</head>
-{% endblock %}
-{% block body_header %}<body class="jp-Notebook">
-{% with pages = resources.pages, here = resources.here %}"""
-    + NAVIGATION
-    + """{% endwith %}<main>{% endblock %}
-{% block input_group %}<details class="code">
-<summary>Show {{ {'parameters': 'default parameters', 'injected-parameters':
-    'parameters of this run'}[(cell.metadata.tags or [''])[0]] or 'code' }}</summary>
-{{ super() }}</details>{% endblock %}
-{% block stream_stdout %}{% if 'log' in (cell.metadata.tags or []) %}<details class="code">
-<summary>Show log</summary>
-{{ super() }}</details>{% else %}{{ super() }}{% endif %}{% endblock %}
-{% block body_footer %}</main></body>{% endblock %}
-{% block footer %}</html>{% endblock %}
-"""
-)
-
-INDEX_PAGE = (
-    HEAD
-    + """</head>
-<body>
-"""
-    + NAVIGATION
-    + """<main>
-<h1>{{ title }}</h1>
-{% for notice in notices %}<p class="notice">{{ notice }}</p>
-{% endfor %}
-{% if headline %}<p class="headline">{{ headline }}</p>{% endif %}
-{% if recommendation %}<p>{{ recommendation }}</p>{% endif %}
-{% for name, table in tables %}<h2>{{ name }}</h2>
-{{ table }}
-{% endfor %}
-<h2>Notebooks</h2>
-<ol class="notebooks">
-{% for page in pages[1:]%}<li><a href="{{ page.file | urlencode }}">{{ page.title }}</a>
-{% if page.failed %}<span class="failed">(did not finish)</span>{% endif %}
-{% if page.summary %}<p>{{ page.summary }}</p>{% endif %}</li>
-{% endfor %}</ol>
-{% if provenance %}<h2>Provenance</h2>
-<table class="provenance">
-{% for name, value in provenance %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}</table>{% endif %}
-</main>
-</body>
-</html>
-"""
-)
+#: nbconvert takes the folder ``medlib`` in it for a template; the page of a notebook is its ``index.html.j2``.
+TEMPLATES = Path(__file__).parent / "templates"
 
 # Scores of `medlib.stats.scores.score` in the headline table; rates come with their 95% interval.
 SCORES = {
@@ -197,7 +74,7 @@ def render(run_dir: str | Path) -> Path:
         raise FileNotFoundError(f"{execute.relative(run_dir / 'notebooks')}: no executed notebook")
     notebooks = [nbformat.read(path, as_version=4) for path in executed]
     record = read_json(run_dir / "run.json")
-    found = read_json(run_dir / "metrics.json")
+    metrics = read_json(run_dir / "metrics.json")
 
     pages = [{"file": "index.html", "label": "Overview"}]
     for path, notebook in zip(executed, notebooks):
@@ -218,7 +95,7 @@ def render(run_dir: str | Path) -> Path:
         html = _notebook_html(notebook, page, pages)
         (report / page["file"]).write_text(html, encoding="utf-8")
     index = report / "index.html"
-    index.write_text(_index_html(pages, record, found), encoding="utf-8")
+    index.write_text(_index_html(pages, record, metrics), encoding="utf-8")
     return index
 
 
@@ -258,9 +135,8 @@ def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_noise(output)]
     exporter = HTMLExporter(
-        template_name="lab",
-        template_file="notebook_page.html.j2",
-        extra_loaders=[jinja2.DictLoader({"notebook_page.html.j2": NOTEBOOK_PAGE})],
+        template_name="medlib",
+        extra_template_basedirs=[str(TEMPLATES)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         exclude_anchor_links=True,
@@ -272,9 +148,11 @@ def _notebook_html(notebook, page: dict, pages: list[dict]) -> str:
     exporter.log.disabled = True  # it warns of each figure without a description
     resources = {
         "metadata": {"name": page["title"], "path": str(NOTEBOOKS)},
-        "title": page["title"], "style": STYLE, "policy": POLICY,
-        "pages": pages, "here": page["file"],
-    }  # fmt: skip
+        "title": page["title"],
+        "policy": POLICY,
+        "pages": pages,
+        "here": page["file"],
+    }
     html, _ = exporter.from_notebook_node(notebook, resources=resources)
     return re.sub(
         r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', _without_network(html)
@@ -303,32 +181,28 @@ def _without_network(html: str) -> str:
     return str(soup)
 
 
-def _index_html(pages: list[dict], record: dict, found: dict) -> str:
+def _index_html(pages: list[dict], record: dict, metrics: dict) -> str:
     tables = []
-    systems, names = found.get("systems"), found.get("names") or {}
+    systems, names = metrics.get("systems"), metrics.get("names") or {}
     if isinstance(systems, dict) and systems:
         systems = {names.get(name, name): scores for name, scores in systems.items()}
         tables.append(("Results", _table_html(_score_rows(systems))))
         if by_modality := _modality_rows(systems):
             tables.append(("Accuracy by modality", _table_html(by_modality)))
-    extra = found.get("tables")
+    extra = metrics.get("tables")
     for title, table in (extra if isinstance(extra, dict) else {}).items():
         tables.append((title, _markdown(table) if isinstance(table, str) else _table_html(table)))
-    html = (
-        jinja2.Environment(autoescape=True)
-        .from_string(INDEX_PAGE)
-        .render(
-            title="Auditing clinical decisions: report of one run",
-            style=Markup(STYLE),
-            policy=POLICY,
-            pages=pages,
-            here="index.html",
-            notices=[STANDIN_NOTICE, NOT_A_DEVICE] if is_stand_in(record) else [NOT_A_DEVICE],
-            headline=found.get("headline"),
-            recommendation=found.get("recommendation"),
-            tables=[(title, Markup(table)) for title, table in tables],
-            provenance=list(_flat(record)),
-        )
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES / "medlib"), autoescape=True)
+    html = templates.get_template("overview.html.j2").render(
+        title="Auditing clinical decisions: report of one run",
+        policy=POLICY,
+        pages=pages,
+        here="index.html",
+        notices=[STANDIN_NOTICE, NOT_A_DEVICE] if is_stand_in(record) else [NOT_A_DEVICE],
+        headline=metrics.get("headline"),
+        recommendation=metrics.get("recommendation"),
+        tables=[(title, Markup(table)) for title, table in tables],
+        provenance=list(_flat(record)),
     )
     return _without_network(html)
 
