@@ -16,18 +16,22 @@ TORCH := torch>=2.13,<2.14
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help report test data standin lint lock outputs badges clean
+.PHONY: help report report-full test data standin lint lock outputs badges clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-report: $(INSTALLED)  ## run all notebooks and write the report (ARGS='--help' lists options)
+report: $(INSTALLED)  ## run all notebooks and write the report, one RL seed (ARGS='--help' lists options)
 	$(BIN)/python -m medlib report $(ARGS)
+
+report-full: $(INSTALLED)  ## three seeds; writes the results into README.md and reports/
+	$(BIN)/python -m medlib report --profile standin+full --update-readme --update-reports $(ARGS)
 
 # One thread for each process, or the test processes take the cores from each other.
 test: export OMP_NUM_THREADS := 1
 # The notebooks are tested on a small budget; strict nbval compares every output that is not tagged.
 test: export MEDLIB_PROFILE := tiny
+test: export MEDLIB_PROCESSES := 1
 test: $(INSTALLED)  ## run the tests, then every notebook
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks/

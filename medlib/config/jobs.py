@@ -77,8 +77,9 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     """A killed parent cannot stop its pool, and a repeated run must not meet the processes of the last one."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def progress(text: str) -> None:

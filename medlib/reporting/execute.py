@@ -111,7 +111,8 @@ def run_notebooks(
     targets = {name: run_dir / "notebooks" / source.name for name, source in sources.items()}
     needs = _needs(list(sources))
 
-    steps, stale = {}, set()
+    steps: dict[str, tuple[Callable, tuple]] = {}
+    stale: set[str] = set()
     for number, (name, source) in enumerate(sources.items(), start=1):
         declared = _declared_parameters(source)
         passed = {k: v for k, v in settings.items() if k in declared or k == "run_dir"}

@@ -76,7 +76,7 @@ def render(run_dir: str | Path) -> Path:
     record = read_json(run_dir / "run.json")
     metrics = read_json(run_dir / "metrics.json")
 
-    pages = [{"file": "index.html", "label": "Overview"}]
+    pages: list[dict] = [{"file": "index.html", "label": "Overview"}]
     for path, notebook in zip(executed, notebooks):
         title, summary = introduction(notebook, path.stem)
         pages.append({
