@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from medlib.config import provenance
+from medlib.config import runs
 from medlib.reporting import execute, pages
 
 FIRST = [
@@ -64,6 +64,6 @@ def finished_run(tmp_path_factory):
     }
     (run_dir / "metrics.json").write_text(json.dumps(metrics))
     record = {"parameters": {"model": "models/stand-in"}, "git": {"dirty": True}}
-    provenance.add_to_run(run_dir, **record)
+    runs.add(run_dir, **record)
     pages.render(run_dir)
     return run_dir
