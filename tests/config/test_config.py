@@ -83,6 +83,7 @@ NOT_SETTINGS = {
     "dry_run",
     "audit",
     "update_readme",
+    "update_reports",
     "out",
     "which",
     "trials",
