@@ -1,6 +1,7 @@
 """The whole way of `make report`, on a tiny budget: data, training, evaluation, pages."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     command = [sys.executable, "-m", "medlib", "report", "--profile", "tiny", "--run-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    two = os.environ | {"MEDLIB_PROCESSES": "2"}  # notebooks and jobs side by side
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=two)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 
@@ -37,6 +39,9 @@ def test_results_are_complete_and_say_what_made_them(run):
     record = json.loads((run / "run.json").read_text())
     assert record["parameters"]["train_pairs"] == 24
     assert record["packages"]["torch"] and record["git"] is not None and record["data_hashes"]
+    report = record["report"]
+    assert report["seconds"] > 0 and report["peak_memory_mib"] > 0 and report["processes"] == 2
+    assert sorted(report["seconds_by_notebook"]) == NOTEBOOKS
     metrics = json.loads((run / "metrics.json").read_text())
     for system in ("constant", "heuristics", "keyword-probe", "medgemma", "medgemma-lora"):
         accuracy = metrics["systems"][system]["accuracy"]

@@ -115,13 +115,14 @@ class Session:
         rows = sorted(missing.values(), key=lambda r: (_length(suite.scenarios[r]), r))
         hidden = {} if rows else {"disable": True}  # False would overrule the environment
         with tqdm(total=len(rows), desc=f"{label} / {suite.name}", leave=False, **hidden) as bar:
-            for part in (rows[i : i + chunk] for i in range(0, len(rows), chunk)):
+            for done in range(0, len(rows), chunk):
+                part = rows[done : done + chunk]
+                jobs.progress(f"{label} on {suite.name}: {done} of {len(rows)}")
                 started = time.perf_counter()
                 answers = _table(question(suite.rows(part)), len(part), label)
                 answers["seconds"] = answers.get("seconds", 0) + (time.perf_counter() - started) / len(part)
                 known |= keep_answers(file, [keys[r] for r in part], answers)
                 bar.update(len(part))
-                jobs.progress(f"{label} on {suite.name}: {bar.n} of {len(rows)}")
         return pd.DataFrame([known[key] for key in keys])
 
 
