@@ -30,9 +30,9 @@ def rl(
 
     config = configuration("rl", profile, settings, model=model, run_dir=run_dir, seed=seed, ratings=ratings)
     runs.improve(config)
-    frames = benchmark.after_feedback(config)
-    print(to_markdown(page.methods_table(frames, config)))
-    print(page.recommendation(frames, config))
+    results = benchmark.after_feedback(config)
+    print(to_markdown(page.methods_table(results, config)))
+    print(page.recommendation(results, config))
 
 
 @app.command()

@@ -169,21 +169,19 @@ def _score(step, model, profile, settings, images, **values) -> None:
     rows, base = rows_and_base(model)
     config = configuration("benchmark" if rows else step, profile, settings, images, model=base, **values)
     evaluate = step == "evaluate" and not rows
-    _print_scores(config, benchmark.evaluate(config) if evaluate else benchmark.benchmark(config, rows))
+    benchmark.evaluate(config) if evaluate else benchmark.benchmark(config, rows)
+    _print_scores(config)
 
 
-def _print_scores(config, frames) -> None:
+def _print_scores(config) -> None:
     """The suites that hold a claim; the altered images are shown as curves in 08_benchmark."""
-    from medlib import stats
     from medlib.config import path
+    from medlib.evaluation.summary import scores_written
     from medlib.stats.text import results_table, to_markdown
 
+    metrics = json.loads((path(config.run_dir) / "metrics.json").read_text(encoding="utf-8"))
     for suite in ("heldout", "paraphrase", "contradiction", "core24_val", "core24_folds"):
-        scores = {
-            key.rsplit("/", 1)[0]: stats.score(frame) for key, frame in frames.items() if key.endswith(f"/{suite}")
-        }
-        if scores:
+        if scores := scores_written(metrics, suite):
             print(f"\n{suite}\n{to_markdown(results_table(scores))}")
-    found = json.loads((path(config.run_dir) / "metrics.json").read_text(encoding="utf-8"))
-    for name, reason in found["not_run"].items():
+    for name, reason in metrics["not_run"].items():
         print(f"{name}: not run ({reason})")

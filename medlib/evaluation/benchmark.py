@@ -13,6 +13,7 @@ from medlib.data import ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
 from medlib.evaluation import compare_methods, summary
+from medlib.evaluation.results import Results
 from medlib.evaluation.summary import FUSED
 from medlib.models import loading
 from medlib.systems import Session, novelty
@@ -31,32 +32,31 @@ UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
 
 
 class Benchmark:
-    """One run's frames, filled suite by suite; a system that cannot be asked is noted with its reason."""
+    """One run's predictions, filled suite by suite; a system that cannot run is noted with its reason."""
 
     def __init__(self, config: RunConfig, systems: tuple[str, ...] | None = None) -> None:
         self.recorded = config
         self.config = config.model_copy(update={"systems": systems}) if systems else config
         self.suites = sources.prepare(config)
         self.session = Session(config, self.suites)
-        self.frames: dict[str, pd.DataFrame] = {}
+        self.parts: dict[tuple[str, str, str], pd.DataFrame] = {}
         self.not_run: dict[str, str] = {}
-        self.questions: dict[str, tuple[str, Suite, bool]] = {}
+        self.questions: dict[tuple[str, str, str], tuple[str, Suite, bool]] = {}
 
     def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
-        """Put a question to every system; its frame is called ``system/label``, or ``system ablation/label``."""
+        """Put a question to every system about a suite, which the table calls ``label``."""
         for name in names:
             if name in self.config.systems:
-                key = f"{name} {ablation}".strip() + f"/{label}"
-                self.questions.setdefault(key, (name, suite, free and self.config.generate))
+                self.questions.setdefault((name, label, ablation), (name, suite, free and self.config.generate))
 
     def answer(self) -> None:
         """Have all questions answered, those to models in several processes if there are many."""
         self._answer_side_by_side(jobs.count(self.config.processes))
         for key, (name, suite, free) in self.questions.items():
-            if key in self.frames or name in self.not_run:
+            if key in self.parts or name in self.not_run:
                 continue
             try:
-                self.frames[key] = self.session.ask(name, suite, free)
+                self.parts[key] = self.session.ask(name, suite, free)
             except NotRun as reason:
                 self.not_run[name] = str(reason)
 
@@ -100,12 +100,8 @@ def without_adapter(config: RunConfig) -> None:
     run.answer()
 
 
-def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
+def evaluate(config: RunConfig) -> Results:
     """Base and adapter on core24 and on the held-out suite, with ablations and core-only folds.
-
-    Returns
-    -------
-    dict of predictions tables by ``system/suite``.
 
     Raises
     ------
@@ -118,8 +114,8 @@ def evaluate(config: RunConfig) -> dict[str, pd.DataFrame]:
     return _written(run)
 
 
-def benchmark(config: RunConfig, systems: tuple[str, ...] | None = None) -> dict[str, pd.DataFrame]:
-    """These systems, by default those of ``config.systems``, on all suites; frames by ``system/suite``."""
+def benchmark(config: RunConfig, systems: tuple[str, ...] | None = None) -> Results:
+    """These systems, by default those of ``config.systems``, on all suites."""
     run = Benchmark(config, systems)
     if ADAPTER in run.config.systems:
         _evaluate(run)
@@ -144,9 +140,9 @@ def _ask_everyone(run: Benchmark) -> None:
     run.ask(LOOKING, ood.out_of_distribution(), "ood")
 
 
-def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
+def after_feedback(config: RunConfig) -> Results:
     """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
-    names = compare_methods.rows(config)
+    names = compare_methods.run_names(config)
     run = Benchmark(config, (*names, FUSED))
     pairs, seed = config.contradiction_pairs, config.seed
     run.ask([*names, FUSED], sources.calibration(config), "calibration")
@@ -159,19 +155,20 @@ def after_feedback(config: RunConfig) -> dict[str, pd.DataFrame]:
 
 def _add_novelty(run: Benchmark) -> None:
     """How unlike the training images each image is, beside the adapter's verdicts."""
-    if f"{ADAPTER}/ood" not in run.frames:
+    if (ADAPTER, "ood", "") not in run.parts:
         return
-    for key in (f"{ADAPTER}/{label}" for label in ("val", "heldout", "ood")):
+    for label in ("val", "heldout", "ood"):
+        key = ADAPTER, label, ""
         _, suite, _ = run.questions[key]
-        run.frames[key] = run.frames[key].assign(novelty=novelty.ask(run.session, suite))
+        run.parts[key] = run.parts[key].assign(novelty=novelty.ask(run.session, suite))
 
 
 def _evaluate(run: Benchmark) -> None:
-    loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # told before hours of work
+    loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # reported before hours of work
     everything = core24_all(run.suites)
     if run.config.core_folds:  # first: its adapters go on the bare base
         folds = core_folds.core_folds(run.config, everything, lambda: run.session.base)
-        run.frames[f"{ADAPTER}/core24_folds"] = folds
+        run.parts[ADAPTER, "core24_folds", ""] = folds
     run.ask([BASE, ADAPTER], run.suites["test"], "heldout", free=True)
     run.ask([BASE, ADAPTER], run.suites["core_val"], "core24_val", free=True)
     run.ask([BASE], everything, "core24_folds", free=True)
@@ -185,22 +182,22 @@ def core24_all(prepared: dict[str, Suite]) -> Suite:
     return Suite("core24_all", train.scenarios + val.scenarios, val.images_dir)
 
 
-def _written(run: Benchmark) -> dict[str, pd.DataFrame]:
-    """Frames on disk, with those of earlier calls that rest on the same models and data."""
+def _written(run: Benchmark) -> Results:
+    """The predictions on disk, with those of earlier calls that rest on the same models and data."""
     folder = path(run.config.run_dir)
     file, stamp, made_of = folder / "predictions.jsonl", folder / "predictions.sha256", _made_of(run)
     same = file.is_file() and stamp.is_file() and stamp.read_text() == made_of
-    frames = (stats.read_predictions(file) if same else {}) | run.frames
-    if frames:
-        stats.write_predictions(file, frames)
+    results = Results.join((Results.read(file).parts if same else {}) | run.parts)
+    if len(results):
+        stats.write_predictions(file, results.table)
         stamp.write_text(made_of)
-    summary.write_metrics(run.config, frames, run.not_run)
+    summary.write_metrics(run.config, results, run.not_run)
     record.write_record(run.recorded, run.suites)
-    return frames
+    return results
 
 
 def _made_of(run: Benchmark) -> str:
-    """SHA-256 over all that a prediction rests on, so that frames of another model are never mixed in."""
+    """SHA-256 over all that a prediction rests on, so that those of another model are never mixed in."""
     config, adapter = run.config, adapter_dir(run.config) / "adapter_model.safetensors"
     made_of = [
         config.of(settings.Run, settings.Model, settings.Data, settings.Suites, settings.Scoring),

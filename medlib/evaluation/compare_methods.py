@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from medlib import stats
-from medlib.config import METHODS
+from medlib.config import METHODS, RunConfig
+from medlib.evaluation.results import Results
 from medlib.feedback.rl.rewards import severity_weights
 from medlib.feedback.rl.runs import seeds
+from medlib.stats.text import number, over_seeds, p_text, percent
 
 SUPERVISED = "medgemma-lora"
+#: The systems that are compared.
+COMPARED = (SUPERVISED, *(f"medgemma-{method}" for method in METHODS))
 #: Suites on which a method is chosen; the held-out ones are only looked at afterwards.
 CHOSEN_ON = ("calibration", "val_contradiction")
-Frames = Mapping[str, pd.DataFrame]
 
 
-def row(method: str, seed: int, first: int) -> str:
-    """The benchmark's name of a run; that of the first seed carries no number."""
-    return f"medgemma-{method}" + ("" if seed == first else f":{seed}")
+def run_names(config: RunConfig) -> list[str]:
+    """The supervised adapter, and every run of every method; that of the first seed carries no number."""
+    runs = [
+        f"medgemma-{method}" + ("" if seed == config.seed else f":{seed}")
+        for method in config.rl_methods
+        for seed in seeds(config)
+    ]
+    return [SUPERVISED, *runs]
 
 
-def rows(config) -> list[str]:
-    """The supervised adapter, and every run of every method."""
-    return [SUPERVISED, *(row(m, s, config.seed) for m in config.rl_methods for s in seeds(config))]
-
-
-def is_repeat(name: str) -> bool:
-    """True for a further seed of a method, which stands for the spread and is no row of its own."""
-    kind, _, variant = name.partition(":")
-    return bool(variant) and kind.removeprefix("medgemma-") in METHODS
-
-
-def runs(frames: Frames, suite: str) -> dict[str, list[pd.DataFrame]]:
-    """Frames of one suite by row of the benchmark, a list over seeds."""
-    found: dict[str, list[pd.DataFrame]] = {}
-    for key, frame in frames.items():
-        name, _, shown = key.rpartition("/")
-        kind = name.partition(":")[0]
-        if shown == suite and kind in (SUPERVISED, *(f"medgemma-{m}" for m in METHODS)) and " " not in name:
-            found.setdefault(kind, []).append(frame)
-    return found
-
-
-def harm(frame: pd.DataFrame) -> float:
+def weighted_error(frame: pd.DataFrame) -> float:
     """Wrong verdicts per 1,000 cases, each weighted by the severity of what it lets through.
 
     A critical error missed counts four times a false alarm, by `rewards.SEVERITY_WEIGHT`.
@@ -54,89 +41,90 @@ def harm(frame: pd.DataFrame) -> float:
     return float(1000 * (wrong * severity_weights(frame["severity"])).mean())
 
 
-def validation_harm(frames: Frames) -> dict[str, list[float]]:
-    """`harm` of each row and seed on the suites of `CHOSEN_ON` together."""
-    by_suite = [runs(frames, suite) for suite in CHOSEN_ON]
-    return {
-        name: [harm(pd.concat(parts)) for parts in zip(*(found[name] for found in by_suite))]
-        for name in by_suite[0]
-        if all(name in found for found in by_suite)
+@lru_cache(maxsize=4)
+def validation_errors(results: Results) -> dict[str, list[float]]:
+    """`weighted_error` of each system and seed on the suites of `CHOSEN_ON` together."""
+    first, second = CHOSEN_ON
+    errors = {
+        system: [
+            weighted_error(pd.concat([results.of(run, first), results.of(run, second)]))
+            for run in results.seeds(system, first)
+            if results.has(run, second)
+        ]
+        for system in COMPARED
     }
+    return {system: values for system, values in errors.items() if values}
 
 
-def recommended(frames: Frames) -> str | None:
-    """The row of least mean harm on validation; None before any method was asked about it."""
-    found = {name: float(np.mean(values)) for name, values in validation_harm(frames).items()}
-    return min(found, key=found.get) if len(found) > 1 else None
+def _ranking(results: Results) -> dict[str, float]:
+    """Mean weighted error on validation by system, least first."""
+    means = {system: float(np.mean(values)) for system, values in validation_errors(results).items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
 
 
-def table(frames: Frames) -> pd.DataFrame:
-    """Every row over its seeds: mean, least and greatest of each figure on validation and held out."""
-    shown = []
-    validation = validation_harm(frames)
-    heldout, contradiction = runs(frames, "heldout"), runs(frames, "contradiction")
-    for name, parts in heldout.items():
-        scores = [stats.score(frame) for frame in parts]
-        notes = [stats.score(frame)["accuracy"]["value"] for frame in contradiction.get(name, [])]
-        shown.append(
+def recommended(results: Results) -> str | None:
+    """The system of least mean weighted error on validation; None before any method was asked about it."""
+    ranking = _ranking(results)
+    return next(iter(ranking)) if len(ranking) > 1 else None
+
+
+def table(results: Results) -> pd.DataFrame:
+    """Every system with its figures on validation and held-out cases, a list over seeds each."""
+    rows = []
+    for system in COMPARED:
+        runs = results.seeds(system, "heldout")
+        if not runs:
+            continue
+        scores = [results.score(run, "heldout") for run in runs]
+        contradiction = [results.score(run, "contradiction") for run in results.seeds(system, "contradiction")]
+        rows.append(
             {
-                "row": name,
-                "seeds": len(parts),
-                "n": len(parts[0]),
-                "validation_harm": validation.get(name, []),
+                "system": system,
+                "seeds": len(runs),
+                "n": scores[0]["n"],
+                "validation_errors": validation_errors(results).get(system, []),
                 "accuracy": [s["accuracy"]["value"] for s in scores],
-                "contradiction": notes,
+                "contradiction": [s["accuracy"]["value"] for s in contradiction],
                 "critical_misses": [s["critical_misses"]["count"] for s in scores],
                 "critical": scores[0]["critical_misses"]["n"],
                 "false_alarms": [1 - s["sensitivity"]["value"] for s in scores],
                 "spread": [s["spread"] for s in scores],
             }
         )
-    return pd.DataFrame(shown)
+    return pd.DataFrame(rows)
 
 
 # --- in words -----------------------------------------------------------------------------------------
 
 
-def over_seeds(values: Sequence[float], form: str, unit: str = "") -> str:
-    """Mean over seeds and, in brackets, least and greatest."""
-    if len(values) == 0:
-        return "not asked"
-    mean = form.format(np.mean(values)) + unit
-    if len(values) == 1:
-        return mean
-    return f"{mean} [{form.format(np.min(values))}, {form.format(np.max(values))}]"
-
-
-def recommendation(frames: Frames, names: Mapping[str, str]) -> str:
-    """Which row to use, chosen on validation, and what it then did on cases that played no part in the choice."""
-    best = recommended(frames)
+def recommendation(results: Results, names: Mapping[str, str]) -> str:
+    """Which system to use, chosen on validation, and what it does on cases that played no part in the choice."""
+    best = recommended(results)
     if best is None:
         return ""
-    harms = validation_harm(frames)
-    means = {name: float(np.mean(values)) for name, values in harms.items()}
-    next_best = min((name for name in means if name != best), key=means.get)
-    n = sum(len(runs(frames, suite)[best][0]) for suite in CHOSEN_ON)
+    means = _ranking(results)
+    next_best = list(means)[1]
+    n = sum(len(results.of(best, suite)) for suite in CHOSEN_ON)
     why = (
         f"on {n:,} validation cases its errors, weighted by severity, were the fewest: "
-        f"{over_seeds(harms[best], '{:.1f}')} per 1,000"
+        f"{over_seeds(validation_errors(results)[best])} per 1,000"
     )
-    beside = f"{means[next_best]:.1f} with {names[next_best]}"
+    others = f"{number(means[next_best], '.1f')} with {names[next_best]}"
     if best == SUPERVISED:
-        return f"Keep {names[best]}: {why}, against {beside}, the best that learned from feedback."
+        return f"Keep {names[best]}: {why}, against {others}, the best that learned from feedback."
     if next_best != SUPERVISED:
-        beside = f"{means[SUPERVISED]:.1f} before feedback and {beside}"
-    return f"Use {names[best]}: {why}, against {beside}. {_afterwards(frames, best)}"
+        others = f"{number(means[SUPERVISED], '.1f')} before feedback and {others}"
+    return f"Use {names[best]}: {why}, against {others}. {_afterwards(results, best)}"
 
 
-def _afterwards(frames: Frames, name: str) -> str:
-    """The chosen row (first seed) against the supervised adapter."""
-    told = []
-    titles = {"heldout": "on the held-out suite", "contradiction": "where note and image contradict each other"}
-    for suite, title in titles.items():
-        before, after = (runs(frames, suite)[row][0] for row in (SUPERVISED, name))
-        test = stats.compare(after, before, cluster="pair")
-        rates = [100 * stats.score(frame)["accuracy"]["value"] for frame in (before, after)]
-        p = "p < 0.0001" if test["p_cluster"] < 1e-4 else f"p = {test['p_cluster']:.2g}"
-        told.append(f"{title} from {rates[0]:.1f}% to {rates[1]:.1f}% (n = {len(after):,}, {p} by whole pair)")
-    return f"Looked at afterwards, its accuracy went {' and '.join(told)}."
+def _afterwards(results: Results, system: str) -> str:
+    """The chosen system (first seed) against the supervised adapter."""
+    changes = []
+    suites = {"heldout": "on the held-out suite", "contradiction": "where note and image contradict each other"}
+    for suite, title in suites.items():
+        test = stats.compare(results.of(system, suite), results.of(SUPERVISED, suite), cluster="pair")
+        changes.append(
+            f"from {percent(test['accuracy_b'])} to {percent(test['accuracy_a'])} {title} "
+            f"(n = {test['n']:,}, {p_text(test['p_cluster'])} by whole pair)"
+        )
+    return f"On cases that played no part in the choice, accuracy changed {' and '.join(changes)}."

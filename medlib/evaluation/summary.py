@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, METHODS, ROWS, RunConfig, path, provenance
+from medlib.config import ADAPTER, BASE, METHODS, RunConfig, path, provenance
 from medlib.data import corruptions
 from medlib.evaluation import compare_methods
+from medlib.evaluation.results import Results
 from medlib.models import loading
 from medlib.stats import risk
 from medlib.stats.risk import Choice
+from medlib.stats.text import difference_text, number, p_text, percent, points, rate_text, targets_table
 from medlib.systems import novelty
 
-BARS = {"accuracy": 0.90, "sensitivity": 0.90, "specificity": 0.95, "spread": 5.0}
+TARGETS = {"accuracy": 0.90, "sensitivity": 0.90, "specificity": 0.95, "spread": 5.0}
 FIGURE_NAMES = {
     "accuracy": "Accuracy",
     "sensitivity": "Valid treatments recognised",
@@ -25,59 +28,38 @@ FIGURE_NAMES = {
     "spread": "Spread across modalities",
 }
 
-#: The ladder that the project climbs; the other rows are references beside it.
+#: The ladder that the project climbs; the other systems are references beside it.
 RUNGS = ("constant", "heuristics", "biomedclip-probe", ADAPTER)
-#: Rows that contain the adapter, so that it need not be above them.
+#: Systems that contain the adapter, so that it need not be above them.
 FUSED = "medgemma-lora+biomedclip"
 ABOVE = (FUSED, *(f"medgemma-{method}" for method in METHODS))
+#: Of one run's results; they are asked for by metrics.json, tables, figures and sentences alike.
+once = lru_cache(maxsize=8)
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def systems_on(frames: dict[str, pd.DataFrame], suite: str) -> dict[str, pd.DataFrame]:
-    """Frames of one suite by system, lowest rung first; ablations left out."""
-    found = {
-        key.rsplit("/", 1)[0]: frame
-        for key, frame in frames.items()
-        if key.rsplit("/", 1)[1] == suite
-        and " " not in key
-        and not compare_methods.is_repeat(key.rsplit("/", 1)[0])
-    }
-    order = [name for name in ROWS if name in found]
-    return {name: found[name] for name in order + [name for name in found if name not in order]}
-
-
-def scores_on(frames: dict[str, pd.DataFrame], suite: str = "heldout") -> dict[str, dict]:
-    """Scores of every system on one suite, lowest rung first."""
-    return {name: stats.score(frame) for name, frame in systems_on(frames, suite).items()}
-
-
-def bars(score: dict) -> pd.DataFrame:
+def targets(score: dict) -> pd.DataFrame:
     """The target of each figure beside what was measured, with a plain yes or no."""
     rows = []
-    for name, bar in BARS.items():
+    for name, target in TARGETS.items():
         if name == "spread":
-            value, met, shown, target = score[name], score[name] < bar, "{:.1f} points", f"< {bar:.0f} points"
+            value = score[name]
+            row = f"< {target:.0f} points", f"{points(value)} points", value < target
         else:
             value = score[name]["value"]
-            met, shown, target = value >= bar, "{:.1%}", f"≥ {bar:.0%}"
-        rows.append(
-            {
-                "Figure": FIGURE_NAMES[name],
-                "Target": target,
-                "Measured": shown.format(value),
-                "Met": "yes" if met else "no",
-            }
-        )
-    return pd.DataFrame(rows)
+            row = f"≥ {percent(target, 0)}", percent(value), value >= target
+        rows.append((FIGURE_NAMES[name], *row))
+    return targets_table(rows)
 
 
-def climb(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+@once
+def climb(results: Results) -> pd.DataFrame:
     """Each rung of the ladder against the one below: is it higher, and is that more than chance?"""
-    present = [name for name in RUNGS if f"{name}/heldout" in frames]
+    present = [name for name in RUNGS if results.has(name, "heldout")]
     steps = {
-        f"{upper} over {lower}": stats.compare(frames[f"{upper}/heldout"], frames[f"{lower}/heldout"])
+        f"{upper} over {lower}": stats.compare(results.of(upper, "heldout"), results.of(lower, "heldout"))
         for lower, upper in zip(present, present[1:])
     }
     if not steps:
@@ -86,12 +68,31 @@ def climb(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame([{"step": name, **step, "p_holm": adjusted[name]} for name, step in steps.items()])
 
 
-def temperatures(frames: dict[str, pd.DataFrame]) -> dict[str, float]:
-    """One temperature a system, fitted on the validation suite."""
+@once
+def every_pair(results: Results) -> pd.DataFrame:
+    """Every pair of systems on the held-out suite, see `stats.compare_all`."""
+    return stats.compare_all(results.on("heldout"), cluster="pair")
+
+
+@once
+def adapter_tests(results: Results) -> dict[str, dict]:
+    """The adapter against every other system on the held-out suite, Holm-corrected over them."""
+    others = results.on("heldout")
+    reference = others.pop(ADAPTER)
+    tests = {name: stats.compare(reference, frame, cluster="pair") for name, frame in others.items()}
+    for p in ("p", "p_cluster"):
+        adjusted = stats.holm({name: test[p] for name, test in tests.items()})
+        tests = {name: test | {f"{p}_holm": adjusted[name]} for name, test in tests.items()}
+    return tests
+
+
+@once
+def temperatures(results: Results) -> dict[str, float]:
+    """One temperature per system, fitted on the validation suite."""
     return {
-        name: stats.fit_temperature(f["p_correct"], f["verdict"] == "CORRECT")
-        for name, f in systems_on(frames, "val").items()
-        if is_graded(f)
+        name: stats.fit_temperature(frame["p_correct"], frame["verdict"] == "CORRECT")
+        for name, frame in results.on("val").items()
+        if is_graded(frame)
     }
 
 
@@ -100,53 +101,54 @@ def is_graded(frame: pd.DataFrame) -> bool:
     return not frame["p_correct"].isin([0.0, 0.5, 1.0]).all()
 
 
-def calibration_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+@once
+def calibration_table(results: Results) -> pd.DataFrame:
     """ECE and Brier score on the held-out suite, before and after the validation suite's temperature."""
     rows = []
-    for name, temperature in temperatures(frames).items():
-        before = frames[f"{name}/heldout"]
-        after = stats.calibrated(before, temperature)
-        row = {"system": name, "temperature": temperature}
-        for moment, frame in {"before": before, "after": after}.items():
-            score = stats.score(frame)
-            row |= {f"ece_{moment}": score["ece"], f"brier_{moment}": score["brier"]}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def latency(frames: dict[str, pd.DataFrame], suite: str = "heldout") -> pd.DataFrame:
-    """Accuracy, seconds a case and US dollars per 1,000 cases (nan without a price) by system."""
-    rows = []
-    for name, frame in systems_on(frames, suite).items():
-        accuracy = stats.score(frame)["accuracy"]
-        usd = 1000 * frame["usd"].mean() if "usd" in frame else float("nan")
-        rate = {"accuracy": accuracy["value"], **{k: accuracy[k] for k in ("low", "high", "n")}}
-        rows.append({"system": name, **rate, "seconds": frame["seconds"].mean(), "usd_per_1000": usd})
-    return pd.DataFrame(rows)
-
-
-def corruption_table(frames: dict[str, pd.DataFrame], system: str = ADAPTER) -> pd.DataFrame:
-    """Accuracy under every kind and severity of image damage; severity 0 is the clean image."""
-    rows = []
-    for kind, severity, key in corruption_keys(frames, system):
-        rate = stats.score(frames[key])["accuracy"]
+    for name, temperature in temperatures(results).items():
+        before = results.score(name, "heldout")
+        after = stats.score(stats.calibrated(results.of(name, "heldout"), temperature))
         rows.append(
             {
-                "kind": kind,
-                "severity": severity,
-                "accuracy": rate["value"],
-                "low": rate["low"],
-                "high": rate["high"],
-                "n": rate["n"],
+                "system": name,
+                "temperature": temperature,
+                "ece_before": before["ece"],
+                "brier_before": before["brier"],
+                "ece_after": after["ece"],
+                "brier_after": after["brier"],
             }
         )
     return pd.DataFrame(rows)
 
 
-def corruption_keys(frames: dict[str, pd.DataFrame], system: str) -> list[tuple[str, int, str]]:
-    """(kind, severity, name of the frame) of every damaged view that the system was asked about."""
-    views = [(*view.split("-"), f"{system}/{view}") for view in corruptions.views()]
-    return [(kind, int(severity), key) for kind, severity, key in views if key in frames]
+def latency(results: Results, suite: str = "heldout") -> pd.DataFrame:
+    """Accuracy, seconds per case and US dollars per 1,000 cases (nan without a price) by system."""
+    rows = []
+    for name, frame in results.on(suite).items():
+        usd = 1000 * frame["usd"].mean() if "usd" in frame else float("nan")
+        rate = _rate(results.score(name, suite))
+        rows.append({"system": name, **rate, "seconds": frame["seconds"].mean(), "usd_per_1000": usd})
+    return pd.DataFrame(rows)
+
+
+def corruption_table(results: Results, system: str = ADAPTER) -> pd.DataFrame:
+    """Accuracy under every kind and severity of image damage; severity 0 is the clean image."""
+    rows = []
+    for view in corruption_views(results, system):
+        kind, severity = view.split("-")
+        rows.append({"kind": kind, "severity": int(severity), **_rate(results.score(system, view))})
+    return pd.DataFrame(rows)
+
+
+def corruption_views(results: Results, system: str) -> list[str]:
+    """The damaged views that the system was asked about."""
+    return [view for view in corruptions.views() if results.has(system, view)]
+
+
+def _rate(score: dict) -> dict:
+    """The accuracy as columns of a table."""
+    rate = score["accuracy"]
+    return {"accuracy": rate["value"], **{name: rate[name] for name in ("low", "high", "n")}}
 
 
 def pairs_right(frame: pd.DataFrame) -> dict:
@@ -154,88 +156,55 @@ def pairs_right(frame: pd.DataFrame) -> dict:
     return stats.proportion(*stats.pair_accuracy(frame))
 
 
-def claims(frames: dict[str, pd.DataFrame]) -> list[dict]:
-    """What the benchmark set out to show about the adapter: claim, bar, measured, met."""
-    steps, found = climb(frames), []
+@once
+def claims(results: Results) -> list[dict]:
+    """What the benchmark set out to show about the adapter: claim, target, measured, met."""
+    rows, steps = [], climb(results)
     if len(steps):
-        shown = [
-            f"{100 * step.difference:+.1f} [{100 * step.low:+.1f}, {100 * step.high:+.1f}]"
-            for step in steps.itertuples()
-        ]
-        found.append(
-            {
-                "claim": "each rung is above the one below: " + ", ".join(steps["step"]),
-                "bar": "Holm p < 0.01 each",
-                "measured": ", ".join(shown) + " points",
-                "met": bool(((steps["difference"] > 0) & (steps["p_holm"] < 0.01)).all()),
-            }
-        )
+        differences = ", ".join(map(difference_text, steps.to_dict(orient="records")))
+        is_met = bool(((steps["difference"] > 0) & (steps["p_holm"] < 0.01)).all())
+        claim = "each rung is above the one below: " + ", ".join(steps["step"])
+        rows.append((claim, "Holm p < 0.01 each", f"{differences} points", is_met))
     # by scenario and by whole pair: the claim must hold both ways
     local = {
         name: max(t["p_holm"], t["p_cluster_holm"]) if t["difference"] > 0 else 1.0
-        for name, t in adapter_tests(frames).items()
+        for name, t in adapter_tests(results).items()
         if name not in ABOVE and ":" not in name
     }
     if local:
-        worst = max(local, key=local.get)
-        found.append(
-            {
-                "claim": "the adapter is above every local row that does not contain it",
-                "bar": "Holm p < 0.01",
-                "measured": f"p = {local[worst]:.2g} at worst ({worst})",
-                "met": local[worst] < 0.01,
-            }
-        )
-    pairs = pairs_right(frames[f"{ADAPTER}/heldout"])
+        worst = max(local, key=lambda name: local[name])
+        claim = "the adapter is above every local system that does not contain it"
+        rows.append((claim, "Holm p < 0.01", f"{p_text(local[worst])} at worst ({worst})", local[worst] < 0.01))
+    pairs = pairs_right(results.of(ADAPTER, "heldout"))
     if pairs["n"]:
-        found.append(
-            {
-                "claim": "both members of a counterfactual pair are right",
-                "bar": "≥ 85%",
-                "measured": f"{pairs['value']:.1%} [{pairs['low']:.1%}, {pairs['high']:.1%}]",
-                "met": pairs["value"] >= 0.85,
-            }
-        )
-    if f"{ADAPTER}/val" in frames:
-        ece = calibration_table(frames).set_index("system").loc[ADAPTER, "ece_after"]
-        found.append(
-            {
-                "claim": "calibrated after a temperature fitted on validation",
-                "bar": "ECE ≤ 0.05",
-                "measured": f"{ece:.3f}",
-                "met": ece <= 0.05,
-            }
-        )
-    return found
+        claim = "both members of a counterfactual pair are right"
+        rows.append((claim, "≥ 85%", rate_text(pairs), pairs["value"] >= 0.85))
+    if results.has(ADAPTER, "val"):
+        error = calibration_table(results).set_index("system").loc[ADAPTER, "ece_after"]
+        claim = "calibrated after a temperature fitted on validation"
+        rows.append((claim, "ECE ≤ 0.05", number(error), error <= 0.05))
+    return [dict(zip(("claim", "target", "measured", "met"), row)) for row in rows]
 
 
-def claims_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def claims_table(results: Results) -> pd.DataFrame:
     """`claims` in words."""
-    return pd.DataFrame(
-        [
-            {"Claim": c["claim"], "Bar": c["bar"], "Measured": c["measured"], "Met": "yes" if c["met"] else "no"}
-            for c in claims(frames)
-        ]
-    )
+    return targets_table([tuple(claim.values()) for claim in claims(results)], "Claim")
 
 
-def harder_suites(config: RunConfig, frames: dict[str, pd.DataFrame]) -> list[dict]:
+def harder_suites(config: RunConfig, results: Results) -> pd.DataFrame:
     """Accuracy of every system on the plain and on the harder suites, and its pairs right as a whole."""
     names, rows = figure_names(config), []
-    for name, heldout in systems_on(frames, "heldout").items():
-        rates = {"Held out": stats.score(heldout)["accuracy"], "Whole pairs": pairs_right(heldout)}
+    for name, score in results.scores("heldout").items():
+        rates = {"Held out": score["accuracy"], "Whole pairs": pairs_right(results.of(name, "heldout"))}
         for title, suite in (("Other words", "paraphrase"), ("Note contradicts image", "contradiction")):
-            if f"{name}/{suite}" in frames:
-                rates[title] = stats.score(frames[f"{name}/{suite}"])["accuracy"]
-        shown = {
-            title: f"{100 * r['value']:.1f}% [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-            for title, r in rates.items()
-        }
-        rows.append({"System": names.get(name, name)} | shown)
-    return rows
+            if results.has(name, suite):
+                rates[title] = results.score(name, suite)["accuracy"]
+        rows.append({"System": names.get(name, name)} | {k: rate_text(rate) for k, rate in rates.items()})
+    return pd.DataFrame(rows)
 
 
-def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) -> list[dict]:
+@once
+def abstention_rules(results: Results, coverage: float = 0.95) -> list[dict]:
     """Two ways of knowing a foreign image: an unsure verdict, and features unlike the training images'.
 
     Both thresholds answer ``coverage`` of the validation suite.
@@ -245,14 +214,14 @@ def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) ->
     list of dict: ``rule``; ``foreign`` and ``heldout``: share refused, see `stats.proportion`;
     ``auroc``: foreign against held-out images.
     """
-    val, heldout, foreign = (frames[f"{ADAPTER}/{suite}"] for suite in ("val", "heldout", "ood"))
+    val, heldout, foreign = (results.of(ADAPTER, suite) for suite in ("val", "heldout", "ood"))
     doubt = {
         "an unsure verdict": lambda f: -stats.certainty(f["p_correct"]),
         "an unknown kind of image": lambda f: f["novelty"].to_numpy(),
     }
     rules = []
     for rule, measure in doubt.items():
-        if rule != "an unsure verdict" and "novelty" not in foreign:
+        if rule != "an unsure verdict" and ("novelty" not in foreign or foreign["novelty"].isna().any()):
             continue
         limit = novelty.threshold(measure(val), coverage)
         refused = {
@@ -268,64 +237,61 @@ def abstention_rules(frames: dict[str, pd.DataFrame], coverage: float = 0.95) ->
 # --- what a run leaves behind -----------------------------------------------------------------------
 
 
-def write_metrics(config: RunConfig, frames: dict[str, pd.DataFrame], not_run: dict[str, str] | None = None):
+def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] | None = None) -> Path:
     """``metrics.json``: scores of every system and suite, paired tests, calibration, tables."""
-    # there is no verdict on a foreign image
-    scores = {key: stats.score(frame) for key, frame in frames.items() if not key.endswith("/ood")}
-    main = {name: scores[f"{name}/heldout"] for name in systems_on(frames, "heldout")}
+    main, names = results.scores("heldout"), figure_names(config)
     record = {
         "headline": headline(config, main),
-        "names": figure_names(config),
+        "names": names,
         "systems": main,
-        "scores": scores,
+        "scores": {
+            f"{system} {ablation}".strip() + f"/{suite}": results.score(system, suite, ablation)
+            for system, suite, ablation in results.parts
+            if suite != "ood"  # there is no verdict on a foreign image
+        },
         "tests": {},
         "tables": {},
         "not_run": not_run or {},
     }
     if len(main) > 1:
-        every_pair = stats.compare_all(systems_on(frames, "heldout"), cluster="pair")
-        record["comparisons"] = every_pair.to_dict(orient="records")
+        record["comparisons"] = every_pair(results).to_dict(orient="records")
+    tables = {}
     if ADAPTER in main:
-        record["tests"] = adapter_tests(frames)
-        record["pairs"] = pairs_right(frames[f"{ADAPTER}/heldout"])
-        record["tables"] = {
-            "Targets on the held-out suite": bars(main[ADAPTER]).to_dict(orient="records"),
-            "What the benchmark set out to show": claims_table(frames).to_dict(orient="records"),
-        }
-        if f"{ADAPTER}/contradiction" in frames:
-            record["tables"]["Harder suites"] = harder_suites(config, frames)
-    if best := compare_methods.recommended(frames):
-        record["recommendation"] = compare_methods.recommendation(frames, record["names"])
-        for name in dict.fromkeys([fewest_false_alarms(config, frames), best]):
-            strict = risk.apply(frames[f"{name}/heldout"], strict_choices(config, frames)[name].threshold)
-            title = f"Last rung: {record['names'][name]}, threshold without a critical miss on calibration cases"
-            record["tables"][title] = risk.targets(strict).to_dict(orient="records")
-    if f"{ADAPTER}/val" in frames:
-        record["calibration"] = calibration_table(frames).to_dict(orient="records")
+        record["tests"] = adapter_tests(results)
+        record["pairs"] = pairs_right(results.of(ADAPTER, "heldout"))
+        tables["Targets on the held-out suite"] = targets(main[ADAPTER])
+        tables["What the benchmark set out to show"] = claims_table(results)
+        if results.has(ADAPTER, "contradiction"):
+            tables["Harder suites"] = harder_suites(config, results)
+    if best := compare_methods.recommended(results):
+        record["recommendation"] = compare_methods.recommendation(results, names)
+        for name in dict.fromkeys([fewest_false_alarms(config, results), best]):
+            strict = risk.apply(results.of(name, "heldout"), strict_choices(config, results)[name].threshold)
+            title = f"Last rung: {names[name]}, threshold without a critical miss on calibration cases"
+            tables[title] = risk.targets(strict)
+    if results.has(ADAPTER, "val"):
+        record["calibration"] = calibration_table(results).to_dict(orient="records")
+    record["tables"] = {title: table.to_dict(orient="records") for title, table in tables.items()}
     return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)
 
 
-def strict_choices(config: RunConfig, frames: dict[str, pd.DataFrame]) -> dict[str, Choice]:
+def scores_written(metrics: dict, suite: str) -> dict[str, dict]:
+    """Scores of one suite in ``metrics.json`` by system; "medgemma-lora text_only" is one with an ablation."""
+    keys = {key: key.rpartition("/") for key in metrics["scores"]}
+    return {system: metrics["scores"][key] for key, (system, _, name) in keys.items() if name == suite}
+
+
+@once
+def strict_choices(config: RunConfig, results: Results) -> dict[str, Choice]:
     """The threshold without a critical miss on calibration cases, by system; promises hold for all at once."""
-    asked = systems_on(frames, "calibration")
-    return {name: risk.choose(frame, None, config.risk_confidence, len(asked)) for name, frame in asked.items()}
+    frames = results.on("calibration")
+    return {name: risk.choose(frame, None, config.risk_confidence, len(frames)) for name, frame in frames.items()}
 
 
-def fewest_false_alarms(config: RunConfig, frames: dict[str, pd.DataFrame]) -> str:
-    """The system that pays least for missing no critical error, by calibration cases alone."""
-    found = strict_choices(config, frames)
-    return min(found, key=lambda name: found[name].false_alarms["value"])
-
-
-def adapter_tests(frames: dict[str, pd.DataFrame]) -> dict[str, dict]:
-    """The adapter against every other system on the held-out suite, Holm-corrected over them."""
-    others = {name: f for name, f in systems_on(frames, "heldout").items() if name != ADAPTER}
-    reference = frames[f"{ADAPTER}/heldout"]
-    tests = {name: stats.compare(reference, frame, cluster="pair") for name, frame in others.items()}
-    for p in ("p", "p_cluster"):
-        adjusted = stats.holm({name: test[p] for name, test in tests.items()})
-        tests = {name: test | {f"{p}_holm": adjusted[name]} for name, test in tests.items()}
-    return tests
+def fewest_false_alarms(config: RunConfig, results: Results) -> str:
+    """The system that misses no critical calibration case with the fewest false alarms on these cases."""
+    choices = strict_choices(config, results)
+    return min(choices, key=lambda name: choices[name].false_alarms["value"])
 
 
 def headline(config: RunConfig, main: dict[str, dict]) -> str:
@@ -334,14 +300,14 @@ def headline(config: RunConfig, main: dict[str, dict]) -> str:
         return ""
     before, after = main[BASE]["accuracy"], main[ADAPTER]["accuracy"]
     return (
-        f"LoRA took {loading.model_label(config)} from {before['value']:.1%} to {after['value']:.1%} "
-        f"accuracy [95% interval {after['low']:.1%} to {after['high']:.1%}] on {after['n']:,} held-out "
+        f"LoRA took {loading.model_label(config)} from {percent(before['value'])} to {percent(after['value'])} "
+        f"accuracy [95% interval {percent(after['low'])} to {percent(after['high'])}] on {after['n']:,} held-out "
         "scenarios."
     )
 
 
 def figure_names(config: RunConfig) -> dict[str, str]:
-    """How figures and tables name the rows; a stand-in is never called by the real model's name alone."""
+    """How figures and tables name the systems; a stand-in is never called by the real model's name alone."""
 
     def label(model: str) -> str:
         return Path(model).name + (" (stand-in)" if loading.is_standin(model) else "")

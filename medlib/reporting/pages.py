@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jinja2
 import nbformat
+import pandas as pd
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 from nbconvert import HTMLExporter
@@ -23,6 +24,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePrepro
 from medlib.config import STANDIN_NOTICE
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
+from medlib.stats import text
 
 # The browser itself refuses scripts and anything from a network, whatever a cell has put out.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"
@@ -239,27 +241,13 @@ def _modality_rows(systems: dict) -> list[dict]:
 def _score_text(score) -> str:
     """Text of one score: a number, a rate with its interval, a count of cases or a cost."""
     if not isinstance(score, dict):
-        return _number(score)
+        return text.cell(score)
     if "count" in score:
-        return f"{_number(score['count'])} of {_number(score.get('n'))}"
+        return f"{text.cell(score['count'])} of {text.cell(score.get('n'))}"
     if "per_1000" in score:
-        return "–" if score["per_1000"] is None else f"{score['per_1000']:,.0f}"
-    value, low, high = (score.get(key) for key in ("value", "low", "high"))
-    if None in (value, low, high) or value != value:
-        return _number(value)
-    space = "\N{NO-BREAK SPACE}"  # a line may break before the interval only
-    return f"{100 * value:.1f}{space}% [{100 * low:.1f},{space}{100 * high:.1f}]"
-
-
-def _number(value) -> str:
-    """Text of a table entry: fractions to three decimals, a dash for what is undefined."""
-    if value is None or value != value:
-        return "–"
-    if not isinstance(value, float):
-        return str(value)
-    if abs(value) >= 1:
-        return f"{value:,.1f}"
-    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+        return text.cell(score["per_1000"], ",.0f")
+    complete = not any(pd.isna(score.get(key)) for key in ("value", "low", "high"))
+    return text.rate_text(score) if complete else text.cell(score.get("value"))
 
 
 def _table_html(rows) -> str:
@@ -273,7 +261,7 @@ def _table_html(rows) -> str:
         header, *rows = [row if isinstance(row, list) else [row] for row in rows]
     head = "".join(f'<th scope="col">{escape(str(name).replace("_", " "))}</th>' for name in header)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_number(value))}</td>" for value in row) + "</tr>\n" for row in rows
+        "<tr>" + "".join(f"<td>{escape(text.cell(value))}</td>" for value in row) + "</tr>\n" for row in rows
     )
     return f'<table class="scores"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from medlib.config import ADAPTER, BASE, STANDIN, STANDIN_NOTICE, ConfigError, RunConfig, run_dir
 from medlib.config.provenance import write_json_atomic
+from medlib.evaluation.summary import scores_written
 from medlib.models import loading
 from medlib.stats.text import results_table, to_markdown
 from medlib.training import adapters
@@ -81,7 +82,7 @@ def merge(config: RunConfig, out: str | Path) -> Path:
     ModelError
         If there is no adapter yet.
     """
-    whole = {"quantization": None, "use_8bit": False}
+    whole: dict = {"quantization": None, "use_8bit": False}
     if config.dtype == "float16":  # the float16 stand-ins of some layers are not to be saved
         whole["dtype"] = "float32"
     model = loading.load_for(config.model_copy(update=whole)).with_adapter(run_dir(config) / "adapter")
@@ -286,11 +287,8 @@ def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
 def _body(config: RunConfig, name: str, merged: bool, found: dict, record: dict) -> str:
     tables = []
     for suite, title in SUITES.items():
-        scores = {
-            found.get("names", {}).get(system, system): found["scores"][f"{system}/{suite}"]
-            for system in (BASE, ADAPTER)
-            if f"{system}/{suite}" in found["scores"]
-        }
+        by_system = scores_written(found, suite)
+        scores = {found.get("names", {}).get(s, s): by_system[s] for s in (BASE, ADAPTER) if s in by_system}
         if scores:
             tables.append(f"**{title}**\n\n{to_markdown(results_table(scores))}")
     versions = ", ".join(f"{p} {v}" for p, v in record["packages"].items() if v)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from medlib.evaluation.results import run_seed
+from medlib.evaluation.summary import scores_written
 from medlib.reporting import pages, plots
 from medlib.reporting.execute import NOTEBOOKS
 from medlib.stats.text import results_table, to_markdown
@@ -63,20 +65,17 @@ SUITE_TITLES = {
 }
 
 
-def _results_markdown(found: dict, record: dict) -> str:
-    scores, parameters = found["scores"], record["parameters"]
-    names, parts = found.get("names") or {}, [found["headline"], *filter(None, [found.get("recommendation")])]
+def _results_markdown(metrics: dict, record: dict) -> str:
+    parameters, names = record["parameters"], metrics.get("names") or {}
+    parts = [metrics["headline"], *filter(None, [metrics.get("recommendation")])]
     for suite, title in SUITE_TITLES.items():
-        rows = {key.rsplit("/", 1)[0]: score for key, score in scores.items() if key.endswith(f"/{suite}")}
-        # a further seed, such as medgemma-ppo:1, is no row of its own
-        rows = {n: score for n, score in rows.items() if ":" not in n or n.partition(":")[0] not in names}
-        order = [name for name in names if name in rows]
-        order += sorted(set(rows) - set(order))
+        scores = {s: score for s, score in scores_written(metrics, suite).items() if not run_seed(s)[1]}
+        order = [name for name in names if name in scores]
+        order += sorted(set(scores) - set(order))
         if order:
-            shown = {name: _row_name(name, names) for name in order}
-            table = results_table({shown[name]: rows[name] for name in order})
+            table = results_table({_row_name(name, names): scores[name] for name in order})
             parts += [f"**{title}**", to_markdown(table)]
-    for title, rows in found["tables"].items():
+    for title, rows in metrics["tables"].items():
         parts += [f"**{title}**", to_markdown(pd.DataFrame(rows))]
     made = f"Model `{parameters['model']}` ({parameters['model_kind']}), seed {parameters['seed']}, "
     made += f"revision `{str(record['git'].get('revision'))[:10]}`, {record['timestamp'][:10]}."

@@ -16,12 +16,13 @@ from medlib.data.cases import Scenario
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
 from medlib.evaluation import summary
-from medlib.evaluation.summary import BARS
+from medlib.evaluation.results import Results
+from medlib.evaluation.summary import TARGETS
 from medlib.models import loading
 from medlib.reporting import plots
 from medlib.stats.text import SPACE
 
-BAR = BARS["accuracy"]
+TARGET = TARGETS["accuracy"]
 ALPHA = 0.05  # below this a p-value is called evidence
 UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2% [0.1, 2.3]"
 
@@ -116,10 +117,10 @@ def fact(value) -> str:
 # ---- benchmark -----------------------------------------------------------------------------------
 
 
-def ladder(frames: Mapping[str, pd.DataFrame], config: RunConfig, suite: str = "heldout") -> dict:
+def ladder(results: Results, config: RunConfig, suite: str = "heldout") -> dict[str, dict]:
     """Scores of the ladder under names that a reader knows, lowest rung first."""
     names = summary.figure_names(config)
-    return {names.get(name, name): s for name, s in summary.scores_on(frames, suite).items()}
+    return {names.get(name, name): score for name, score in results.scores(suite).items()}
 
 
 GROUPS = {
@@ -143,7 +144,7 @@ def group_figure(frame: pd.DataFrame, column: str) -> Figure:
 
 
 def with_adapter(config: RunConfig) -> RunConfig:
-    """The configuration, if the adapter is among its rows: 08 and 09 are about it.
+    """The configuration, if the adapter is among its systems: 08 and 09 are about it.
 
     Raises
     ------

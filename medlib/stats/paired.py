@@ -226,17 +226,17 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(p_values, map(float, adjusted)))
 
 
-def cases_needed(true_accuracy: float, bar: float = 0.90, power: float = 0.8, level: float = 0.95) -> int:
-    """Cases needed to show that the accuracy is above a bar.
+def cases_needed(true_accuracy: float, target: float = 0.90, power: float = 0.8, level: float = 0.95) -> int:
+    """Cases needed to show that the accuracy is above a target.
 
-    The test is the one-sided exact binomial test of "accuracy <= bar" at ``1 - level``. Its power
+    The test is the one-sided exact binomial test of "accuracy <= target" at ``1 - level``. Its power
     is a saw-tooth in n; the answer is the n from which the power stays at ``power`` or more.
 
     Parameters
     ----------
     true_accuracy : float
-        Accuracy that the system is believed to have, above ``bar``.
-    bar, power, level : float
+        Accuracy that the system is believed to have, above ``target``.
+    target, power, level : float
 
     Returns
     -------
@@ -246,16 +246,16 @@ def cases_needed(true_accuracy: float, bar: float = 0.90, power: float = 0.8, le
     Raises
     ------
     ValueError
-        Unless ``0 < bar < true_accuracy <= 1``: no number of cases shows what is not so.
+        Unless ``0 < target < true_accuracy <= 1``: no number of cases shows what is not so.
     """
-    if not 0 < bar < true_accuracy <= 1:
-        raise ValueError(f"need 0 < bar < true_accuracy <= 1, got {bar=}, {true_accuracy=}")
+    if not 0 < target < true_accuracy <= 1:
+        raise ValueError(f"need 0 < target < true_accuracy <= 1, got {target=}, {true_accuracy=}")
     approximate = NormalIndPower().solve_power(  # ratio=0: one sample
-        proportion_effectsize(true_accuracy, bar), alpha=1 - level, power=power, ratio=0, alternative="larger"
+        proportion_effectsize(true_accuracy, target), alpha=1 - level, power=power, ratio=0, alternative="larger"
     )
     if approximate > 100_000:
         return int(np.ceil(approximate))
     n = np.arange(1, int(2 * approximate) + 200)
-    most_by_chance = binom.isf(1 - level, n, bar)  # the test rejects above this many hits
+    most_by_chance = binom.isf(1 - level, n, target)  # the test rejects above this many hits
     enough = binom.sf(most_by_chance, n, true_accuracy) >= power
     return int(n[~enough][-1]) + 1

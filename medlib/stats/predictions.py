@@ -28,7 +28,7 @@ def prediction_row(scenario, p_correct: float) -> dict:
 
 
 def predictions_table(scenarios: list, answered: pd.DataFrame) -> pd.DataFrame:
-    """Predictions table, a row a scenario: `prediction` and whatever else was answered."""
+    """Predictions table with one row per scenario: `prediction_row` and whatever else was answered."""
     rows = [prediction_row(s, float(p)) for s, p in zip(scenarios, answered["p_correct"])]
     extra = answered.drop(columns="p_correct").reset_index(drop=True)
     frame = pd.concat([pd.DataFrame(rows), extra], axis=1)
@@ -44,14 +44,9 @@ def pair_accuracy(predictions: pd.DataFrame) -> tuple[int, int]:
     return int(right.sum()), len(right)
 
 
-def write_predictions(path: str | Path, frames: dict[str, pd.DataFrame]) -> Path:
-    """All systems and suites in one JSONL file; keys of ``frames`` are ``system/suite``."""
-    tagged = [
-        frame.assign(system=system, suite=suite)
-        for (system, suite), frame in ((key.rsplit("/", 1), frame) for key, frame in frames.items())
-    ]
-    records = pd.concat(tagged, ignore_index=True).to_dict(orient="records")
-    return jsonl.write(path, map(without_missing, records))
+def write_predictions(path: str | Path, table: pd.DataFrame) -> Path:
+    """A table of predictions as JSONL, with whatever columns it has; missing values are left out."""
+    return jsonl.write(path, map(without_missing, table.to_dict(orient="records")))
 
 
 def without_missing(record: dict) -> dict:
@@ -59,14 +54,10 @@ def without_missing(record: dict) -> dict:
     return {k: v for k, v in record.items() if not (v is None or (isinstance(v, float) and np.isnan(v)))}
 
 
-def read_predictions(path: str | Path) -> dict[str, pd.DataFrame]:
+def read_predictions(path: str | Path) -> pd.DataFrame:
     """The inverse of :func:`write_predictions`."""
     # not pd.read_json: it rounds floats and turns the text "12" into a number
-    frame = pd.DataFrame([record for _, record in jsonl.read(path)])
-    return {
-        f"{system}/{suite}": part.reset_index(drop=True)
-        for (system, suite), part in frame.groupby(["system", "suite"], sort=False)
-    }
+    return pd.DataFrame([record for _, record in jsonl.read(path)])
 
 
 def checked(predictions: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:

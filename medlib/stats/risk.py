@@ -9,7 +9,7 @@ most ``level``, the one with the fewest false alarms. The guarantee is:
     critical errors among new cases *of the same distribution* is missed.
 
 It does not cover other hospitals, other wording or other images, a single modality or severity, false alarms
-or a single case: these are measured, see `report`. If the same cases also serve to pick one of several
+or a single case: these are measured, see `measure`. If the same cases also serve to pick one of several
 systems, the guarantee must hold for all of them at once: pass their number as ``systems``, and the error
 probability is divided among them (Bonferroni).
 
@@ -46,6 +46,7 @@ from statsmodels.stats.proportion import proportion_confint
 from medlib.stats.calibration import checked_probabilities
 from medlib.stats.proportions import proportion
 from medlib.stats.scores import score
+from medlib.stats.text import misses_text, percent, points, rate_text, targets_table
 
 EVEN = 0.5
 #: Above every probability: every treatment is called an ERROR, so no error is missed and every valid one is
@@ -108,12 +109,12 @@ class Choice:
         together = f", for each of {self.systems} systems at once" if self.systems > 1 else ""
         misses = f"{self.allowed} or fewer misses" if self.allowed else "no miss"
         # the bound on the mean holds for one system, not for the one that the same cases have picked
-        mean = f"; on average over such draws at most {self.expected:.2%} (conformal risk control)"
+        mean = f"; on average over such draws at most {percent(self.expected, 2)} (conformal risk control)"
         return (
-            f"With probability at least {self.confidence:.0%} over the draw of the {self.critical:,} critical "
-            f"calibration cases{together}, at most {self.level:.2%} of the critical errors among new cases of the "
-            f"same distribution are called CORRECT (learn then test, shown by {misses} on calibration)"
-            f"{mean if self.systems == 1 else ''}."
+            f"With probability at least {percent(self.confidence, 0)} over the draw of the {self.critical:,} "
+            f"critical calibration cases{together}, at most {percent(self.level, 2)} of the critical errors among "
+            f"new cases of the same distribution are called CORRECT (learn then test, shown by {misses} on "
+            f"calibration){mean if self.systems == 1 else ''}."
         )
 
 
@@ -168,7 +169,7 @@ def choose(
     if level is not None and level < lowest:
         raise RiskError(
             f"risk_level {level:g} cannot be shown with {critical:,} critical calibration cases: even with none "
-            f"missed, the limit at {confidence:.0%} is {lowest:.3g}; raise risk_level to that, lower "
+            f"missed, the limit at {percent(confidence, 0)} is {lowest:.3g}; raise risk_level to that, lower "
             "risk_confidence, or calibrate on more cases (calibration_pairs)"
         )
     rule = "no critical miss on calibration" if level is None else f"at most {100 * level:.3g}% missed"
@@ -268,34 +269,6 @@ def measure(frame: pd.DataFrame) -> dict:
     }  # or 2.0 points would count as 2.0000000000000018
 
 
-def report(
-    calibration: pd.DataFrame,
-    heldout: pd.DataFrame,
-    level: float = 0.02,
-    confidence: float = 0.9,
-    systems: int = 1,
-) -> pd.DataFrame:
-    """The threshold that each rule chose on calibration cases, and its figures on both suites.
-
-    Returns
-    -------
-    DataFrame
-        One row per rule of `rules` and suite ("calibration", "heldout"): rule, suite, threshold, and `measure`.
-    """
-    return pd.DataFrame(
-        [
-            {
-                "rule": choice.rule,
-                "suite": suite,
-                "threshold": choice.threshold,
-                **measure(apply(frame, choice.threshold)),
-            }
-            for choice in rules(calibration, level, confidence, systems)
-            for suite, frame in {"calibration": calibration, "heldout": heldout}.items()
-        ]
-    )
-
-
 def curve(frame: pd.DataFrame) -> pd.DataFrame:
     """Both error rates at every threshold that makes a difference, highest first.
 
@@ -331,34 +304,31 @@ def targets(frame: pd.DataFrame) -> pd.DataFrame:
     figures = measure(frame)
     missed, spread = figures["critical_misses"], figures["spread"]
     accuracy, alarms = figures["accuracy"], figures["false_alarms"]
-    rows = [
-        ("Accuracy", f"≥ {TARGETS['accuracy']:.0%}", _rate(accuracy), accuracy["value"] >= TARGETS["accuracy"]),
-        (
-            "Critical errors missed",
-            "none",
-            f"{missed['count']:,} of {missed['n']:,} (one-sided 95% limit {missed['upper']:.2%})",
-            missed["n"] > 0 and missed["count"] <= TARGETS["critical_misses"],
-        ),
-        (
-            "False alarms",
-            f"< {TARGETS['false_alarms']:.0%}",
-            _rate(alarms),
-            alarms["value"] < TARGETS["false_alarms"],
-        ),
-        (
-            "Spread across modalities",
-            f"< {TARGETS['spread']:.0f} points",
-            f"{spread:.1f} points",
-            spread < TARGETS["spread"],
-        ),
-    ]
-    return pd.DataFrame(
+    return targets_table(
         [
-            {"Figure": name, "Target": target, "Measured": measured, "Met": "yes" if met else "no"}
-            for name, target, measured, met in rows
+            (
+                "Accuracy",
+                f"≥ {percent(TARGETS['accuracy'], 0)}",
+                rate_text(accuracy),
+                accuracy["value"] >= TARGETS["accuracy"],
+            ),
+            (
+                "Critical errors missed (one-sided 95% limit)",
+                "none",
+                misses_text(missed, 2),
+                missed["n"] > 0 and missed["count"] <= TARGETS["critical_misses"],
+            ),
+            (
+                "False alarms",
+                f"< {percent(TARGETS['false_alarms'], 0)}",
+                rate_text(alarms),
+                alarms["value"] < TARGETS["false_alarms"],
+            ),
+            (
+                "Spread across modalities",
+                f"< {TARGETS['spread']:.0f} points",
+                f"{points(spread)} points",
+                spread < TARGETS["spread"],
+            ),
         ]
     )
-
-
-def _rate(rate: dict) -> str:
-    return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"

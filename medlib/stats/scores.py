@@ -94,13 +94,13 @@ def score(predictions: pd.DataFrame) -> dict:
     }
     if "pair" in frame and frame["pair"].notna().any():
         result["accuracy_clustered"] = _clustered_accuracy(frame)
-    if "parsed" in frame:
-        asked = frame[frame["generated"].notna()] if "generated" in frame else frame
-        if len(asked):
-            right = int((asked["parsed"] == asked["verdict"]).sum())
+    if "parsed" in frame or "generated" in frame:
+        answers = frame[frame["generated"].notna()] if "generated" in frame else frame
+        parsed = answers.get("parsed", pd.Series(index=answers.index))  # without a column no answer was parsed
+        if len(answers):
             result["generation"] = {
-                "parse_rate": proportion(int(asked["parsed"].notna().sum()), len(asked)),
-                "accuracy": proportion(right, len(asked)),
+                "parse_rate": proportion(int(parsed.notna().sum()), len(answers)),
+                "accuracy": proportion(int((parsed == answers["verdict"]).sum()), len(answers)),
             }
     # numpy scalars are not JSON
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in result.items()}

@@ -1,11 +1,99 @@
-"""Numbers as text: the one place that formats rates, p-values and tables of results."""
+"""Numbers as text: the one place that formats rates, points, p-values, counts, money and tables of results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+
+SPACE = "\N{NO-BREAK SPACE}"
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """A number in a format; ``n/a`` if it is undefined (None is what a written file has in place of nan)."""
+    return "n/a" if pd.isna(value) else format(value, form)
+
+
+def cell(value, form: str | None = None) -> str:
+    """Text of a table entry: fractions to three decimals, a dash for what is undefined."""
+    if pd.isna(value):
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    if form or abs(value) >= 1:
+        return format(value, form or ",.1f")
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """``91.2%`` of a fraction; ``n/a`` if it is undefined."""
+    return number(value, f".{digits}%")
+
+
+def rate_text(rate: Mapping, n: bool = False) -> str:
+    """A rate of `medlib.stats.proportions.proportion`: ``91.2% [89.3, 92.8]``, with ``(n=1,024)`` if wanted."""
+    if pd.isna(rate["value"]):
+        return "n/a (n=0)" if n else "n/a (no case)"
+    low, high = (percent(rate[end])[:-1] for end in ("low", "high"))
+    return f"{percent(rate['value'])} [{low},{SPACE}{high}]" + (f" (n={rate['n']:,})" if n else "")
+
+
+def points(value: float | None, sign: bool = False) -> str:
+    """A difference in percentage points, to one decimal."""
+    return number(value, "+.1f" if sign else ".1f")
+
+
+def difference_text(test: Mapping) -> str:
+    """Difference of two rates in points with its interval: ``+4.2 [+1.0, +7.5]``, from `medlib.stats.compare`."""
+    value, low, high = (points(100 * test[key], sign=True) for key in ("difference", "low", "high"))
+    return f"{value} [{low},{SPACE}{high}]"
+
+
+def p_text(p: float) -> str:
+    """A p-value to two digits, never as zero."""
+    return f"p{SPACE}<{SPACE}0.0001" if p < 0.0001 else f"p{SPACE}={SPACE}{p:.2g}"
+
+
+def misses_text(missed: Mapping, digits: int = 1) -> str:
+    """Misses among critical errors with the one-sided 95% limit of their rate: ``5 of 50 (≤ 20.0%)``."""
+    limit = f" (≤ {percent(missed['upper'], digits)})" if missed["n"] else ""
+    return f"{missed['count']:,} of {missed['n']:,}{limit}"
+
+
+def usd(value: float | None) -> str:
+    """US dollars without cents and sign."""
+    return number(value, ",.0f")
+
+
+def two_digits(value: float) -> str:
+    """Two significant digits: what is assumed is not exact."""
+    if pd.isna(value):
+        return "n/a"
+    places = 1 - int(np.floor(np.log10(abs(value)))) if value else 0
+    return f"{round(value, places):,.{max(0, places)}f}"
+
+
+def threshold_text(threshold: float) -> str:
+    """A probability with two digits of its distance from the nearer end, so 0.99954 is not 1.00."""
+    if threshold > 1:
+        return "never"
+    distance = min(threshold, 1 - threshold)
+    digits = 2 if distance <= 0 else max(2, 1 - int(np.floor(np.log10(distance))))
+    return f"{threshold:.{digits}f}"
+
+
+def over_seeds(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean over seeds and, in brackets, least and greatest."""
+    if len(values) == 0:
+        return "not run"
+    mean, low, high = (format(of(values), form) for of in (np.mean, np.min, np.max))
+    return mean if len(values) == 1 else f"{mean} [{low.rstrip('%')},{SPACE}{high.rstrip('%')}]"
+
+
+# --- tables -----------------------------------------------------------------------------------------
 
 
 def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFrame:
@@ -14,7 +102,7 @@ def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFram
     Parameters
     ----------
     scores : mapping of str to dict
-        Results of `score` by name of the system.
+        Results of `medlib.stats.score` by name of the system.
     full : bool
         Also balanced accuracy, MCC, AUROC, Brier score, calibration error, critical misses (with
         the one-sided 95% limit of their rate) and US dollars lost in 1,000 cases.
@@ -25,41 +113,33 @@ def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFram
         Strings only, rates as ``91.2% [89.3, 92.8] (n=1,024)``.
     """
     rows = []
-    for system, result in scores.items():
+    for system, score in scores.items():
         row = {
             "System": system,
-            "n": f"{result['n']:,}",
-            "Accuracy (95% CI)": _rate_text(result["accuracy"]),
-            "Valid treatments recognised": _rate_text(result["sensitivity"]),
-            "Errors caught": _rate_text(result["specificity"]),
-            "Spread (points)": _number_text(result["spread"], ".1f"),
+            "n": f"{score['n']:,}",
+            "Accuracy (95% CI)": rate_text(score["accuracy"], n=True),
+            "Valid treatments recognised": rate_text(score["sensitivity"], n=True),
+            "Errors caught": rate_text(score["specificity"], n=True),
+            "Spread (points)": points(score["spread"]),
         }
         if full:
-            missed = result["critical_misses"]
-            limit = f" (≤ {100 * missed['upper']:.1f}%)" if missed["n"] else ""
             row |= {
-                "Balanced": _number_text(result["balanced_accuracy"], ".1%").replace("%", " %"),
-                "MCC": _number_text(result["mcc"], ".3f"),
-                "AUROC": _number_text(result["auroc"], ".3f"),
-                "Brier": _number_text(result["brier"], ".3f"),
-                "ECE": _number_text(result["ece"], ".3f"),
-                "Critical misses": f"{missed['count']:,} of {missed['n']:,}{limit}",
-                "USD lost / 1,000": _number_text(result["expected_cost"]["per_1000"], ",.0f"),
+                "Balanced": percent(score["balanced_accuracy"]),
+                "MCC": number(score["mcc"]),
+                "AUROC": number(score["auroc"]),
+                "Brier": number(score["brier"]),
+                "ECE": number(score["ece"]),
+                "Critical misses": misses_text(score["critical_misses"]),
+                "USD lost / 1,000": usd(score["expected_cost"]["per_1000"]),
             }
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _number_text(value: float | None, form: str) -> str:
-    # None is what a written file has in place of nan
-    return "n/a" if value is None or np.isnan(value) else format(value, form)
-
-
-def _rate_text(rate: dict) -> str:
-    if not rate["n"]:
-        return "n/a (n=0)"
-    value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f}% [{low:.1f}, {high:.1f}] (n={rate['n']:,})"
+def targets_table(rows: Sequence[tuple[str, str, str, bool]], name: str = "Figure") -> pd.DataFrame:
+    """(what, target, measured, whether it is met) as a table with a plain yes or no."""
+    table = pd.DataFrame(rows, columns=[name, "Target", "Measured", "Met"])
+    return table.assign(Met=["yes" if met else "no" for met in table["Met"]])
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -72,27 +152,3 @@ def to_markdown(table: pd.DataFrame) -> str:
     ruler = "|" + "|".join([":---"] + ["---:"] * (table.shape[1] - 1)) + "|"
     rows = table.itertuples(index=False, name=None)
     return "\n".join([line(table.columns), ruler, *(line(row) for row in rows)]) + "\n"
-
-
-SPACE = "\N{NO-BREAK SPACE}"
-
-
-# ---- words and numbers ---------------------------------------------------------------------------
-
-
-def percent(value: float) -> str:
-    """``91.2%`` of a fraction; ``n/a`` if it is undefined."""
-    return "n/a" if pd.isna(value) else f"{100 * value:.1f}%"
-
-
-def rate_text(rate: Mapping) -> str:
-    """A rate of `medlib.stats.proportions.proportion` with its interval."""
-    if not rate["n"]:
-        return "n/a (no case)"
-    low, high = (f"{100 * rate[end]:.1f}" for end in ("low", "high"))
-    return f"{percent(rate['value'])} [{low},{SPACE}{high}]"
-
-
-def p_text(p: float) -> str:
-    """A p-value to two digits, never as zero."""
-    return f"p{SPACE}<{SPACE}0.0001" if p < 0.0001 else f"p{SPACE}={SPACE}{p:.2g}"

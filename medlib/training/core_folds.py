@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from medlib import stats
-from medlib.config import ADAPTER, RunConfig, jobs, provenance, run_dir
+from medlib.config import RunConfig, jobs, provenance, run_dir
 from medlib.config.settings import Model, Run, Training
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
@@ -49,8 +49,7 @@ def core_folds(
         names, parts = list(missing), 2 * processes
         shares = [{g: missing[g] for g in names[i::parts]} for i in range(min(parts, len(names)))]
         jobs.run(_answer, [(config, everything, share) for share in shares], processes, TITLE)
-    answers = [frame for file in files.values() for frame in stats.read_predictions(file).values()]
-    return pd.concat(answers, ignore_index=True).drop(columns=["system", "suite"])
+    return pd.concat(map(stats.read_predictions, files.values()), ignore_index=True)
 
 
 def _answer(
@@ -63,8 +62,7 @@ def _answer(
         jobs.progress(f"{TITLE}: {number} of {len(files)}")
         held_out = everything.rows(i for i, s in enumerate(everything.scenarios) if image_group(s) == group)
         others = [row for row, s in zip(rows, everything.scenarios) if image_group(s) != group]
-        answers = _fold(config, base, others, held_out, file.with_suffix(""))
-        stats.write_predictions(file, {f"{ADAPTER}/core24_folds": answers})
+        stats.write_predictions(file, _fold(config, base, others, held_out, file.with_suffix("")))
 
 
 def image_group(scenario: Scenario) -> str:

@@ -14,7 +14,8 @@ from medlib.data.synthetic import grammar
 from medlib.data.variants import ABLATIONS
 from medlib.evaluation import benchmark, summary
 from medlib.evaluation.benchmark import LOOKING
-from medlib.evaluation.summary import BARS
+from medlib.evaluation.results import Results
+from medlib.evaluation.summary import TARGETS
 from medlib.models import scoring
 from medlib.training import supervised
 
@@ -45,30 +46,30 @@ def test_a_missing_adapter_is_told_at_once(config):
 
 def test_a_run_from_training_to_benchmark(config, asked):
     supervised.train(config)
-    frames = benchmark.evaluate(config)
+    results = benchmark.evaluate(config)
     expected = {
-        f"{BASE}/heldout": 24,
-        f"{BASE}/core24_val": 8,
-        f"{BASE}/core24_folds": 24,
-        f"{ADAPTER}/heldout": 24,
-        f"{ADAPTER}/core24_val": 8,
+        (BASE, "heldout", ""): 24,
+        (BASE, "core24_val", ""): 8,
+        (BASE, "core24_folds", ""): 24,
+        (ADAPTER, "heldout", ""): 24,
+        (ADAPTER, "core24_val", ""): 8,
     }
-    expected |= {f"{ADAPTER} {name}/heldout": 24 for name in ABLATIONS}
-    assert {key: len(frame) for key, frame in frames.items()} == expected
+    expected |= {(ADAPTER, "heldout", name): 24 for name in ABLATIONS}
+    assert {key: len(part) for key, part in results.parts.items()} == expected
     count = len(asked)
 
     again = benchmark.evaluate(config)
     assert len(asked) == count  # nothing was asked twice
-    assert all(again[key].equals(frames[key]) for key in frames)
+    assert all(again.parts[key].equals(part) for key, part in results.parts.items())
 
-    frames = benchmark.benchmark(config)
+    results = benchmark.benchmark(config)
     for suite in ("heldout", "core24_val", "val", "contradiction", "paraphrase"):
-        assert set(summary.systems_on(frames, suite)) == set(rows_asked(config)), suite
+        assert set(results.systems(suite)) == set(rows_asked(config)), suite
     for view in corruptions.views():
-        assert set(summary.systems_on(frames, view)) == set(LOOKING)
+        assert set(results.systems(view)) == set(LOOKING)
     run = run_dir(config)
-    assert set(stats.read_predictions(run / "predictions.jsonl")) == set(frames)
-    check_metrics(json.loads((run / "metrics.json").read_text()), frames, config)
+    assert set(Results.read(run / "predictions.jsonl").parts) == set(results.parts)
+    check_metrics(json.loads((run / "metrics.json").read_text()), results, config)
     check_record(json.loads((run / "run.json").read_text()), config)
 
     # evaluating again keeps the rows of the other systems
@@ -81,13 +82,13 @@ def rows_asked(config):
     return [name for name in config.systems if name.removeprefix("medgemma-") not in METHODS]
 
 
-def check_metrics(record, frames, config):
+def check_metrics(record, results, config):
     assert list(record["systems"]) == rows_asked(config)
     assert set(record["not_run"]) == set(config.systems) - set(rows_asked(config))
     assert all("run 07_rl first" in reason for reason in record["not_run"].values())
     assert not [key for key in record["scores"] if key.endswith("/ood")]  # no verdict there
     assert record["names"][BASE].endswith("(stand-in), untouched")
-    after = frames[f"{ADAPTER}/heldout"]
+    after = results.of(ADAPTER, "heldout")
     accuracy = (after.predicted == after.verdict).mean()
     assert record["systems"][ADAPTER]["accuracy"]["value"] == pytest.approx(accuracy)
     assert record["systems"]["constant"]["accuracy"]["value"] == 0.5
@@ -96,7 +97,7 @@ def check_metrics(record, frames, config):
     assert len(record["comparisons"]) == 8 * 7 / 2
     assert record["pairs"]["n"] == 12
     assert f"{accuracy:.1%} accuracy" in record["headline"] and "stand-in" in record["headline"]
-    assert len(record["tables"]["Targets on the held-out suite"]) == len(BARS)
+    assert len(record["tables"]["Targets on the held-out suite"]) == len(TARGETS)
 
 
 def check_record(record, config):
@@ -120,8 +121,8 @@ def test_a_changed_adapter_is_asked_again_and_nothing_else(config, asked):
 def test_a_row_that_cannot_be_asked_says_why_and_has_no_number(config, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     rows = ["constant", "openai:gpt-4o", "heuristics"]
-    frames = benchmark.benchmark(config.model_copy(update={"systems": rows}))
-    assert {key.split("/")[0] for key in frames} == {"constant", "heuristics"}
+    results = benchmark.benchmark(config.model_copy(update={"systems": rows}))
+    assert set(results.table["system"]) == {"constant", "heuristics"}
     record = json.loads((run_dir(config) / "metrics.json").read_text())
     assert list(record["not_run"]) == ["openai:gpt-4o"] and "OPENAI_API_KEY" in record["not_run"]["openai:gpt-4o"]
     assert set(record["systems"]) == {"constant", "heuristics"}
@@ -129,7 +130,7 @@ def test_a_row_that_cannot_be_asked_says_why_and_has_no_number(config, monkeypat
 
 def test_only_a_row_that_cannot_be_asked(config, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert benchmark.benchmark(config.model_copy(update={"systems": ("openai:gpt-4o",)})) == {}
+    assert not len(benchmark.benchmark(config.model_copy(update={"systems": ("openai:gpt-4o",)})))
     record = json.loads((run_dir(config) / "metrics.json").read_text())
     assert record["systems"] == {} and list(record["not_run"]) == ["openai:gpt-4o"]
 
@@ -137,12 +138,12 @@ def test_only_a_row_that_cannot_be_asked(config, monkeypatch):
 def test_frames_of_another_model_or_seed_are_not_mixed_in(config, nano_folder, tmp_path):
     benchmark.benchmark(config.model_copy(update={"systems": ("constant", "heuristics")}))
     kept = benchmark.benchmark(config.model_copy(update={"systems": ("constant",)}))
-    assert any(key.startswith("heuristics/") for key in kept)
+    assert kept.has("heuristics", "heldout")
     other = shutil.copytree(nano_folder, tmp_path / "other")
     (other / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes() + b" ")
     for change in ({"seed": 1}, {"model": str(other)}):
-        frames = benchmark.benchmark(config.model_copy(update={"systems": ("constant",)} | change))
-        assert not any(key.startswith("heuristics/") for key in frames), change
+        results = benchmark.benchmark(config.model_copy(update={"systems": ("constant",)} | change))
+        assert not results.has("heuristics", "heldout"), change
 
 
 def test_what_an_api_says_that_is_no_verdict_is_never_right():
@@ -168,8 +169,8 @@ def made_up(share_right, sure=0.9, seed=0):
 
 def test_each_rung_is_tested_against_the_one_below():
     shares = {"constant": 0.5, "heuristics": 0.6, "biomedclip-probe": 0.8, ADAPTER: 1.0}
-    frames = {f"{name}/heldout": made_up(share, seed=n) for n, (name, share) in enumerate(shares.items())}
-    steps = summary.climb(frames)
+    parts = {(name, "heldout"): made_up(share, seed=n) for n, (name, share) in enumerate(shares.items())}
+    steps = summary.climb(Results.join(parts))
     assert steps["step"].tolist() == [
         "heuristics over constant",
         "biomedclip-probe over heuristics",
@@ -179,36 +180,38 @@ def test_each_rung_is_tested_against_the_one_below():
 
 
 def test_claims_of_few_rows():
-    frames = {f"{ADAPTER}/heldout": made_up(0.95)}
-    [pairs] = summary.claims(frames)
+    parts = {(ADAPTER, "heldout"): made_up(0.95)}
+    [pairs] = summary.claims(Results.join(parts))
     assert pairs["claim"].startswith("both members")
-    frames["openai:x/heldout"] = made_up(1.0, seed=3)  # not local: no claim is made against it
-    assert len(summary.claims(frames)) == 1
-    frames["constant/heldout"] = made_up(0.5, seed=4)
-    assert [claim["met"] for claim in summary.claims(frames)][:2] == [True, True]
+    parts["openai:x", "heldout"] = made_up(1.0, seed=3)  # not local: no claim is made against it
+    assert len(summary.claims(Results.join(parts))) == 1
+    parts["constant", "heldout"] = made_up(0.5, seed=4)
+    assert [claim["met"] for claim in summary.claims(Results.join(parts))][:2] == [True, True]
 
 
 def test_temperature_comes_from_the_validation_suite_only():
     # too sure on both suites: 80% right at 99% certainty
-    frames = {"s/val": made_up(0.8, 0.99), "s/heldout": made_up(0.8, 0.99, seed=1)}
-    [row] = summary.calibration_table(frames).to_dict("records")
+    parts = {("s", "val"): made_up(0.8, 0.99), ("s", "heldout"): made_up(0.8, 0.99, seed=1)}
+    [row] = summary.calibration_table(Results.join(parts)).to_dict("records")
     assert row["temperature"] > 1 and row["ece_after"] < row["ece_before"]
-    frames["s/heldout"] = made_up(0.2, 0.99, seed=2)
-    assert summary.temperatures(frames)["s"] == row["temperature"]
+    parts["s", "heldout"] = made_up(0.2, 0.99, seed=2)
+    assert summary.temperatures(Results.join(parts))["s"] == row["temperature"]
     # a system without degrees of certainty has no temperature
-    assert summary.temperatures({"c/val": made_up(0.5, 1.0)}) == {}
+    assert summary.temperatures(Results.join({("c", "val"): made_up(0.5, 1.0)})) == {}
 
 
 def test_latency_and_money_are_nan_where_unknown():
-    table = summary.latency({"a/heldout": made_up(0.7), "b/heldout": made_up(0.7).assign(usd=0.002)})
+    table = summary.latency(
+        Results.join({("a", "heldout"): made_up(0.7), ("b", "heldout"): made_up(0.7).assign(usd=0.002)})
+    )
     assert table["seconds"].tolist() == pytest.approx([0.1, 0.1])
     assert np.isnan(table["usd_per_1000"][0]) and table["usd_per_1000"][1] == pytest.approx(2.0)
 
 
-def test_bars_are_plain():
-    shown = summary.bars(stats.score(made_up(1.0)))
+def test_targets_are_plain():
+    shown = summary.targets(stats.score(made_up(1.0)))
     assert (shown["Met"] == "yes").all()
-    assert "no" in summary.bars(stats.score(made_up(0.5)))["Met"].tolist()
+    assert "no" in summary.targets(stats.score(made_up(0.5)))["Met"].tolist()
 
 
 def test_core24_all_is_both_sides(config):

@@ -34,7 +34,7 @@ def test_folds(small_config):
 
 def test_answers(small_config, monkeypatch):
     monkeypatch.setattr(benchmark, "MANY", 0)
-    frames = []
+    parts = []
     for processes in (1, 2):
         config = in_processes(small_config, processes).model_copy(update={"systems": (BASE,), "generate": False})
         run = Benchmark(config)
@@ -44,9 +44,9 @@ def test_answers(small_config, monkeypatch):
             run._answer_side_by_side(processes)
             monkeypatch.setattr("medlib.models.scoring.p_correct", None)
         run.answer()
-        frames.append(run.frames)
-    for key, frame in frames[0].items():
-        same(frame, frames[1][key])
+        parts.append(run.parts)
+    for key, frame in parts[0].items():
+        same(frame, parts[1][key])
 
 
 def test_learning_from_feedback(small_config):

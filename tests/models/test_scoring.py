@@ -11,6 +11,7 @@ from medlib.config import ANSWERS, RunConfig
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
 from medlib.data.variants import ablate
+from medlib.evaluation.results import Results
 from medlib.models import features, loading, prompts, scoring
 from medlib.models.verdict_model import VerdictModel
 from medlib.training import lora
@@ -131,14 +132,16 @@ def test_predictions_file_gives_back_what_was_written(predictions, tmp_path):
         generated=["", "12", "1e5", "true", "naïve \u2028 line\nbreak", "NaN"] * 4, parsed=[None, "ERROR"] * 12
     )
     core = strange.head(4).assign(pair=None, pair_kind=None).drop(columns=["generated", "parsed"])
-    stats.write_predictions(tmp_path / "p.jsonl", {"lora text_only/heldout": strange, "base/core": core})
-    back = stats.read_predictions(tmp_path / "p.jsonl")
-    assert list(back) == ["lora text_only/heldout", "base/core"]
+    parts = {("lora", "heldout", "text_only"): strange, ("base", "core", ""): core}
+    stats.write_predictions(tmp_path / "p.jsonl", Results.join(parts).table)
+    back = Results.read(tmp_path / "p.jsonl").parts
+    assert list(back) == list(parts)
+    lora, base = back.values()
     for name in ("id", "p_correct", "predicted", "generated", "cost_impact", "pair"):
-        assert back["lora text_only/heldout"][name].tolist() == strange[name].tolist(), name  # to the last bit
-    assert back["lora text_only/heldout"].parsed.isna().tolist() == [True, False] * 12
-    assert back["base/core"][["generated", "parsed", "pair"]].isna().all(axis=None)
-    assert back["base/core"].id.tolist() == core.id.tolist()
+        assert lora[name].tolist() == strange[name].tolist(), name  # to the last bit
+    assert lora.parsed.isna().tolist() == [True, False] * 12
+    assert base[["generated", "parsed", "pair"]].isna().all(axis=None)
+    assert base.id.tolist() == core.id.tolist()
 
 
 def test_a_pair_counts_as_a_whole():

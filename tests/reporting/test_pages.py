@@ -65,9 +65,9 @@ def test_index_shows_scores_tables_and_provenance(finished_run):
     assert cells == [
         ["System", "Cases", "Accuracy (95% CI)", "Critical errors missed"],
         ["base <model>", "24", "–", "–"],
-        ["tuned", "24", "87.5\xa0% [69.0,\xa095.7]", "1 of 6"],
+        ["tuned", "24", "87.5% [69.0,\xa095.7]", "1 of 6"],
     ]
-    assert [cell.text for cell in modality("td")] == ["tuned", "87.5\xa0% [69.0,\xa095.7]"]
+    assert [cell.text for cell in modality("td")] == ["tuned", "87.5% [69.0,\xa095.7]"]
     assert [cell.text for cell in by_hand("td")] == ["<i>x</i>", "2"]
     assert rows.td.text == "1"
     entries = {row.th.text: row.td.text for row in provenance("tr")}

@@ -10,9 +10,11 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from medlib.config import MODALITIES, resolve
+from medlib.evaluation.results import Results
 from medlib.reporting.notebooks import thresholds as thresholds_page
 from medlib.stats import risk
 from medlib.stats.risk import EVEN, REFUSE_ALL, Choice, RiskError
+from medlib.stats.text import threshold_text
 
 CRITICAL, VALID = (-3.0, 2.0), (3.0, 2.0)  # mean and standard deviation of the simulated logits
 
@@ -199,20 +201,19 @@ def test_a_critical_error_at_the_very_threshold_is_a_miss():
     assert risk.rules(frame([0.5, 0.4], [0.6, 0.9]))[0].misses == 1
 
 
-def test_the_report_measures_both_suites_at_the_thresholds_of_the_calibration_cases():
+def test_every_choice_is_measured_on_both_suites():
     calibration, heldout = drawn(1), drawn(2, critical=500, valid=500)
-    table = risk.report(calibration, heldout)
-    assert table[["rule", "suite"]].drop_duplicates().shape[0] == len(table) == 6
-    assert table.groupby("rule")["threshold"].nunique().eq(1).all()
-    for row in table.to_dict(orient="records"):
-        suite = {"calibration": calibration, "heldout": heldout}[row["suite"]]
-        misses, alarms = measured(suite, row["threshold"])
-        assert row["critical_misses"]["count"] == misses
-        assert row["false_alarms"]["value"] == pytest.approx(alarms / row["false_alarms"]["n"])
-        assert row["critical_misses"]["upper"] == pytest.approx(
-            risk.upper_limit(misses, row["critical_misses"]["n"], 0.95)
-        )
-    assert set(table.loc[table["rule"] == "one half", "threshold"]) == {0.5}
+    choices = risk.rules(calibration)
+    assert len({choice.rule for choice in choices}) == 3 and choices[0].threshold == 0.5
+    for suite in (calibration, heldout):
+        for choice in choices:
+            figures = risk.measure(risk.apply(suite, choice.threshold))
+            misses, alarms = measured(suite, choice.threshold)
+            assert figures["critical_misses"]["count"] == misses
+            assert figures["false_alarms"]["value"] == pytest.approx(alarms / figures["false_alarms"]["n"])
+            assert figures["critical_misses"]["upper"] == pytest.approx(
+                risk.upper_limit(misses, figures["critical_misses"]["n"], 0.95)
+            )
 
 
 def test_the_curve_is_what_every_threshold_does():
@@ -250,22 +251,22 @@ def test_a_shift_is_seen_where_there_is_one():
 
 
 def asked(calibration, heldout, name="medgemma-lora"):
-    return {f"{name}/calibration": calibration, f"{name}/heldout": heldout}
+    return Results.join({(name, "calibration"): calibration, (name, "heldout"): heldout})
 
 
 def test_table_and_words_say_what_was_measured():
-    settings_, frames = resolve("standin"), asked(drawn(7), drawn(8, critical=600, valid=400))
-    table = thresholds_page.table(frames, settings_)
+    settings_, results = resolve("standin"), asked(drawn(7), drawn(8, critical=600, valid=400))
+    table = thresholds_page.table(results, settings_)
     assert list(table["Rule"]) == ["one half", "no critical miss on calibration", "at most 2% missed"]
-    threshold = risk.choose(frames["medgemma-lora/calibration"]).threshold
-    misses, alarms = measured(frames["medgemma-lora/heldout"], threshold)
-    sentence = thresholds_page.heldout_sentence(frames, settings_)
+    threshold = risk.choose(results.of("medgemma-lora", "calibration")).threshold
+    misses, alarms = measured(results.of("medgemma-lora", "heldout"), threshold)
+    sentence = thresholds_page.heldout_sentence(results, settings_)
     assert f"of 600 critical held-out errors {misses} " in sentence and f"{alarms} of 400 valid" in sentence
     assert table["Critical missed, held out (95% limit)"][1].startswith(f"{misses} of 600")
-    assert "0.66%" in thresholds_page.promise_sentence(frames, settings_)
-    assert "0.29%" in thresholds_page.promise_sentence(frames, settings_)
-    assert "take the strict one" in thresholds_page.rules_sentence(frames, settings_)
-    assert len(thresholds_page.bars(frames, settings_)) == 4
+    assert "0.66%" in thresholds_page.promise_sentence(results, settings_)
+    assert "0.29%" in thresholds_page.promise_sentence(results, settings_)
+    assert "take the strict one" in thresholds_page.rules_sentence(results, settings_)
+    assert len(thresholds_page.targets(results, settings_)) == 4
 
 
 def test_a_promise_that_does_not_carry_over_is_called_that():
@@ -276,24 +277,24 @@ def test_a_promise_that_does_not_carry_over_is_called_that():
 
 
 def test_several_systems_share_the_error():
-    frames = asked(drawn(7), drawn(8)) | asked(drawn(9), drawn(8), "medgemma-dpo")
-    assert "for each of 2 systems at once" in thresholds_page.promise_sentence(frames, resolve())
-    assert len(thresholds_page.bars(frames, resolve())) == 8
+    results = Results.join(asked(drawn(7), drawn(8)).parts | asked(drawn(9), drawn(8), "medgemma-dpo").parts)
+    assert "for each of 2 systems at once" in thresholds_page.promise_sentence(results, resolve())
+    assert len(thresholds_page.targets(results, resolve())) == 8
 
 
 def test_too_few_cases_are_told_and_drawn_all_the_same():
-    frames = asked(drawn(1, critical=12, valid=12), drawn(2, critical=9, valid=9))
-    assert "cannot be shown with 12" in thresholds_page.promise_sentence(frames, resolve())
-    assert thresholds_page.rules_sentence(frames, resolve()) == ""
-    assert len(thresholds_page.table(frames, resolve())) == 2
-    assert len(thresholds_page.curves(frames, resolve()).axes) == 2
+    results = asked(drawn(1, critical=12, valid=12), drawn(2, critical=9, valid=9))
+    assert "cannot be shown with 12" in thresholds_page.promise_sentence(results, resolve())
+    assert thresholds_page.rules_sentence(results, resolve()) == ""
+    assert len(thresholds_page.table(results, resolve())) == 2
+    assert len(thresholds_page.curves(results, resolve()).axes) == 2
 
 
 def test_a_model_that_cannot_tell_passes_nothing():
-    frames = asked(*[frame([1.0] * 40, [1.0] * 40)] * 2)
-    assert thresholds_page.heldout_sentence(frames, resolve()).startswith("No treatment passes.")
-    assert list(thresholds_page.table(frames, resolve())["CORRECT from"])[1] == "never"
-    thresholds_page.curves(frames, resolve())
+    results = asked(*[frame([1.0] * 40, [1.0] * 40)] * 2)
+    assert thresholds_page.heldout_sentence(results, resolve()).startswith("No treatment passes.")
+    assert list(thresholds_page.table(results, resolve())["CORRECT from"])[1] == "never"
+    thresholds_page.curves(results, resolve())
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_a_model_that_cannot_tell_passes_nothing():
     ],
 )
 def test_thresholds_near_the_ends_stay_readable(threshold, text):
-    assert thresholds_page.threshold_text(threshold) == text
+    assert threshold_text(threshold) == text
 
 
 def test_the_figure_shows_every_rule_and_both_suites():

@@ -166,6 +166,8 @@ def test_generation_counts_unparsed_as_wrong():
     assert stats.score(frame)["generation"]["parse_rate"] == stats.proportion(3, 3)
     frame["generated"] = None
     assert "generation" not in stats.score(frame)
+    nothing = stats.score(table("CE", "CE", generated=["Hm.", "Hm."]))["generation"]  # as a file gives it back
+    assert nothing["parse_rate"] == nothing["accuracy"] == stats.proportion(0, 2)
 
 
 def test_score_is_json():
@@ -474,7 +476,7 @@ def test_cases_needed_edges():
     assert stats.cases_needed(1.0) == 29  # 0.9 ** 29 < 0.05
     assert stats.cases_needed(0.92) > stats.cases_needed(0.95)
     assert stats.cases_needed(0.9005) > 100_000
-    with pytest.raises(ValueError, match="bar < true_accuracy"):
+    with pytest.raises(ValueError, match="target < true_accuracy"):
         stats.cases_needed(0.90)
 
 
@@ -492,7 +494,7 @@ def test_results_table_and_markdown():
         "Errors caught",
         "Spread (points)",
     ]
-    assert shown.loc[0, "Accuracy (95% CI)"] == "91.2% [89.3, 92.8] (n=1,024)"
+    assert shown.loc[0, "Accuracy (95% CI)"] == "91.2% [89.3,\N{NO-BREAK SPACE}92.8] (n=1,024)"
     assert shown.loc[0, "n"] == "1,024" and shown.loc[0, "Spread (points)"] == "0.0"
     lines = to_markdown(shown).splitlines()
     assert len(lines) == 3 and lines[1].startswith("|:---|---:")

@@ -12,62 +12,58 @@ from medlib import stats
 from medlib.config import ADAPTER, RunConfig, run_dir
 from medlib.data.synthetic.grammar import PAIR_KINDS
 from medlib.evaluation import summary
+from medlib.evaluation.results import Results
 from medlib.reporting import plots
-from medlib.reporting.show import ALPHA, BAR
-from medlib.stats.text import SPACE, p_text, percent, rate_text
+from medlib.reporting.show import ALPHA, TARGET
+from medlib.stats.text import SPACE, difference_text, number, p_text, percent, points, rate_text
 
-API_ROW = "openai:gpt-4o"
-NOT_ASKED = {
-    API_ROW: f"costs money and sends the cases away: ask for it with `--model {API_ROW}`",
-    "reward model + PPO": "no such training in this project yet",
-}
+API = "openai:gpt-4o"
+API_HINT = f"costs money and sends the cases to another company: ask for it with `--model {API}`"
 
 
-def ladder_sentence(scores: Mapping[str, dict], top: str | None = None, bar: float = BAR) -> str:
-    """Whether a row (the last one by default) is above the bar, and how good the best other row is."""
+def ladder_sentence(scores: Mapping[str, dict], top: str | None = None, target: float = TARGET) -> str:
+    """Whether a system (the last one by default) is above the target, and how good the best other one is."""
     top = top or list(scores)[-1]
     rate = scores[top]["accuracy"]
     if len(scores) < 2:
-        return f"{top} gets {rate_text(rate)}; no other row was asked for."
+        return f"{top} gets {rate_text(rate)}; no other system was run."
     best = max((name for name in scores if name != top), key=lambda name: scores[name]["accuracy"]["value"])
-    reading = f"not shown to be above the target of {percent(bar)}"
-    if rate["low"] > bar:
-        reading = f"above the target of {percent(bar)}, and so is its whole interval"
-    elif rate["high"] < bar:
-        reading = f"below the target of {percent(bar)}, and so is its whole interval"
-    elif rate["value"] >= bar:
-        reading = f"at the target of {percent(bar)} or above, but its interval reaches below it"
+    reading = f"not shown to be above the target of {percent(target)}"
+    if rate["low"] > target:
+        reading = f"above the target of {percent(target)}, and so is its whole interval"
+    elif rate["high"] < target:
+        reading = f"below the target of {percent(target)}, and so is its whole interval"
+    elif rate["value"] >= target:
+        reading = f"at the target of {percent(target)} or above, but its interval reaches below it"
     return (
-        f"{top} gets {rate_text(rate)}: {reading}. The best other row is {best} with "
+        f"{top} gets {rate_text(rate)}: {reading}. The best other system is {best} with "
         f"{rate_text(scores[best]['accuracy'])}."
     )
 
 
 def modality_sentence(scores: Mapping[str, dict], top: str | None = None) -> str:
-    """Best and worst kind of image of a row, the last one by default."""
+    """Best and worst kind of image of a system, the last one by default."""
     name = top or list(scores)[-1]
     score = scores[name]
     rates = {m: r["accuracy"]["value"] for m, r in score["per_modality"].items()}
-    worst, best = min(rates, key=rates.get), max(rates, key=rates.get)
+    worst, best = min(rates, key=lambda name: rates[name]), max(rates, key=lambda name: rates[name])
     if rates[worst] == rates[best]:
         return f"{name} does equally well on every kind of image ({percent(rates[best])})."
     return (
         f"{name} does best on {best} ({percent(rates[best])}) and worst on {worst} "
-        f"({percent(rates[worst])}): {score['spread']:.1f} points apart, in groups of "
+        f"({percent(rates[worst])}): {points(score['spread'])} points apart, in groups of "
         f"{min(r['accuracy']['n'] for r in score['per_modality'].values()):,} or more."
     )
 
 
-def paired_tests(config: RunConfig) -> pd.DataFrame:
-    """The adapter against every rung below, as `medlib.evaluation.summary` wrote it to metrics.json."""
-    tests = json.loads((run_dir(config) / "metrics.json").read_text())["tests"]
+def paired_tests(results: Results, config: RunConfig) -> pd.DataFrame:
+    """The adapter against every other system on the held-out suite."""
     names = summary.figure_names(config)
     return pd.DataFrame(
         [
             {
                 "Adapter against": names.get(name, name),
-                "Difference (points)": f"{100 * t['difference']:+.1f} [{100 * t['low']:+.1f}, "
-                f"{100 * t['high']:+.1f}]",
+                "Difference (points)": difference_text(t),
                 "Only adapter right": t["b"],
                 "Only the other right": t["c"],
                 "p, exact McNemar": p_text(t["p"]),
@@ -77,135 +73,129 @@ def paired_tests(config: RunConfig) -> pd.DataFrame:
                 if t["p_holm"] >= ALPHA
                 else ("adapter" if t["difference"] > 0 else "the other"),
             }
-            for name, t in tests.items()
+            for name, t in summary.adapter_tests(results).items()
         ]
     )
 
 
-def pair_table(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
+def tests_sentence(results: Results) -> str:
+    """Whether the adapter is above every other system beyond chance."""
+    tests = summary.adapter_tests(results)
+    below = [name for name, t in tests.items() if t["difference"] > 0 and t["p_holm"] < 0.01]
+    rest = [
+        f"{name} ({points(100 * t['difference'], sign=True)} points, {p_text(t['p_holm'])})"
+        for name, t in tests.items()
+        if name not in below
+    ]
+    start = f"The adapter is above {len(below)} of {len(tests)} other systems at a Holm-corrected p < 0.01"
+    return f"{start}." if not rest else f"{start}. Adapter minus the rest: {', '.join(rest)}."
+
+
+def pair_table(results: Results, config: RunConfig) -> pd.DataFrame:
     """Counterfactual pairs with both members right, by kind of pair."""
     names, rows = summary.figure_names(config), []
-    for system, frame in summary.systems_on(frames, "heldout").items():
-        counts = {"all pairs": stats.pair_accuracy(frame)}
-        counts |= {f"{kind} pairs": stats.pair_accuracy(frame[frame["pair_kind"] == kind]) for kind in PAIR_KINDS}
-        rows.append(
-            {"System": names.get(system, system)}
-            | {
-                label: rate_text(stats.proportion(right, pairs)) + f" of {pairs:,}"
-                for label, (right, pairs) in counts.items()
-            }
-        )
+    for system, frame in results.on("heldout").items():
+        kinds = {"all pairs": frame} | {f"{kind} pairs": frame[frame["pair_kind"] == kind] for kind in PAIR_KINDS}
+        rates = {label: summary.pairs_right(part) for label, part in kinds.items()}
+        row = {label: f"{rate_text(rate)} of {rate['n']:,}" for label, rate in rates.items()}
+        rows.append({"System": names.get(system, system)} | row)
     return pd.DataFrame(rows)
 
 
-def pair_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
+def pair_sentence(results: Results) -> str:
     """Pairs of the adapter that are right as a whole, beside its accuracy."""
-    frame = frames[f"{ADAPTER}/heldout"]
-    rate = stats.proportion(*stats.pair_accuracy(frame))
-    single = stats.score(frame)["accuracy"]["value"]
+    single = results.score(ADAPTER, "heldout")["accuracy"]["value"]
     return (
         f"The adapter gets {percent(single)} of the scenarios right, but "
-        f"{rate_text(rate)} of the pairs as a whole."
+        f"{rate_text(summary.pairs_right(results.of(ADAPTER, 'heldout')))} of the pairs as a whole."
     )
 
 
-def power_sentence(score: Mapping, bar: float = BAR) -> str:
-    """Cases that it takes to show an accuracy above the bar."""
-    needed = {value: stats.cases_needed(value, bar) for value in (bar + 0.02, bar + 0.05)}
-    shown = " and ".join(f"{n:,} if the true accuracy is {percent(v)}" for v, n in needed.items())
+def power_sentence(score: Mapping, target: float = TARGET) -> str:
+    """Cases needed to show an accuracy above the target."""
+    needed = {value: stats.cases_needed(value, target) for value in (target + 0.02, target + 0.05)}
+    cases = " and ".join(f"{n:,} if the true accuracy is {percent(v)}" for v, n in needed.items())
     value = score["accuracy"]["value"]
     own = (
-        f"At the measured {percent(value)} it would take {stats.cases_needed(value, bar):,}."
-        if value > bar
-        else f"The measured {percent(value)} is not above the bar, so no number of cases would do."
+        f"At the measured {percent(value)} it would take {stats.cases_needed(value, target):,}."
+        if value > target
+        else f"The measured {percent(value)} is not above the target, so no number of cases would do."
     )
     return (
-        f"To show an accuracy above {percent(bar)} (one-sided test at 5%, power 80%) takes "
-        f"{shown}. {own} This suite has {score['n']:,}; the two members of a pair share words "
+        f"To show an accuracy above {percent(target)} (one-sided test at 5%, power 80%) takes "
+        f"{cases}. {own} This suite has {score['n']:,}; the two members of a pair share words "
         "or image, so they count for somewhat less than as many independent cases."
     )
 
 
 def not_run(config: RunConfig) -> pd.DataFrame:
-    """Rows that were left out, and why; no number is borrowed for them."""
+    """Systems that could not run, and why; no number is borrowed for them."""
     reasons = json.loads((run_dir(config) / "metrics.json").read_text())["not_run"]
-    asked = {name.partition(":")[0] for name in config.systems}
-    reasons |= {name: why for name, why in NOT_ASKED.items() if name.partition(":")[0] not in asked}
+    if not any(name.startswith("openai:") for name in config.systems):
+        reasons |= {API: API_HINT}
     return pd.DataFrame([{"System": name, "Result": "not run", "Why": why} for name, why in reasons.items()])
 
 
-Frames = Mapping[str, pd.DataFrame]
-
-
-def named(frames: Frames, config: RunConfig, suite: str = "heldout") -> dict[str, pd.DataFrame]:
-    """Frames of one suite under the names that a reader knows, lowest rung first."""
-    names = summary.figure_names(config)
-    return {names.get(name, name): frame for name, frame in summary.systems_on(frames, suite).items()}
-
-
-def significance(frames: Frames, config: RunConfig) -> Figure | None:
+def significance(results: Results, config: RunConfig) -> Figure | None:
     """Every pair of systems on the held-out suite: difference and Holm-corrected McNemar test."""
-    systems = named(frames, config)
+    systems, names = results.systems("heldout"), summary.figure_names(config)
     if len(systems) < 2:
         return None
-    return plots.significance_matrix(stats.compare_all(systems, cluster="pair"), list(systems))
+    tests = summary.every_pair(results).replace({"first": names, "second": names})
+    return plots.significance_matrix(tests, [names.get(name, name) for name in systems])
 
 
-def claims_sentence(frames: Frames) -> str:
+def claims_sentence(results: Results) -> str:
     """How many of the claims hold, and which do not."""
-    table = summary.claims_table(frames)
+    table = summary.claims_table(results)
     missed = table.loc[table["Met"] == "no", "Claim"].tolist()
     if not missed:
         return f"All {len(table)} claims hold on this run."
     return f"{len(table) - len(missed)} of {len(table)} claims hold on this run. **Missed:** {'; '.join(missed)}."
 
 
-def stress_table(frames: Frames, config: RunConfig) -> pd.DataFrame:
+def stress_table(results: Results, config: RunConfig) -> pd.DataFrame:
     """Every system on the harder suites beside the plain one, and how often other words change its verdict."""
-    table = pd.DataFrame(summary.harder_suites(config, frames))
     same = [
-        rate_text(stats.consistency(heldout, frames[f"{name}/paraphrase"]))
-        if f"{name}/paraphrase" in frames
+        rate_text(stats.consistency(heldout, results.of(name, "paraphrase")))
+        if results.has(name, "paraphrase")
         else "n/a"
-        for name, heldout in summary.systems_on(frames, "heldout").items()
+        for name, heldout in results.on("heldout").items()
     ]
-    return table.assign(**{"Same verdict in other words": same})
+    return summary.harder_suites(config, results).assign(**{"Same verdict in other words": same})
 
 
-def contradiction_sentence(frames: Frames, config: RunConfig) -> str:
+def contradiction_sentence(results: Results, config: RunConfig) -> str:
     """Whose side the adapter takes when note and image disagree."""
-    seen = (
+    training = (
         f"Training had {config.note_pairs:,} pairs of this kind."
         if config.note_pairs
         else "In training a note that contradicts the image was always an error."
     )
-    frame = frames[f"{ADAPTER}/contradiction"]
-    score = stats.score(frame)
-    right, flagged = score["sensitivity"], score["specificity"]
+    score = results.score(ADAPTER, "contradiction")
     return (
-        f"Where the note contradicts the image, the adapter recognises {rate_text(right)} of the treatments "
-        f"that fit the image, and catches {rate_text(flagged)} of those that fit the note only. Whoever "
-        "believes the note gets 0% of both; whoever calls every contradiction an error gets 0% and "
-        f"100%. {seen}"
+        "Where the note contradicts the image, the adapter recognises "
+        f"{rate_text(score['sensitivity'])} of the treatments that fit the image, and catches "
+        f"{rate_text(score['specificity'])} of those that fit the note only. A system that believes the note "
+        f"gets 0% of both; one that calls every contradiction an error gets 0% and 100%. {training}"
     )
 
 
-def corruption(frames: Frames) -> Figure:
+def corruption(results: Results) -> Figure:
     """Accuracy of the adapter as the image gets worse, a panel for each kind of damage."""
-    return plots.corruption_lines(summary.corruption_table(frames), clean_on_same_cases(frames))
+    return plots.corruption_lines(summary.corruption_table(results), clean_on_same_cases(results))
 
 
-def clean_on_same_cases(frames: Frames) -> dict:
+def clean_on_same_cases(results: Results) -> dict:
     """The adapter's accuracy on the undamaged images of the very cases that were damaged."""
-    views = summary.corruption_keys(frames, ADAPTER)
-    ids = frames[views[0][2]]["id"]
-    heldout = frames[f"{ADAPTER}/heldout"]
-    return stats.score(heldout[heldout["id"].isin(ids)])["accuracy"]
+    view = summary.corruption_views(results, ADAPTER)[0]
+    heldout = results.of(ADAPTER, "heldout")
+    return stats.score(heldout[heldout["id"].isin(results.of(ADAPTER, view)["id"])])["accuracy"]
 
 
-def corruption_sentence(frames: Frames) -> str:
+def corruption_sentence(results: Results) -> str:
     """The damage that costs most, and where the adapter is still as good as on clean images."""
-    table, clean = summary.corruption_table(frames), clean_on_same_cases(frames)
+    table, clean = summary.corruption_table(results), clean_on_same_cases(results)
     worst = table.loc[table["accuracy"].idxmin()]
     mild = table.loc[table["severity"] == 1, "accuracy"].min()
     return (
@@ -215,52 +205,48 @@ def corruption_sentence(frames: Frames) -> str:
     )
 
 
-def calibration_table(frames: Frames, config: RunConfig) -> pd.DataFrame:
+def calibration_table(results: Results, config: RunConfig) -> pd.DataFrame:
     """Calibration before and after one temperature, which the validation suite chose."""
-    names = summary.figure_names(config)
+    names, table = summary.figure_names(config), summary.calibration_table(results)
     return pd.DataFrame(
-        [
-            {
-                "System": names.get(row["system"], row["system"]),
-                "Temperature": f"{row['temperature']:.2f}",
-                "ECE before": f"{row['ece_before']:.3f}",
-                "ECE after": f"{row['ece_after']:.3f}",
-                "Brier before": f"{row['brier_before']:.3f}",
-                "Brier after": f"{row['brier_after']:.3f}",
-            }
-            for row in summary.calibration_table(frames).to_dict(orient="records")
-        ]
+        {
+            "System": [names.get(name, name) for name in table["system"]],
+            "Temperature": table["temperature"].map("{:.2f}".format),
+            "ECE before": table["ece_before"].map(number),
+            "ECE after": table["ece_after"].map(number),
+            "Brier before": table["brier_before"].map(number),
+            "Brier after": table["brier_after"].map(number),
+        }
     )
 
 
-def coverage(frames: Frames, config: RunConfig) -> Figure:
+def coverage(results: Results, config: RunConfig) -> Figure:
     """Accuracy on the cases of which a system is most certain, against how many those are."""
-    graded = {name: f for name, f in named(frames, config).items() if summary.is_graded(f)}
-    return plots.coverage_curve({name: stats.selective(f) for name, f in graded.items()})
-
-
-def cost(frames: Frames, config: RunConfig) -> Figure:
-    """Accuracy against seconds a case (and US dollars, where a price is known)."""
     names = summary.figure_names(config)
-    table = summary.latency(frames)
+    graded = {names.get(s, s): frame for s, frame in results.on("heldout").items() if summary.is_graded(frame)}
+    return plots.coverage_curve({name: stats.selective(frame) for name, frame in graded.items()})
+
+
+def cost(results: Results, config: RunConfig) -> Figure:
+    """Accuracy against seconds per case (and US dollars, where a price is known)."""
+    names, table = summary.figure_names(config), summary.latency(results)
     return plots.cost_latency(table.assign(system=[names.get(name, name) for name in table["system"]]))
 
 
-def cost_sentence(frames: Frames, config: RunConfig) -> str:
-    """What the slowest row costs in time, measured where."""
-    table = summary.latency(frames).set_index("system")
-    adapter = table.loc[ADAPTER, "seconds"]
+def cost_sentence(results: Results) -> str:
+    """What the adapter costs in time, and what the comparison leaves out."""
+    seconds = results.of(ADAPTER, "heldout")["seconds"].mean()
     return (
-        f"The adapter takes {1000 * adapter:,.1f}{SPACE}ms a case here, batched; local systems have no price a "
-        "case, an API has. Rows share what was computed of an image, so the later of two rows with one tower is "
-        "flattered; a row's first cases bear its loading and fitting."
+        f"The adapter takes {number(1000 * seconds, ',.1f')}{SPACE}ms per case here, batched. Local systems have "
+        "no per-case price, APIs do. Systems that share a vision tower share its cache, so the second looks "
+        "faster than it is; the first cases of a system include its loading and fitting."
     )
 
 
 # --- images from elsewhere ------------------------------------------------------------------------
 
 
-def foreign_table(frames: Frames) -> pd.DataFrame:
+def foreign_table(results: Results) -> pd.DataFrame:
     """How many foreign and how many held-out images each rule refuses to judge."""
     return pd.DataFrame(
         [
@@ -268,41 +254,27 @@ def foreign_table(frames: Frames) -> pd.DataFrame:
                 "Rule": rule["rule"],
                 "Foreign images refused": rate_text(rule["foreign"]),
                 "Held-out images refused": rate_text(rule["heldout"]),
-                "AUROC": f"{rule['auroc']:.3f}",
+                "AUROC": number(rule["auroc"]),
             }
-            for rule in summary.abstention_rules(frames)
+            for rule in summary.abstention_rules(results)
         ]
     )
 
 
-def foreign_figure(frames: Frames) -> Figure:
+def foreign_figure(results: Results) -> Figure:
     """Certainty on held-out and on foreign images, with the validation suite's threshold."""
-    val, heldout, foreign = (frames[f"{ADAPTER}/{suite}"] for suite in ("val", "heldout", "ood"))
+    val, heldout, foreign = (results.of(ADAPTER, suite) for suite in ("val", "heldout", "ood"))
     limit = stats.abstention_threshold(val["p_correct"], val["verdict"] == "CORRECT", coverage=0.95)
     return plots.certainty_histogram(
         {"held-out images": heldout["p_correct"], "foreign images": foreign["p_correct"]}, limit
     )
 
 
-def foreign_sentence(frames: Frames) -> str:
+def foreign_sentence(results: Results) -> str:
     """Which rule refuses more of the foreign images."""
-    rules = summary.abstention_rules(frames)
-    best = max(rules, key=lambda rule: rule["foreign"]["value"])
-    shown = " and ".join(f"{r['rule']} refuses {percent(r['foreign']['value'])}" for r in rules)
+    rules = summary.abstention_rules(results)
+    shares = " and ".join(f"{rule['rule']} refuses {percent(rule['foreign']['value'])}" for rule in rules)
     return (
-        f"Of {best['foreign']['n']} foreign images, {shown}. Both thresholds are those that answer 95% "
+        f"Of {rules[0]['foreign']['n']} foreign images, {shares}. Both thresholds are those that answer 95% "
         "of the validation suite. No verdict on a foreign image can be right, so none is scored."
     )
-
-
-def tests_sentence(frames: Frames) -> str:
-    """Whether the adapter is above every other row beyond chance."""
-    tests = summary.adapter_tests(frames)
-    below = [name for name, t in tests.items() if t["difference"] > 0 and t["p_holm"] < 0.01]
-    rest = [
-        f"{name} ({100 * t['difference']:+.1f} points, {p_text(t['p_holm'])})"
-        for name, t in tests.items()
-        if name not in below
-    ]
-    start = f"The adapter is above {len(below)} of {len(tests)} other rows at a Holm-corrected p < 0.01"
-    return f"{start}." if not rest else f"{start}. Adapter minus the rest: {', '.join(rest)}."

@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from medlib.config import ADAPTER, RunConfig, hardware, load_profile, resolve
+from medlib.evaluation.results import Results
 from medlib.reporting import plots
 from medlib.reporting.plots import BLUE, GREY, ORANGE, WIDTH
+from medlib.stats.text import percent, two_digits
 from medlib.systems.openai_api import PRICES
 from medlib.training import adapters, forecast
 from medlib.training.forecast import ANSWER_TOKENS, TEXT_TOKENS
@@ -29,13 +31,13 @@ FORMULA = "hours = operations / (utilisation × peak × 3600)"
 ASSUMED = "calculated"  # by the formula; nothing in this project writes it of a measurement
 
 
-def measured(config: RunConfig, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def measured(config: RunConfig, results: Results) -> pd.DataFrame:
     """What this run measured, beside what the formula says for this machine.
 
     Parameters
     ----------
-    frames : dict
-        Predictions of `medlib.evaluation.summary`, with ``seconds`` a case.
+    results : Results
+        Predictions with ``seconds`` per case.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def measured(config: RunConfig, frames: dict[str, pd.DataFrame]) -> pd.DataFrame
             "task": ["training", "evaluation"],
             "scenarios_per_second": [
                 adapters.training_metadata(config)["samples_per_second"],
-                1 / frames[f"{ADAPTER}/heldout"]["seconds"].mean(),
+                1 / results.of(ADAPTER, "heldout")["seconds"].mean(),
             ],
             "formula": [
                 forecast.forecast(config, here)["samples_per_second"],
@@ -68,8 +70,8 @@ def training(config: RunConfig, model: str | None = None) -> pd.DataFrame:
     and price_of (date).
     """
     config = config.model_copy(update={"model": model or config.model})
-    found = [forecast.forecast(on(config, profile), profile) for profile in forecast.prices()]
-    return pd.DataFrame([_row(f["profile"], f["samples_per_second"], f["hours"]) for f in found])
+    forecasts = [forecast.forecast(on(config, profile), profile) for profile in forecast.prices()]
+    return pd.DataFrame([_row(f["profile"], f["samples_per_second"], f["hours"]) for f in forecasts])
 
 
 def plan(
@@ -77,8 +79,8 @@ def plan(
 ) -> pd.DataFrame:
     """Hours and money of asking about ``n`` scenarios, on every profile and at every listed API.
 
-    A simulation: nothing was run. A GPU is taken to read prompts at the utilisation of its row, and an
-    API to count as many tokens as the model here; its hours depend on limits that nobody tells (nan).
+    A simulation: nothing was run. A GPU is taken to read prompts at the utilisation of its row, and we
+    assume an API counts the same number of tokens as the model here; its hours depend on unknown limits (nan).
 
     Parameters
     ----------
@@ -113,11 +115,13 @@ def plan(
     return table.assign(usd_per_1000=1000 * table["usd"] / n)
 
 
-def api_tokens(frames: dict[str, pd.DataFrame]) -> tuple[float, float] | None:
-    """Mean (prompt, completion) tokens a scenario that an API row counted; None without such a row."""
-    for frame in frames.values():
-        if "prompt_tokens" in frame and frame["prompt_tokens"].notna().any():
-            return frame["prompt_tokens"].mean(), frame["completion_tokens"].mean()
+def api_tokens(results: Results) -> tuple[float, float] | None:
+    """Mean (prompt, completion) tokens per scenario that an API counted; None without an API."""
+    if "prompt_tokens" not in results.table:
+        return None
+    for part in results.parts.values():
+        if part["prompt_tokens"].notna().any():
+            return part["prompt_tokens"].mean(), part["completion_tokens"].mean()
     return None
 
 
@@ -169,7 +173,7 @@ def assumptions() -> pd.DataFrame:
                 "USD an hour": row["usd_per_hour"],
                 "Price of": str(row["as_of"]),
                 "Peak, TFLOPS": max(row["peak_tflops"].values()),
-                "Utilisation (assumed)": f"{row['utilisation']:.0%}",
+                "Utilisation (assumed)": f"{percent(row['utilisation'], 0)}",
                 "Source": row["source"],
             }
             for profile, row in forecast.prices().items()
@@ -177,9 +181,9 @@ def assumptions() -> pd.DataFrame:
     )
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
     """A table of this module in words, with two significant digits: what is assumed is not exact."""
-    named = table.rename(
+    renamed = table.rename(
         columns={
             "task": "Task",
             "formula": "By the formula",
@@ -193,22 +197,15 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "price_of": "Price of",
         }
     )
-    numbers = named.select_dtypes("number").columns
-    return named.assign(**{name: named[name].map(_two_digits) for name in numbers})
-
-
-def _two_digits(value: float) -> str:
-    if math.isnan(value):
-        return "n/a"
-    places = 1 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{round(value, places):,.{max(0, places)}f}"
+    numbers = renamed.select_dtypes("number").columns
+    return renamed.assign(**{name: renamed[name].map(two_digits) for name in numbers})
 
 
 def formula_sentence(table: pd.DataFrame) -> str:
     """How far the formula is off on the one machine where it could be held against a measurement."""
     parts = [
-        f"{row.task} {_two_digits(row.scenarios_per_second)} scenarios a second, "
-        f"{_two_digits(row.ratio)} times what the formula says"
+        f"{row.task} {two_digits(row.scenarios_per_second)} scenarios a second, "
+        f"{two_digits(row.ratio)} times what the formula says"
         for row in table.itertuples()
     ]
     return (
@@ -222,18 +219,18 @@ def plan_sentence(table: pd.DataFrame, n: int) -> str:
     rented = table.dropna(subset=["hours", "usd"])
     cheap, fast = rented.loc[rented["usd"].idxmin()], rented.loc[rented["hours"].idxmin()]
     api = table[table["hours"].isna()]
-    said = (
+    sentence = (
         f"By the formula, {n:,} scenarios cost least on {cheap['where']} "
-        f"({_two_digits(cheap['hours'])} h, {_two_digits(cheap['usd'])} USD) and take least time on "
-        f"{fast['where']} ({_two_digits(fast['hours'])} h, {_two_digits(fast['usd'])} USD)."
+        f"({two_digits(cheap['hours'])} h, {two_digits(cheap['usd'])} USD) and take least time on "
+        f"{fast['where']} ({two_digits(fast['hours'])} h, {two_digits(fast['usd'])} USD)."
     )
     if len(api):
         best = api.loc[api["usd"].idxmin()]
-        said += (
-            f" The cheapest API listed, {best['where']}, would charge {_two_digits(best['usd'])} "
+        sentence += (
+            f" The cheapest API listed, {best['where']}, would charge {two_digits(best['usd'])} "
             "USD. Its answers are another model's."
         )
-    return said + " Nothing of this was run."
+    return sentence + " Nothing of this was run."
 
 
 @plots.styled
@@ -259,7 +256,7 @@ def figure(table: pd.DataFrame, title: str) -> Figure:
         axes.plot(values, rows, marker, color=colour)
         for row, value in zip(rows, values):
             known = not math.isnan(value)
-            text = f" {_two_digits(value)}" if known else "n/a"
+            text = f" {two_digits(value)}" if known else "n/a"
             axes.annotate(
                 text,
                 (value if known else np.nanmin(values) / 3, row),

@@ -12,14 +12,14 @@ from medlib import stats
 from medlib.config import ADAPTER, RunConfig, adapter_dir
 from medlib.data.cases import Scenario
 from medlib.data.suite import Suite
+from medlib.evaluation.results import Results
 from medlib.models import loading, occlusion
 from medlib.models.verdict_model import VerdictModel
 from medlib.reporting import maps
 from medlib.reporting.notebooks import evaluate as evaluate_page
-from medlib.reporting.notebooks.benchmark import Frames
 from medlib.reporting.notebooks.evaluate import ABLATION_NAMES
 from medlib.reporting.show import GROUPS
-from medlib.stats.text import percent, rate_text
+from medlib.stats.text import misses_text, number, percent, points, rate_text, usd
 
 # ---- errors --------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
     groups = pd.concat(parts, ignore_index=True)
     misses = (groups["n"] * (1 - groups["accuracy"])).round().astype(int)
     right = int((frame["verdict"] == frame["predicted"]).sum())
-    found = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "Grouped by": groups["Grouped"],
             "Group": groups["Group"],
@@ -58,10 +58,10 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
             "Misses": misses,
             "Accuracy there": groups["accuracy"].map(percent),
             "Accuracy of all, were it solved": ((right + misses) / len(frame)).map(percent),
-            "Points gained": (100 * misses / len(frame)).map("{:.1f}".format),
+            "Points gained": (100 * misses / len(frame)).map(points),
         }
     )
-    return found.sort_values("Misses", ascending=False, kind="stable").reset_index(drop=True)
+    return table.sort_values("Misses", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def gain_sentence(gained: pd.DataFrame) -> str:
@@ -77,14 +77,13 @@ def gain_sentence(gained: pd.DataFrame) -> str:
     )
 
 
-def harm(scores: Mapping[str, dict]) -> pd.DataFrame:
+def error_cost(scores: Mapping[str, dict]) -> pd.DataFrame:
     """Critical errors let through, and dollars lost, by system."""
     return pd.DataFrame(
         [
             {
                 "System": name,
-                "Critical errors missed": f"{s['critical_misses']['count']:,} of {s['critical_misses']['n']:,}",
-                "True share at most (95%)": percent(s["critical_misses"]["upper"]),
+                "Critical errors missed (true share at most, 95%)": misses_text(s["critical_misses"]),
                 "US dollars lost per 1,000 decisions": round(s["expected_cost"]["per_1000"]),
                 "Valid treatments flagged": percent(1 - s["sensitivity"]["value"]),
             }
@@ -93,7 +92,7 @@ def harm(scores: Mapping[str, dict]) -> pd.DataFrame:
     )
 
 
-def harm_sentence(score: Mapping) -> str:
+def error_cost_sentence(score: Mapping) -> str:
     """The critical errors that got through, with the limit that none of them would leave."""
     missed = score["critical_misses"]
     if not missed["n"]:
@@ -101,7 +100,7 @@ def harm_sentence(score: Mapping) -> str:
     return (
         f"The adapter lets {missed['count']:,} of {missed['n']:,} critical errors through; the "
         f"true share may be as high as {percent(missed['upper'])}. Missed errors would cost "
-        f"${score['expected_cost']['per_1000']:,.0f} per 1,000 decisions at the costs that the "
+        f"${usd(score['expected_cost']['per_1000'])} per 1,000 decisions at the costs that the "
         "scenarios state."
     )
 
@@ -113,43 +112,43 @@ def calibration_sentence(frame: pd.DataFrame, sure: float = 0.9) -> str:
     error = stats.score(frame)["ece"]
     if certain.empty:
         return (
-            f"Calibration error {error:.3f}. The model is never {percent(sure)} sure of "
+            f"Calibration error {number(error)}. The model is never {percent(sure)} sure of "
             "anything, so no threshold sorts out the safe verdicts."
         )
     hits = int((certain["verdict"] == certain["predicted"]).sum())
     right = stats.proportion(hits, len(certain))
     verb = "is **overconfident**" if right["high"] < sure else "keeps what it promises"
     return (
-        f"Calibration error {error:.3f} (0 is perfect). Where the model is at least "
+        f"Calibration error {number(error)} (0 is perfect). Where the model is at least "
         f"{percent(sure)} sure ({len(certain):,} of {len(frame):,} scenarios) it is right in "
         f"{rate_text(right)}: there it {verb}."
     )
 
 
-def reliance_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
+def reliance_sentence(results: Results) -> str:
     """What can be scored without the image, or without the words."""
-    chosen = evaluate_page.ablation_frames(frames)
-    rates = {name: stats.score(f)["accuracy"] for name, f in chosen.items()}
+    rates = {name: score["accuracy"] for name, score in evaluate_page.ablation_scores(results).items()}
     words, image, swapped = (
         rates.get(f"adapter: {ABLATION_NAMES[a]}") for a in ("text_only", "image_only", "swapped")
     )
-    full = rates[f"adapter: {ABLATION_NAMES[None]}"]
+    full = rates[f"adapter: {ABLATION_NAMES['']}"]
     if not (words and image and swapped):
         return "The ablations were switched off for this run, so nothing is known about shortcuts."
     return (
         f"With everything the adapter gets {rate_text(full)}; with the words alone "
         f"{rate_text(words)}, with the image alone {rate_text(image)}, and with a wrong "
         f"image {rate_text(swapped)}. What the words alone reach is no evidence of looking; "
-        f"the image adds {100 * (full['value'] - words['value']):+.1f} points."
+        f"the image adds {points(100 * (full['value'] - words['value']), sign=True)} points."
     )
 
 
 # --- where it looked --------------------------------------------------------------------------------
 
 
-def looked(frames: Frames, config: RunConfig, suite: Suite, limit: int = 6) -> Figure:
-    """The surest misses with what the adapter was shown, asked and said, and an occlusion map."""
-    return maps.looked_at(maps.surest_misses(frames[f"{ADAPTER}/heldout"]), suite, adapted(config), limit)
+def looked(results: Results, config: RunConfig, suite: Suite, limit: int = 6) -> Figure:
+    """Most confident errors: what the adapter was shown, asked and said, and an occlusion map."""
+    misses = maps.surest_misses(results.of(ADAPTER, "heldout"))
+    return maps.looked_at(misses, suite, adapted(config), limit)
 
 
 def looked_sentence(config: RunConfig, suite: Suite, cases: int = 12) -> str:
@@ -166,11 +165,11 @@ def adapted(config: RunConfig) -> VerdictModel:
 def misses_sentence(frame: pd.DataFrame, limit: int = 100) -> str:
     """How many misses there are, and how many of them the table shows."""
     count = int((frame["verdict"] != frame["predicted"]).sum())
-    return f"The {min(limit, count):,} surest of {count:,} misses among {len(frame):,} scenarios."
+    return f"The {min(limit, count):,} most confident of {count:,} misses among {len(frame):,} scenarios."
 
 
 def every_miss(frame: pd.DataFrame, limit: int = 100) -> pd.DataFrame:
-    """Every wrong verdict in words, the surest first."""
+    """Every wrong verdict in words, most confident first."""
     rows = maps.surest_misses(frame).head(limit)
     return pd.DataFrame(
         {

@@ -12,25 +12,20 @@ from medlib import stats
 from medlib.config import ADAPTER, ANSWERS, BASE, RunConfig, adapter_dir
 from medlib.data.suite import Suite
 from medlib.evaluation import summary
+from medlib.evaluation.results import Results
 from medlib.models import loading, prompts, scoring
 from medlib.reporting import plots
-from medlib.reporting.show import ALPHA, BAR
-from medlib.stats.text import p_text, percent, rate_text, results_table
-
-# ---- evaluation ----------------------------------------------------------------------------------
+from medlib.reporting.show import ALPHA, TARGET
+from medlib.stats.text import difference_text, p_text, percent, rate_text, results_table
 
 
-def results(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
+def results_by_suite(results: Results, config: RunConfig) -> pd.DataFrame:
     """Base and adapter on every suite."""
-    names = summary.figure_names(config)
-    parts = []
+    names, parts = summary.figure_names(config), []
     for suite, label in SUITES.items():
-        scores = {
-            names[s]: stats.score(frames[f"{s}/{suite}"]) for s in (BASE, ADAPTER) if f"{s}/{suite}" in frames
-        }
+        scores = {names[s]: results.score(s, suite) for s in (BASE, ADAPTER) if results.has(s, suite)}
         if scores:
-            part = results_table(scores).drop(columns="n")
-            parts.append(part.assign(Suite=label))
+            parts.append(results_table(scores).drop(columns="n").assign(Suite=label))
     columns = ["Suite", *parts[0].columns.drop("Suite")]
     return pd.concat(parts, ignore_index=True)[columns]
 
@@ -52,21 +47,20 @@ def paired_sentence(a: pd.DataFrame, b: pd.DataFrame, name_a: str, name_b: str) 
     return (
         f"On {test['n']:,} scenarios, {name_a} is right in {percent(test['accuracy_a'])} and "
         f"{name_b} in {percent(test['accuracy_b'])}: a difference of "
-        f"{100 * test['difference']:+.1f} points [{100 * test['low']:+.1f}, "
-        f"{100 * test['high']:+.1f}]. {test['b']:,} scenarios only {name_a} gets right, "
+        f"{difference_text(test)} points. {test['b']:,} scenarios only {name_a} gets right, "
         f"{test['c']:,} only {name_b} (exact McNemar test, {p_text(test['p'])}): {reading}."
     )
 
 
-def small_sample_sentence(score: Mapping, bar: float = BAR) -> str:
+def small_sample_sentence(score: Mapping, target: float = TARGET) -> str:
     """What so few cases can prove, and what they could prove at best."""
     rate, n = score["accuracy"], score["n"]
     best = stats.proportion(n, n)["low"]
-    limit = "enough to show" if best > bar else "too few to show"
+    limit = "enough to show" if best > target else "too few to show"
     return (
         f"{round(rate['value'] * n)} of {n} cases are right; the true accuracy may lie anywhere "
         f"from {percent(rate['low'])} to {percent(rate['high'])}. Even {n} of {n} would only prove "
-        f"more than {percent(best)}: {n} cases are **{limit}** an accuracy above {percent(bar)}."
+        f"more than {percent(best)}: {n} cases are **{limit}** an accuracy above {percent(target)}."
     )
 
 
@@ -85,32 +79,29 @@ def verdict_sentence(score: Mapping) -> str:
     return text
 
 
-def generation(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
+def generation(results: Results, config: RunConfig) -> pd.DataFrame:
     """Free answers beside the likelihood verdicts, on the held-out suite."""
-    rows = []
+    names, rows = summary.figure_names(config), []
     for system in (BASE, ADAPTER):
-        frame = frames[f"{system}/heldout"]
-        if "generated" in frame:
-            frame = frame if "parsed" in frame else frame.assign(parsed=None)
-            score = stats.score(frame)
+        frame, score = results.of(system, "heldout"), results.score(system, "heldout")
+        if "generation" in score:
             rows.append(
                 {
-                    "System": summary.figure_names(config)[system],
+                    "System": names[system],
                     "Answers that are a verdict": rate_text(score["generation"]["parse_rate"]),
                     "Right, free answer": rate_text(score["generation"]["accuracy"]),
                     "Right, by likelihood": rate_text(score["accuracy"]),
-                    "Both agree": percent((frame["parsed"] == frame["predicted"]).mean()),
+                    "Both agree": percent(_agreement(frame)),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def generation_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
+def generation_sentence(results: Results) -> str:
     """Whether the adapter says what it thinks."""
-    frame = frames[f"{ADAPTER}/heldout"]
-    if "generated" not in frame:
+    if "generation" not in results.score(ADAPTER, "heldout"):
         return "Free answers were switched off for this run (`generate`)."
-    agree = (frame.get("parsed", pd.Series(index=frame.index)) == frame["predicted"]).mean()
+    agree = _agreement(results.of(ADAPTER, "heldout"))
     return (
         f"In {percent(agree)} of the scenarios the adapter writes the verdict that it also "
         "finds more likely. "
@@ -122,8 +113,13 @@ def generation_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
+def _agreement(frame: pd.DataFrame) -> float:
+    """Share of scenarios whose free answer is the likelihood verdict."""
+    return (frame.get("parsed", pd.Series(index=frame.index)) == frame["predicted"]).mean()
+
+
 ABLATION_NAMES = {
-    None: "image and words",
+    "": "image and words",
     "text_only": "words only, grey image",
     "image_only": "image only, words withheld",
     "swapped": "words and a wrong image",
@@ -131,66 +127,64 @@ ABLATION_NAMES = {
 }
 
 
-def ablation_frames(frames: Mapping[str, pd.DataFrame], pair_kind: str | None = None) -> dict[str, pd.DataFrame]:
-    """Predictions of base and adapter, with parts of the input withheld, by name of the variant.
+def ablation_parts(results: Results) -> dict[str, tuple[str, str, str]]:
+    """(system, suite, ablation) by name: the base, and the adapter with parts of the input withheld."""
+    parts = {"untouched base": (BASE, "heldout", "")}
+    parts |= {f"adapter: {name}": (ADAPTER, "heldout", ablation) for ablation, name in ABLATION_NAMES.items()}
+    return {name: part for name, part in parts.items() if results.has(*part)}
 
-    ``pair_kind`` limits them to one kind of pair, such as ``image``.
-    """
-    keys = {"untouched base": f"{BASE}/heldout"}
-    for ablation, name in ABLATION_NAMES.items():
-        system = f"{ADAPTER} {ablation}" if ablation else ADAPTER
-        keys[f"adapter: {name}"] = f"{system}/heldout"
-    chosen = {name: frames[key] for name, key in keys.items() if key in frames}
+
+def ablation_scores(results: Results, pair_kind: str | None = None) -> dict[str, dict]:
+    """Scores of `ablation_parts`; ``pair_kind`` limits them to one kind of pair, such as ``image``."""
+    parts = ablation_parts(results)
+    if not pair_kind:
+        return {name: results.score(*part) for name, part in parts.items()}
+    frames = {name: of_kind(results.of(*part), pair_kind) for name, part in parts.items()}
+    return {name: stats.score(frame) for name, frame in frames.items() if len(frame)}
+
+
+def of_kind(frame: pd.DataFrame, pair_kind: str) -> pd.DataFrame:
+    """The predictions on one kind of pair."""
+    return frame[frame["pair_kind"] == pair_kind]
+
+
+def ablation_figure(results: Results, pair_kind: str | None = None) -> Figure:
+    """Accuracy bars of `ablation_scores`."""
+    title = "What each part of the input brings"
     if pair_kind:
-        chosen = {name: f[f["pair_kind"] == pair_kind] for name, f in chosen.items()}
-    return {name: frame for name, frame in chosen.items() if len(frame)}
+        title = f"The same, on the {pair_kind} pairs"
+    if pair_kind == "image":
+        title = "The same, on the pairs that only the image decides"
+    return plots.ablation_bars(ablation_scores(results, pair_kind), title=title)
 
 
-def ablation_figure(frames: Mapping[str, pd.DataFrame], pair_kind: str | None = None) -> Figure:
-    """Accuracy bars of `ablation_frames`."""
-    title = (
-        "What each part of the input brings"
-        if not pair_kind
-        else (
-            "The same, on the pairs that only the image decides"
-            if pair_kind == "image"
-            else f"The same, on the {pair_kind} pairs"
-        )
-    )
-    scores = {name: stats.score(f) for name, f in ablation_frames(frames, pair_kind).items()}
-    return plots.ablation_bars(scores, title=title)
-
-
-def image_sentence(frames: Mapping[str, pd.DataFrame]) -> str:
+def image_sentence(results: Results) -> str:
     """Whether the adapter uses the image, read from the pairs that only the image decides."""
-    chosen = ablation_frames(frames, "image")
-    full, words = (chosen.get(f"adapter: {ABLATION_NAMES[a]}") for a in (None, "text_only"))
-    if full is None:
+    full = of_kind(results.of(ADAPTER, "heldout"), "image")
+    if full.empty:
         return "The held-out suite has no pair that only the image decides."
-    rate = rate_text(stats.score(full)["accuracy"])
-    start = f"On the {len(full):,} scenarios that only the image decides, the adapter gets {rate}"
-    if words is None:
+    right = stats.proportion(int((full["verdict"] == full["predicted"]).sum()), len(full))
+    start = f"On the {len(full):,} scenarios that only the image decides, the adapter gets {rate_text(right)}"
+    if not results.has(ADAPTER, "heldout", "text_only"):
         return f"{start}; chance is 50%. The ablations were switched off for this run."
+    words = of_kind(results.of(ADAPTER, "heldout", "text_only"), "image")
     test = stats.compare(full, words)
-    seen = test["p"] < ALPHA and test["difference"] > 0
-    reading = (
-        "So **the image decides some of its verdicts**"
-        if seen
-        else ("So **nothing here shows that it uses the image**")
-    )
+    reading = "So **nothing here shows that it uses the image**"
+    if test["p"] < ALPHA and test["difference"] > 0:
+        reading = "So **the image decides some of its verdicts**"
     return (
         f"{start}, and {percent(test['accuracy_b'])} with the image greyed out (chance is "
         f"50%; exact McNemar test, {p_text(test['p'])}). {reading}."
     )
 
 
-def targets_sentence(bars: pd.DataFrame) -> str:
+def targets_sentence(targets: pd.DataFrame) -> str:
     """How many targets are met."""
-    missed = bars.loc[bars["Met"] != "yes", "Figure"].str.lower().tolist()
+    missed = targets.loc[targets["Met"] != "yes", "Figure"].str.lower().tolist()
     if not missed:
-        return f"All {len(bars)} targets are met on this suite."
-    met = len(bars) - len(missed)
-    return f"{met} of {len(bars)} targets are met; not met: {', '.join(missed)}."
+        return f"All {len(targets)} targets are met on this suite."
+    met = len(targets) - len(missed)
+    return f"{met} of {len(targets)} targets are met; not met: {', '.join(missed)}."
 
 
 # ---- one case --------------------------------------------------------------------------------------

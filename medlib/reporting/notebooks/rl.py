@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medlib import stats
 from medlib.config import METHODS, RunConfig
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.evaluation import compare_methods, summary
-from medlib.evaluation.compare_methods import Frames
+from medlib.evaluation.results import Results
 from medlib.feedback import reward_model
 from medlib.feedback.preferences import training_side
 from medlib.feedback.rl import rewards
 from medlib.feedback.rl.runs import seeds
 from medlib.reporting import plots
 from medlib.reporting.plots import GREY, LETTERS, MARKERS, PALETTE
-from medlib.stats.text import percent, rate_text
+from medlib.stats.text import over_seeds, percent, rate_text
 from medlib.training import adapters
 
 WATCHED = {
@@ -50,10 +47,10 @@ def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
     grid = figure.subplots(3, 2, sharex=True)
     for axes, (name, title) in zip(grid.flat, WATCHED.items()):
         for number, (method, part) in enumerate(seen.groupby("method", sort=False)):
-            over_seeds = part.groupby("update")[f"probe_{name}"]
-            mean = over_seeds.mean()
+            values = part.groupby("update")[f"probe_{name}"]
+            mean = values.mean()
             axes.fill_between(
-                mean.index, over_seeds.min(), over_seeds.max(), alpha=0.15, color=PALETTE[number], linewidth=0
+                mean.index, values.min(), values.max(), alpha=0.15, color=PALETTE[number], linewidth=0
             )
             axes.plot(
                 mean.index,
@@ -105,7 +102,7 @@ def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
         right = [percent(ends["probe_accuracy"].mean()) for ends in (first, last)]
         told.append(
             f"No sign of a hacked reward on {len(sources.monitoring(config))} validation cases: at "
-            f"least {last['probe_parsed'].min():.0%} of the answers parse, neither verdict takes over, "
+            f"least {percent(last['probe_parsed'].min(), 0)} of the answers parse, neither verdict takes over, "
             f"and right verdicts go from {right[0]} to {right[1]}."
         )
     return " ".join(told)
@@ -115,27 +112,22 @@ def _runs_text(index) -> str:
     return ", ".join(f"{METHODS[method]} (seed {seed})" for method, seed in index)
 
 
-def methods_table(frames: Frames, config: RunConfig) -> pd.DataFrame:
-    """A row a method, figures over its seeds: mean and, in brackets, least and greatest."""
-    names = summary.figure_names(config)
-    rows = []
-    for row in compare_methods.table(frames).to_dict(orient="records"):
-        rates = (100 * np.array(row[key]) for key in ("accuracy", "contradiction", "false_alarms"))
-        accuracy, notes, alarms = rates
-        rows.append(
-            {
-                "System": names[row["row"]],
-                "Seeds": row["seeds"],
-                "Validation: weighted errors / 1000": compare_methods.over_seeds(row["validation_harm"], "{:.1f}"),
-                f"Accuracy, held out (n={row['n']:,})": compare_methods.over_seeds(accuracy, "{:.2f}", " %"),
-                "Note contradicts image": compare_methods.over_seeds(notes, "{:.1f}", " %"),
-                f"Critical errors missed of {row['critical']:,}": compare_methods.over_seeds(
-                    row["critical_misses"], "{:.1f}"
-                ),
-                "False alarms": compare_methods.over_seeds(alarms, "{:.2f}", " %"),
-                "Spread (points)": compare_methods.over_seeds(row["spread"], "{:.1f}"),
-            }
-        )
+def methods_table(results: Results, config: RunConfig) -> pd.DataFrame:
+    """One row per method, figures over its seeds: mean and, in brackets, least and greatest."""
+    names, table = summary.figure_names(config), compare_methods.table(results)
+    rows = [
+        {
+            "System": names[row["system"]],
+            "Seeds": row["seeds"],
+            "Validation: weighted errors / 1000": over_seeds(row["validation_errors"]),
+            f"Accuracy, held out (n={row['n']:,})": over_seeds(row["accuracy"], ".2%"),
+            "Note contradicts image": over_seeds(row["contradiction"], ".1%"),
+            f"Critical errors missed of {row['critical']:,}": over_seeds(row["critical_misses"]),
+            "False alarms": over_seeds(row["false_alarms"], ".2%"),
+            "Spread (points)": over_seeds(row["spread"]),
+        }
+        for row in table.to_dict(orient="records")
+    ]
     return pd.DataFrame(rows)
 
 
@@ -160,23 +152,24 @@ def cost_table(config: RunConfig) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def recommendation(frames: Frames, config: RunConfig) -> str:
+def recommendation(results: Results, config: RunConfig) -> str:
     """Which to use, and why; see `medlib.evaluation.compare_methods.recommendation`."""
-    return compare_methods.recommendation(frames, summary.figure_names(config))
+    return compare_methods.recommendation(results, summary.figure_names(config))
 
 
-def kind_table(frames: Mapping[str, pd.DataFrame], config: RunConfig) -> pd.DataFrame:
+def kind_table(results: Results, config: RunConfig) -> pd.DataFrame:
     """Valid treatments recognised and errors caught where note and image disagree, first seeds."""
     names, rows = summary.figure_names(config), []
-    for name, parts in compare_methods.runs(frames, "contradiction").items():
-        score = stats.score(parts[0])
-        rows.append(
-            {
-                "System": names[name],
-                "Valid treatments recognised": rate_text(score["sensitivity"]),
-                "Errors caught": rate_text(score["specificity"]),
-            }
-        )
+    for name in compare_methods.COMPARED:
+        if results.has(name, "contradiction"):
+            score = results.score(name, "contradiction")
+            rows.append(
+                {
+                    "System": names[name],
+                    "Valid treatments recognised": rate_text(score["sensitivity"]),
+                    "Errors caught": rate_text(score["specificity"]),
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -1,12 +1,12 @@
 """Table, figure and sentences about the decision threshold, for 07_rl; the numbers come from `medlib.stats.risk`.
 
-Frames are called ``system/calibration`` and ``system/heldout``, as in `medlib.evaluation.summary`; thresholds are
-chosen on the former and measured on the latter.
+Thresholds are chosen on the calibration cases and measured on the held-out suite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -16,101 +16,80 @@ from scipy.stats import binom
 
 from medlib.config import ADAPTER, RunConfig
 from medlib.evaluation import summary
+from medlib.evaluation.results import Results
 from medlib.reporting import plots
 from medlib.reporting.plots import LETTERS, PALETTE
 from medlib.reporting.show import ALPHA
 from medlib.stats import risk
 from medlib.stats.risk import Choice
-from medlib.stats.text import p_text, percent, rate_text
+from medlib.stats.text import misses_text, p_text, percent, points, rate_text, threshold_text
 
-Frames = Mapping[str, pd.DataFrame]
 #: Probabilities are drawn no nearer to 0 and 1 than this.
 EDGE = 1e-5
 TICKS = (1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
 
-def systems(frames: Frames) -> list[str]:
+def systems(results: Results) -> list[str]:
     """Systems that were asked about the calibration cases and the held-out suite."""
-    heldout = summary.systems_on(frames, "heldout")
-    return [name for name in summary.systems_on(frames, "calibration") if name in heldout]
+    return [name for name in results.systems("calibration") if results.has(name, "heldout")]
 
 
-def choices(frames: Frames, config: RunConfig, name: str = ADAPTER) -> list[Choice]:
+@lru_cache(maxsize=32)
+def choices(results: Results, config: RunConfig, name: str = ADAPTER) -> list[Choice]:
     """What each rule chooses for a system; promises hold for all systems there are at once."""
     return risk.rules(
-        frames[f"{name}/calibration"], config.risk_level, config.risk_confidence, len(systems(frames))
+        results.of(name, "calibration"), config.risk_level, config.risk_confidence, len(systems(results))
     )
 
 
-def strict(frames: Frames, config: RunConfig, name: str = ADAPTER) -> pd.DataFrame:
-    """Held-out predictions at the threshold that misses no critical error on calibration."""
-    return risk.apply(frames[f"{name}/heldout"], choices(frames, config, name)[1].threshold)
+def at(results: Results, choice: Choice, name: str, suite: str = "heldout") -> dict:
+    """What a choice measures on a suite, see `medlib.stats.risk.measure`."""
+    return risk.measure(risk.apply(results.of(name, suite), choice.threshold))
 
 
-def table(frames: Frames, config: RunConfig) -> pd.DataFrame:
+def table(results: Results, config: RunConfig) -> pd.DataFrame:
     """Every system at the threshold of every rule: chosen on calibration cases, measured held out.
 
     In brackets after the misses stands the one-sided 95% limit of their rate.
     """
     names, rows = summary.figure_names(config), []
-    for name in systems(frames):
-        report = risk.report(
-            frames[f"{name}/calibration"],
-            frames[f"{name}/heldout"],
-            config.risk_level,
-            config.risk_confidence,
-            len(systems(frames)),
-        )
-        for rule, suites in report.groupby("rule", sort=False):
-            calibration, heldout = (suites.set_index("suite").loc[suite] for suite in ("calibration", "heldout"))
+    for name in systems(results):
+        for choice in choices(results, config, name):
+            calibration, heldout = (at(results, choice, name, suite) for suite in ("calibration", "heldout"))
             rows.append(
                 {
                     "System": names.get(name, name),
-                    "Rule": rule,
-                    "CORRECT from": threshold_text(heldout["threshold"]),
-                    "Critical missed, calibration (95% limit)": _misses_text(calibration["critical_misses"]),
-                    "Critical missed, held out (95% limit)": _misses_text(heldout["critical_misses"]),
+                    "Rule": choice.rule,
+                    "CORRECT from": threshold_text(choice.threshold),
+                    "Critical missed, calibration (95% limit)": misses_text(calibration["critical_misses"]),
+                    "Critical missed, held out (95% limit)": misses_text(heldout["critical_misses"]),
                     "False alarms, held out": rate_text(heldout["false_alarms"]),
                     "Accuracy, held out": rate_text(heldout["accuracy"]),
-                    "Spread (points)": f"{heldout['spread']:.1f}",
+                    "Spread (points)": points(heldout["spread"]),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def threshold_text(threshold: float) -> str:
-    """A probability with two digits of its distance from the nearer end, so 0.99954 is not 1.00."""
-    if threshold > 1:
-        return "never"
-    distance = min(threshold, 1 - threshold)
-    digits = 2 if distance <= 0 else max(2, 1 - int(np.floor(np.log10(distance))))
-    return f"{threshold:.{digits}f}"
-
-
-def _misses_text(missed: Mapping) -> str:
-    limit = f" (≤ {percent(missed['upper'])})" if missed["n"] else ""
-    return f"{missed['count']:,} of {missed['n']:,}{limit}"
-
-
 @plots.styled
-def curves(frames: Frames, config: RunConfig, name: str = ADAPTER) -> Figure:
+def curves(results: Results, config: RunConfig, name: str = ADAPTER) -> Figure:
     """Missed critical errors and false alarms at every threshold, and where each rule puts it.
 
     Parameters
     ----------
-    frames : mapping of str to DataFrame
+    results : Results
     config : RunConfig
     name : str
         The system.
     """
     system = summary.figure_names(config).get(name, name)
-    chosen = choices(frames, config, name)
+    chosen = choices(results, config, name)
     figure = plots._new_figure(5.4, f"{system}: what the threshold trades")
     panels = figure.subplots(2, 1, sharex=True)
     titles = {"critical_misses": "Critical errors called CORRECT", "false_alarms": "Valid treatments called ERROR"}
     for axes, (column, title) in zip(panels, titles.items()):
         for number, suite in enumerate(("calibration", "heldout")):
-            _steps(axes, risk.curve(frames[f"{name}/{suite}"]), column, number, suite)
+            _steps(axes, risk.curve(results.of(name, suite)), column, number, suite)
         for number, choice in enumerate(chosen):
             axes.axvline(
                 _place(choice.threshold),
@@ -154,31 +133,30 @@ def _steps(axes, curve: pd.DataFrame, column: str, number: int, suite: str) -> N
 # --- in words ---------------------------------------------------------------------------------------
 
 
-def promise_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> str:
+def promise_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -> str:
     """What is promised, and what is not."""
-    chosen = choices(frames, config, name)
-    told = [f"**{choice.rule.capitalize()}**: {choice.guarantee}" for choice in chosen[1:]]
+    chosen = choices(results, config, name)
+    sentences = [f"**{choice.rule.capitalize()}**: {choice.guarantee}" for choice in chosen[1:]]
     if len(chosen) < 3:
-        told.append(
-            f"A level of {config.risk_level:.2%} cannot be shown with {chosen[0].critical:,} critical "
-            f"calibration cases; the lowest that can is {chosen[1].level:.2%}."
+        sentences.append(
+            f"A level of {percent(config.risk_level, 2)} cannot be shown with {chosen[0].critical:,} critical "
+            f"calibration cases; the lowest that can is {percent(chosen[1].level, 2)}."
         )
-    told.append(
+    sentences.append(
         "Strictly this holds for cases drawn like the calibration cases only. It says nothing about another "
         "hospital, other images or other words, about one modality by itself, or about a single patient. The "
         "held-out suite has other words than the calibration suite, so there the promise is put to the test, not "
         "inherited."
     )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
-def heldout_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> str:
+def heldout_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -> str:
     """What the strict threshold does on cases that played no part in choosing it, in plain words."""
-    choice = choices(frames, config, name)[1]
-    calibration, heldout = frames[f"{name}/calibration"], frames[f"{name}/heldout"]
-    premise = _premise(calibration, heldout)
-    found = risk.measure(risk.apply(heldout, choice.threshold))
-    missed, alarms = found["critical_misses"], found["false_alarms"]
+    choice = choices(results, config, name)[1]
+    calibration, heldout = results.of(name, "calibration"), results.of(name, "heldout")
+    premise, figures = _premise(calibration, heldout), at(results, choice, name)
+    missed, alarms = figures["critical_misses"], figures["false_alarms"]
     words = (
         f"A treatment passes only if the model gives it a probability of {threshold_text(choice.threshold)} "
         "or more of being right"
@@ -189,7 +167,7 @@ def heldout_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> 
         f"{words}. Of {choice.critical:,} critical calibration errors this lets none through; of "
         f"{missed['n']:,} critical held-out errors {missed['count']:,} (at most {percent(missed['upper'])}, "
         f"one-sided 95% limit). The price: {_count(alarms):,} of {alarms['n']:,} valid treatments are "
-        f"queried without need, {rate_text(alarms)}. {_kept(choice, missed)} "
+        f"queried without need, {rate_text(alarms)}. {_promise_kept(choice, missed)} "
         f"{premise} {_hindsight(heldout, missed)}"
     ).strip()
 
@@ -198,22 +176,22 @@ def _count(rate: Mapping) -> int:
     return round(rate["value"] * rate["n"])
 
 
-def _kept(choice: Choice, missed: Mapping) -> str:
+def _promise_kept(choice: Choice, missed: Mapping) -> str:
     """Whether the promised rate held on the other suite, with the chance of so many misses if it does hold."""
     rate = missed["count"] / missed["n"]
-    beside = f"{rate:.2%} missed, at most {choice.level:.2%} promised"
+    figures = f"{percent(rate, 2)} missed, at most {percent(choice.level, 2)} promised"
     if rate <= choice.level:
-        return f"The measured rate is within the promise ({beside})."
+        return f"The measured rate is within the promise ({figures})."
     p = float(binom.sf(missed["count"] - 1, missed["n"], choice.level))
     beyond = "beyond chance: the promise does not carry over" if p < ALPHA else "which may be chance"
-    return f"More is missed there than promised, {beyond} ({beside}; so many if it held: {p_text(p)})."
+    return f"More is missed there than promised, {beyond} ({figures}; so many if it held: {p_text(p)})."
 
 
 def _premise(calibration: pd.DataFrame, heldout: pd.DataFrame) -> str:
     p = risk.same_distribution(calibration, heldout)
-    seen = "differ from" if p < ALPHA else "cannot be told from"
+    relation = "differ from" if p < ALPHA else "cannot be told from"
     return (
-        f"The probabilities of critical errors there {seen} those on calibration cases (Kolmogorov-Smirnov "
+        f"The probabilities of critical errors there {relation} those on calibration cases (Kolmogorov-Smirnov "
         f"{p_text(p)})."
     )
 
@@ -230,13 +208,13 @@ def _hindsight(heldout: pd.DataFrame, missed: Mapping) -> str:
     )
 
 
-def rules_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> str:
+def rules_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -> str:
     """What the rule that tolerates the level does differently, and which of them to use."""
-    chosen = choices(frames, config, name)
+    chosen = choices(results, config, name)
     if len(chosen) < 3:
         return ""
-    heldout, tolerated = frames[f"{name}/heldout"], f"{100 * config.risk_level:.3g}%"
-    firm, loose = (risk.measure(risk.apply(heldout, choice.threshold)) for choice in chosen[1:])
+    tolerated = f"{100 * config.risk_level:.3g}%"
+    firm, loose = (at(results, choice, name) for choice in chosen[1:])
     if chosen[2].threshold == chosen[1].threshold:
         return f"To tolerate {tolerated} changes nothing: the threshold is the same."
     return (
@@ -248,11 +226,11 @@ def rules_sentence(frames: Frames, config: RunConfig, name: str = ADAPTER) -> st
     )
 
 
-def bars(frames: Frames, config: RunConfig, names: Sequence[str] = ()) -> pd.DataFrame:
-    """The four bars of the last rung for each system, at its strict threshold, on the held-out suite."""
-    titles = summary.figure_names(config)
-    parts = [
-        risk.targets(strict(frames, config, name)).assign(System=titles.get(name, name))
-        for name in (names or systems(frames))
-    ]
+def targets(results: Results, config: RunConfig) -> pd.DataFrame:
+    """The four targets of the last rung for each system, at its strict threshold, on the held-out suite."""
+    names, parts = summary.figure_names(config), []
+    for name in systems(results):
+        strict = choices(results, config, name)[1]
+        part = risk.targets(risk.apply(results.of(name, "heldout"), strict.threshold))
+        parts.append(part.assign(System=names.get(name, name)))
     return pd.concat(parts, ignore_index=True)[["System", "Figure", "Target", "Measured", "Met"]]

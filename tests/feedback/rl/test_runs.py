@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medlib.config import ConfigError, resolve
-from medlib.evaluation import compare_methods, summary
+from medlib.evaluation import compare_methods
+from medlib.evaluation.results import Results, run_seed
 from medlib.feedback import reward_model
 from medlib.feedback.rl import monitor, ppo, runs
 from medlib.feedback.rl.monitor import Monitor
@@ -132,52 +133,62 @@ def _frame(wrong=(), severity="critical", n=40, missing_pairs=False):
     return pd.DataFrame(rows)
 
 
-def _frames(**wrong_by_row):
-    return {
-        f"{name.replace('_', '-').replace('--', ':')}/{suite}": _frame(wrong)
-        for name, wrong in wrong_by_row.items()
-        for suite in ("calibration", "val_contradiction", "heldout", "contradiction")
-    }
+def _results(**wrong_by_system):
+    return Results.join(
+        {
+            (name.replace("_", "-").replace("--", ":"), suite): _frame(wrong)
+            for name, wrong in wrong_by_system.items()
+            for suite in ("calibration", "val_contradiction", "heldout", "contradiction")
+        }
+    )
 
 
-def test_harm_counts_a_missed_critical_error_four_times_a_false_alarm():
-    assert compare_methods.harm(_frame({0})) == pytest.approx(4 * compare_methods.harm(_frame({1})))
-    assert compare_methods.harm(_frame()) == 0
+def test_weighted_error_counts_a_missed_critical_error_four_times_a_false_alarm():
+    assert compare_methods.weighted_error(_frame({0})) == pytest.approx(
+        4 * compare_methods.weighted_error(_frame({1}))
+    )
+    assert compare_methods.weighted_error(_frame()) == 0
 
 
-def test_further_seeds_are_no_rows_of_the_ladder():
-    frames = _frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_ppo__1={1, 3})
-    assert list(summary.systems_on(frames, "heldout")) == ["medgemma-lora", "medgemma-ppo"]
-    assert len(compare_methods.runs(frames, "heldout")["medgemma-ppo"]) == 2
-    assert not compare_methods.is_repeat("openai:gpt-4o") and compare_methods.is_repeat("medgemma-dpo:2")
-    shown = compare_methods.table(frames).set_index("row")
+def test_further_seeds_are_no_systems_of_the_ladder():
+    results = _results(medgemma_lora={0}, medgemma_ppo={1}, medgemma_ppo__1={1, 3})
+    assert results.systems("heldout") == ["medgemma-lora", "medgemma-ppo"]
+    assert results.seeds("medgemma-ppo", "heldout") == ["medgemma-ppo", "medgemma-ppo:1"]
+    assert run_seed("openai:gpt-4o") == ("openai:gpt-4o", "") and run_seed("medgemma-dpo:2") == (
+        "medgemma-dpo",
+        "2",
+    )
+    shown = compare_methods.table(results).set_index("system")
     assert shown.loc["medgemma-ppo", "accuracy"] == [39 / 40, 38 / 40]
     assert shown.loc["medgemma-lora", "critical_misses"] == [1]
 
 
 def test_the_choice_rests_on_validation_and_not_on_held_out_cases():
-    frames = _frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_dpo={0, 2})
-    assert compare_methods.recommended(frames) == "medgemma-ppo"
-    worse = frames | {"medgemma-ppo/heldout": _frame(set(range(20))), "medgemma-ppo/contradiction": _frame({0, 2})}
-    assert compare_methods.recommended(worse) == "medgemma-ppo"
-    assert compare_methods.recommended({k: f for k, f in frames.items() if "lora" in k}) is None
+    results = _results(medgemma_lora={0}, medgemma_ppo={1}, medgemma_dpo={0, 2})
+    assert compare_methods.recommended(results) == "medgemma-ppo"
+    worse = {"heldout": _frame(set(range(20))), "contradiction": _frame({0, 2})}
+    worse = results.parts | {("medgemma-ppo", suite, ""): frame for suite, frame in worse.items()}
+    assert compare_methods.recommended(Results.join(worse)) == "medgemma-ppo"
+    assert compare_methods.recommended(_results(medgemma_lora={0})) is None
 
 
 def test_the_sentence_names_the_choice_or_keeps_the_supervised_adapter():
     settings = resolve("standin")
-    sentence = rl_page.recommendation(_frames(medgemma_lora={0}, medgemma_ppo={1}, medgemma_grpo={0}), settings)
+    results = _results(medgemma_lora={0}, medgemma_ppo={1}, medgemma_grpo={0})
+    sentence = rl_page.recommendation(results, settings)
     assert sentence.startswith("Use medgemma-nano (stand-in) + LoRA + PPO") and "n = 40" in sentence
-    kept = rl_page.recommendation(_frames(medgemma_lora=(), medgemma_ppo={1}), settings)
+    kept = rl_page.recommendation(_results(medgemma_lora=(), medgemma_ppo={1}), settings)
     assert kept.startswith("Keep medgemma-nano (stand-in) + LoRA:")
-    assert rl_page.methods_table(_frames(medgemma_lora={0}, medgemma_ppo={1}), settings).shape[0] == 2
+    assert rl_page.methods_table(_results(medgemma_lora={0}, medgemma_ppo={1}), settings).shape[0] == 2
 
 
 def test_one_seed_has_no_range():
-    settings, once = resolve("standin", rl_seeds=1), _frames(medgemma_lora={0}, medgemma_ppo={1})
+    settings, once = resolve("standin", rl_seeds=1), _results(medgemma_lora={0}, medgemma_ppo={1})
     table = rl_page.methods_table(once, settings)
     assert table["Seeds"].tolist() == [1, 1] and not table.astype(str).stack().str.contains("[", regex=False).any()
     assert "[" not in rl_page.recommendation(once, settings)
-    twice = rl_page.methods_table(once | _frames(medgemma_ppo__1={1, 3}), settings)
+    both = _results(medgemma_lora={0}, medgemma_ppo={1}, medgemma_ppo__1={1, 3})
+    twice = rl_page.methods_table(both, settings)
     assert twice.iloc[1].astype(str).str.contains("[", regex=False).any()
 
 

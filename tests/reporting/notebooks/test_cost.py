@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from medlib.config import hardware, resolve
+from medlib.evaluation.results import Results
 from medlib.reporting.notebooks import cost as cost_page
 from medlib.reporting.notebooks.cost import ASSUMED, FORMULA
+from medlib.stats.text import two_digits
 from medlib.systems import openai_api
 from medlib.training import adapters, forecast
 from medlib.training.forecast import ANSWER_TOKENS, PRICES, TEXT_TOKENS
@@ -101,7 +103,9 @@ def test_measured_rates_are_those_of_the_run(monkeypatch):
     config = resolve("tiny")
     monkeypatch.setattr(adapters, "training_metadata", lambda _: {"samples_per_second": 8.0})
     monkeypatch.setattr(hardware, "detect", lambda: "cpu")
-    table = cost_page.measured(config, {"medgemma-lora/heldout": pd.DataFrame({"seconds": [0.1, 0.3]})})
+    table = cost_page.measured(
+        config, Results.join({("medgemma-lora", "heldout"): pd.DataFrame({"seconds": [0.1, 0.3]})})
+    )
     assert table["scenarios_per_second"].tolist() == [8.0, pytest.approx(5.0)]
     formula = forecast.forecast(config, "cpu")["samples_per_second"]
     assert table["ratio"].tolist() == [
@@ -112,10 +116,11 @@ def test_measured_rates_are_those_of_the_run(monkeypatch):
     assert "8.0 scenarios a second" in said and FORMULA in said
 
 
-def test_api_tokens_are_read_from_the_row_that_counted_them():
+def test_api_tokens_are_those_that_an_api_counted():
     counted = pd.DataFrame({"prompt_tokens": [100.0, 300.0], "completion_tokens": [8.0, 10.0]})
-    assert cost_page.api_tokens({"a/heldout": pd.DataFrame({"seconds": [1.0]})}) is None
-    assert cost_page.api_tokens({"a/heldout": pd.DataFrame(), "openai:m/heldout": counted}) == (200, 9)
+    local = {("a", "heldout"): pd.DataFrame({"seconds": [1.0]})}
+    assert cost_page.api_tokens(Results.join(local)) is None
+    assert cost_page.api_tokens(Results.join(local | {("openai:m", "heldout"): counted})) == (200, 9)
 
 
 def test_sentence_names_the_cheapest_and_the_fastest():
@@ -136,7 +141,7 @@ def test_sentence_names_the_cheapest_and_the_fastest():
     (math.nan, "n/a"),
 ])  # fmt: skip
 def test_two_digits(value, text):
-    assert cost_page._two_digits(value) == text
+    assert two_digits(value) == text
 
 
 def test_figure_shows_every_place_and_marks_what_is_unknown(real):

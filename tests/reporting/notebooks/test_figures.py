@@ -13,6 +13,7 @@ from medlib.data.quality import Issue
 from medlib.data.synthetic import grammar
 from medlib.data.variants import ABLATIONS
 from medlib.evaluation import summary
+from medlib.evaluation.results import Results
 from medlib.feedback import reward_model
 from medlib.models import loading, scoring
 from medlib.reporting import show
@@ -44,40 +45,40 @@ def answers(share_right, sure=0.95, seed=0, scenarios=SCENARIOS):
 
 
 def run(share_right, ablations=True):
-    """Frames of a whole run under the names that `medlib.evaluation.summary` gives."""
-    frames = {
-        "constant/heldout": predicted(np.ones(len(SCENARIOS))),
-        "heuristics/heldout": predicted([text.rule(s) for s in SCENARIOS]),
-        "keyword-probe/heldout": answers(0.6, seed=1),
-        "medgemma/heldout": answers(0.5, seed=2),
-        "medgemma-lora/heldout": answers(share_right),
+    """Results of a whole run."""
+    parts = {
+        ("constant", "heldout"): predicted(np.ones(len(SCENARIOS))),
+        ("heuristics", "heldout"): predicted([text.rule(s) for s in SCENARIOS]),
+        ("keyword-probe", "heldout"): answers(0.6, seed=1),
+        ("medgemma", "heldout"): answers(0.5, seed=2),
+        ("medgemma-lora", "heldout"): answers(share_right),
     }
     for number, ablation in enumerate(ABLATIONS if ablations else ()):
-        frames[f"medgemma-lora {ablation}/heldout"] = answers(0.5, seed=3 + number)
-    return frames
+        parts["medgemma-lora", "heldout", ablation] = answers(0.5, seed=3 + number)
+    return Results.join(parts)
 
 
-def all_sentences(frames, config):
+def all_sentences(results, config):
     """Every sentence of notebooks 03 to 05 about one run."""
-    tuned, base = frames["medgemma-lora/heldout"], frames["medgemma/heldout"]
-    score, scores = stats.score(tuned), show.ladder(frames, config)
+    tuned, base = results.of("medgemma-lora", "heldout"), results.of("medgemma", "heldout")
+    score, scores = results.score("medgemma-lora", "heldout"), show.ladder(results, config)
     return {
         "paired": evaluate_page.paired_sentence(tuned, base, "the adapter", "the base"),
         "small": evaluate_page.small_sample_sentence(stats.score(tuned.head(8))),
         "verdict": evaluate_page.verdict_sentence(score),
-        "generation": evaluate_page.generation_sentence(frames),
-        "image": evaluate_page.image_sentence(frames),
-        "targets": evaluate_page.targets_sentence(summary.bars(score)),
+        "generation": evaluate_page.generation_sentence(results),
+        "image": evaluate_page.image_sentence(results),
+        "targets": evaluate_page.targets_sentence(summary.targets(score)),
         "ladder": benchmark_page.ladder_sentence(scores),
         "modality": benchmark_page.modality_sentence(scores),
-        "pair": benchmark_page.pair_sentence(frames),
+        "pair": benchmark_page.pair_sentence(results),
         "power": benchmark_page.power_sentence(score),
         "gain": error_analysis_page.gain_sentence(
             error_analysis_page.gains(error_analysis_page.with_factors(tuned, SCENARIOS))
         ),
-        "harm": error_analysis_page.harm_sentence(score),
+        "error cost": error_analysis_page.error_cost_sentence(score),
         "calibration": error_analysis_page.calibration_sentence(tuned),
-        "reliance": error_analysis_page.reliance_sentence(frames),
+        "reliance": error_analysis_page.reliance_sentence(results),
     }
 
 
@@ -123,9 +124,9 @@ def test_a_constant_answer_is_called_one():
 
 
 def test_what_a_model_of_no_verdicts_writes_counts_as_unparsed(config):
-    frames = run(0.9)
-    frames["medgemma/heldout"] = frames["medgemma/heldout"].drop(columns="parsed")
-    base, tuned = evaluate_page.generation(frames, config).to_dict(orient="records")
+    parts = run(0.9).parts
+    parts["medgemma", "heldout", ""] = parts["medgemma", "heldout", ""].drop(columns="parsed")
+    base, tuned = evaluate_page.generation(Results.join(parts), config).to_dict(orient="records")
     assert base["Answers that are a verdict"].startswith("0.0")
     assert tuned["Answers that are a verdict"].startswith("100.0")
 
@@ -148,16 +149,17 @@ def test_factors_are_joined_by_id_not_by_order():
 
 
 def test_the_image_pairs_are_told_apart():
-    frames = evaluate_page.ablation_frames(run(0.9), pair_kind="image")
-    assert list(frames)[0] == "untouched base" and len(frames) == 6
-    assert all((frame["pair_kind"] == "image").all() for frame in frames.values())
+    scores = evaluate_page.ablation_scores(run(0.9), pair_kind="image")
+    assert list(scores)[0] == "untouched base" and len(scores) == 6
+    count = sum(s.factors["pair_kind"] == "image" for s in SCENARIOS)
+    assert all(score["n"] == count < len(SCENARIOS) for score in scores.values())
 
 
 def test_paired_tests_are_those_that_the_run_wrote(config):
-    frames = run(0.9)
-    summary.write_metrics(config, frames)
+    results = run(0.9)
+    summary.write_metrics(config, results)
     written = json.loads((run_dir(config) / "metrics.json").read_text())["tests"]
-    shown = benchmark_page.paired_tests(config)
+    shown = benchmark_page.paired_tests(results, config)
     assert shown["Only adapter right"].tolist() == [test["b"] for test in written.values()]
     assert shown["Adapter against"].tolist()[0] == "Always CORRECT"
 
@@ -277,8 +279,8 @@ def test_facts_are_worded_for_people():
 
 
 def test_figures_are_drawn(config):
-    frames = run(0.8)
-    frame = error_analysis_page.with_factors(frames["medgemma-lora/heldout"], SCENARIOS)
+    results = run(0.8)
+    frame = error_analysis_page.with_factors(results.of("medgemma-lora", "heldout"), SCENARIOS)
     assert isinstance(show.group_figure(frame, "source"), Figure)
-    assert isinstance(evaluate_page.ablation_figure(frames, "image"), Figure)
+    assert isinstance(evaluate_page.ablation_figure(results, "image"), Figure)
     assert len(data_page.finding_sheet("mri", each=1).axes) == 3
