@@ -22,6 +22,7 @@ from medlib import stats
 from medlib.config import ROOT
 from medlib.data.suite import Suite
 from medlib.feedback import rating_store
+from medlib.models.verdict_model import VerdictModel
 from medlib.reporting import rating_view
 from medlib.reporting.rating_view import RatingView
 from medlib.systems import Session
@@ -176,7 +177,8 @@ def test_a_broken_store_is_reported_on_the_page(view):
 
 def test_the_verdict_can_be_taken_apart(pool, tmp_path, nano, small_config):
     session = Session(small_config, {})
-    session.__dict__ |= {"base": (nano[0], nano[1]), "adapted": nano[1]}
+    both = VerdictModel(nano[0], nano[1])
+    session.__dict__ |= {"base": both, "adapted": both}
     view = RatingView(*pool, tmp_path / "r.sqlite", session=session)
     sign_in(view)
     assert view.explain in view.seen.children and view.map not in view.seen.children
