@@ -80,7 +80,7 @@ def task(base, suite, tmp_path):
 
 
 def p_correct(task):
-    return scoring.p_correct(task.model.eval(), task.processor, task.suite)
+    return scoring.p_correct(VerdictModel(task.processor, task.model.eval()), task.suite)
 
 
 def adapter(model):

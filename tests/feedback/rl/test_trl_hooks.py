@@ -110,7 +110,7 @@ def trainer_of(task, method):
 
 
 def p_correct(task):
-    return scoring.p_correct(task.model.eval(), task.processor, task.suite)
+    return scoring.p_correct(VerdictModel(task.processor, task.model.eval()), task.suite)
 
 
 def adapter(model):
