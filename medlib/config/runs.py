@@ -97,7 +97,7 @@ def record(config: RunConfig, data_hashes: dict[str, str] | None = None, model_k
     known = before.get("parameters", {})
     settings = provenance.to_json(config.model_dump())
     hashes = before.get("data_hashes", {}) if data_hashes is None else data_hashes
-    new = provenance.run_record(settings, hashes)
+    new = before | provenance.run_record(settings, hashes)
     parameters = new["parameters"]
     same_model = known.get("model") == parameters["model"]
     if kind := model_kind or (same_model and known.get("model_kind")):

@@ -42,8 +42,10 @@ def test_every_setting_is_read_again_as_it_was_recorded(tmp_path):
     file = runs.record(config, {"train": "ab"}, "stand-in, knows no medicine")
     assert runs.recorded(config.run_dir) == config
     assert str(tmp_path) not in file.read_text()  # run.json is published, and names no folder of a machine
+    runs.add(config.run_dir, seconds=1)
     runs.record(config.model_copy(update={"lr": 0.5}))
     record = json.loads(file.read_text())
+    assert record["seconds"] == 1 and record["parameters"]["lr"] == 0.5
     assert record["data_hashes"] == {"train": "ab"} and record["parameters"]["model_kind"].startswith("stand-in")
     runs.record(config.model_copy(update={"model": "someone/another"}))
     assert "model_kind" not in json.loads(file.read_text())["parameters"]
