@@ -3,7 +3,7 @@
 The system is a row of the benchmark, as a rule ``openai:NAME`` with ``api_base_url`` at a vLLM server
 that has the adapter (``cloud/vllm-serve.yaml``). Scenarios are streamed; which shard one belongs to
 follows from its content, so machines need no more than the file, the images and their number. A
-shard that was stopped goes on where it stopped: answers are kept as in `medlib.systems.session`.
+shard that was stopped resumes where it stopped: answers are kept as in `medlib.systems.session`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from medlib.config import ADAPTER, BASE, STANDIN, STANDIN_NOTICE, ConfigError, R
 from medlib.config.provenance import write_json_atomic
 from medlib.evaluation.summary import scores_written
 from medlib.models import loading
-from medlib.stats.text import results_table, to_markdown
+from medlib.stats.text import number, results_table, to_markdown
 from medlib.training import adapters
 
 HAI_DEF = "https://developers.google.com/health-ai-developer-foundations/terms"
@@ -166,9 +166,9 @@ def check(folder: str | Path) -> pd.DataFrame:
             text = file.read_text(encoding="utf-8", errors="replace")
             if SECRET.search(text):
                 problems.append(f"{name}: holds what looks like an access token")
-            elif name not in VOCABULARY and (found := ABSOLUTE.search(text)):
-                line = text.count("\n", 0, found.start()) + 1
-                problems.append(f"{name}, line {line}: absolute path {found.group()}")
+            elif name not in VOCABULARY and (path := ABSOLUTE.search(text)):
+                line = text.count("\n", 0, path.start()) + 1
+                problems.append(f"{name}, line {line}: absolute path {path.group()}")
     if problems:
         raise PublishError(f"{folder.name} is not published:\n" + "\n".join(problems))
     return pd.DataFrame(
@@ -228,25 +228,25 @@ def card(config: RunConfig, repo_id: str | None = None, merged: bool = False) ->
     PublishError
         No metrics of the adapter, or metrics older than the adapter.
     """
-    found, record = _results(config)
+    metrics, record = _results(config)
     name = (repo_id or config_name(config, merged)).rsplit("/", 1)[-1]
-    head = _metadata(config, name, merged, found).to_yaml()
-    return f"---\n{head}\n---\n\n{_body(config, name, merged, found, record)}"
+    head = _metadata(config, name, merged, metrics).to_yaml()
+    return f"---\n{head}\n---\n\n{_body(config, name, merged, metrics, record)}"
 
 
 def _results(config: RunConfig) -> tuple[dict, dict]:
     run = run_dir(config)
     weights, results = run / "adapter" / "adapter_model.safetensors", run / "metrics.json"
     loading.file_hash(weights)
-    found = json.loads(results.read_text()) if results.is_file() else {}
-    if ADAPTER not in found.get("systems", {}):
+    metrics = json.loads(results.read_text()) if results.is_file() else {}
+    if ADAPTER not in metrics.get("systems", {}):
         raise PublishError(f"{results.name}: no results of the adapter; run `evaluate` first")
     if results.stat().st_mtime < weights.stat().st_mtime:
         raise PublishError(f"{results.name} is older than the adapter; run `evaluate` again")
-    return found, json.loads((run / "run.json").read_text())
+    return metrics, json.loads((run / "run.json").read_text())
 
 
-def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
+def _metadata(config: RunConfig, name: str, merged: bool, metrics: dict):
     from huggingface_hub import EvalResult, ModelCardData
 
     names = {
@@ -254,7 +254,7 @@ def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
         "specificity": ("recall", "Errors caught"),
         "sensitivity": ("recall", "Valid treatments recognised"),
     }
-    score = found["systems"][ADAPTER]
+    score = metrics["systems"][ADAPTER]
     results = [
         EvalResult(
             task_type="image-text-to-text",
@@ -264,10 +264,10 @@ def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
             dataset_split="test",
             metric_type=kind,
             metric_value=round(score[key]["value"], 4),
-            metric_name=f"{shown}, 95% interval {score[key]['low']:.3f} to {score[key]['high']:.3f} "
+            metric_name=f"{label}, 95% interval {number(score[key]['low'])} to {number(score[key]['high'])} "
             f"(n = {score[key]['n']})",
         )
-        for key, (kind, shown) in names.items()
+        for key, (kind, label) in names.items()
     ]
     tags = ["lora", "clinical-audit", "not-a-medical-device", "synthetic-data"]
     standin = loading.is_standin(config.model)
@@ -284,11 +284,11 @@ def _metadata(config: RunConfig, name: str, merged: bool, found: dict):
     )
 
 
-def _body(config: RunConfig, name: str, merged: bool, found: dict, record: dict) -> str:
+def _body(config: RunConfig, name: str, merged: bool, metrics: dict, record: dict) -> str:
     tables = []
     for suite, title in SUITES.items():
-        by_system = scores_written(found, suite)
-        scores = {found.get("names", {}).get(s, s): by_system[s] for s in (BASE, ADAPTER) if s in by_system}
+        by_system = scores_written(metrics, suite)
+        scores = {metrics.get("names", {}).get(s, s): by_system[s] for s in (BASE, ADAPTER) if s in by_system}
         if scores:
             tables.append(f"**{title}**\n\n{to_markdown(results_table(scores))}")
     versions = ", ".join(f"{p} {v}" for p, v in record["packages"].items() if v)

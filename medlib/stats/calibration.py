@@ -102,8 +102,8 @@ def fit_temperature(p_correct, is_correct) -> float:
         return (target * np.logaddexp(0, -scaled) + (1 - target) * np.logaddexp(0, scaled)).mean()
 
     # the loss is convex in 1 / T, so it has one valley in log T as well
-    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    optimum = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(optimum.x))
 
 
 def apply_temperature(p_correct, temperature: float) -> np.ndarray:
@@ -171,16 +171,16 @@ def selective(frame: pd.DataFrame, coverages=None) -> pd.DataFrame:
     if not ((coverages > 0) & (coverages <= 1)).all():
         raise ValueError("coverages: every one must be above 0 and at most 1")
     right = _right_among_most_certain(*_certainty_and_right(frame))
-    kept = _kept(coverages, len(right))
-    right = right[kept - 1]
-    low, high = proportion_confint(right, kept, method="wilson")
+    counts = _count(coverages, len(right))
+    right = right[counts - 1]
+    low, high = proportion_confint(right, counts, method="wilson")
     return pd.DataFrame(
         {
             "coverage": coverages,
-            "n": kept,
-            "accuracy": right / kept,
-            "low": np.clip(low, 0, right / kept),
-            "high": np.clip(high, right / kept, 1),
+            "n": counts,
+            "accuracy": right / counts,
+            "low": np.clip(low, 0, right / counts),
+            "high": np.clip(high, right / counts, 1),
         }
     )
 
@@ -202,7 +202,7 @@ def _right_among_most_certain(certainties: np.ndarray, right: np.ndarray) -> np.
     return np.interp(np.arange(1, len(right) + 1), np.append(0, sizes.cumsum()), np.append(0, hits.cumsum()))
 
 
-def _kept(coverage, n: int):
+def _count(coverage, n: int):
     # the small step: 0.95 * 20 is a hair above 19
     return np.ceil(np.asarray(coverage) * n - 1e-9).astype(int).clip(1)
 
@@ -242,7 +242,7 @@ def abstention_threshold(
         )
     certainties = certainty(p)
     if coverage is not None:
-        return float(np.sort(certainties)[::-1][_kept(coverage, len(p)) - 1])
+        return float(np.sort(certainties)[::-1][_count(coverage, len(p)) - 1])
     levels, level = np.unique(-certainties, return_inverse=True)  # most certain first
     hits = np.bincount(level, (p >= 0.5) == y)
     reached = np.flatnonzero(hits.cumsum() >= target_accuracy * np.bincount(level).cumsum() - 1e-9)

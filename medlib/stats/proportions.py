@@ -47,9 +47,9 @@ def proportion(successes: int, n: int, level: float = 0.95) -> dict:
 
 def cluster_numbers(names: pd.Series) -> np.ndarray:
     """Cluster of every row as 0, 1, ...; a row without a name is a cluster of its own."""
-    numbers, found = pd.factorize(names, sort=True)
+    numbers, clusters = pd.factorize(names, sort=True)
     single = numbers < 0
-    numbers[single] = len(found) + np.arange(single.sum())
+    numbers[single] = len(clusters) + np.arange(single.sum())
     return numbers
 
 

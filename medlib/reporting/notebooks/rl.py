@@ -30,7 +30,7 @@ WATCHED = {
     "same_answer": "Most frequent verdict",
 }
 SHARES = ("accuracy", "parsed", "same_answer")
-#: Beside what the seeds do, a change of this size in what is watched is told.
+#: Beside what the seeds do, a change of this size in what is monitored is reported.
 DRIFT = 0.05
 
 
@@ -42,11 +42,11 @@ def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
     ----------
     history : DataFrame of `medlib.feedback.rl.runs.history`
     """
-    seen = history.dropna(subset=["probe_kl"])
+    probes = history.dropna(subset=["probe_kl"])
     figure = plots._new_figure(7.4, "Watched while learning, on validation cases")
     grid = figure.subplots(3, 2, sharex=True)
     for axes, (name, title) in zip(grid.flat, WATCHED.items()):
-        for number, (method, part) in enumerate(seen.groupby("method", sort=False)):
+        for number, (method, part) in enumerate(probes.groupby("method", sort=False)):
             values = part.groupby("update")[f"probe_{name}"]
             mean = values.mean()
             axes.fill_between(
@@ -65,7 +65,7 @@ def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
         if name in SHARES:
             plots._per_cent(axes.yaxis)
             axes.set_ylim(top=1.005)
-    if seen["probe_kl"].max() > config.rl_kl_limit / 2:
+    if probes["probe_kl"].max() > config.rl_kl_limit / 2:
         grid[0, 0].axhline(config.rl_kl_limit, color=GREY, linestyle="--", label="limit")
     for axes in grid[-1]:
         axes.set_xlabel("Updates")
@@ -76,36 +76,36 @@ def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
 
 def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
     """Did a run leave the supervised adapter too far behind, or earn reward in a way that nobody meant?"""
-    seen = history.dropna(subset=["probe_kl"])
-    ends = seen.sort_values("update").groupby(["method", "seed"])
+    probes = history.dropna(subset=["probe_kl"])
+    ends = probes.sort_values("update").groupby(["method", "seed"])
     first, last = ends.first(), ends.last()
     far = last["probe_kl"].max()
-    told = [
-        f"No run went further than {seen['probe_kl'].max():.2f} nats from the supervised adapter "
+    sentences = [
+        f"No run went further than {probes['probe_kl'].max():.2f} nats from the supervised adapter "
         f"(limit {config.rl_kl_limit:g}; {far:.2f} at the end)."
     ]
-    if seen["probe_kl"].max() > config.rl_kl_limit:
-        told = [
-            f"A run was stopped at {seen['probe_kl'].max():.2f} nats, above the limit of {config.rl_kl_limit:g}."
+    if probes["probe_kl"].max() > config.rl_kl_limit:
+        sentences = [
+            f"A run was stopped at {probes['probe_kl'].max():.2f} nats, above the limit of {config.rl_kl_limit:g}."
         ]
-    paid = last["probe_reward"] - first["probe_reward"]
-    hacked = {
+    gain = last["probe_reward"] - first["probe_reward"]
+    signs = {
         "fewer answers parse": first["probe_parsed"] - last["probe_parsed"] > DRIFT,
         "one verdict is given more often": last["probe_same_answer"] - first["probe_same_answer"] > 2 * DRIFT,
-        "reward rose while right verdicts fell": (paid > 0)
+        "reward rose while right verdicts fell": (gain > 0)
         & (first["probe_accuracy"] - last["probe_accuracy"] > DRIFT),
     }
-    for what, where in hacked.items():
+    for what, where in signs.items():
         if where.any():
-            told.append(f"Warning: {what} in {_runs_text(where[where].index)}.")
-    if len(told) == 1:
+            sentences.append(f"Warning: {what} in {_runs_text(where[where].index)}.")
+    if len(sentences) == 1:
         right = [percent(ends["probe_accuracy"].mean()) for ends in (first, last)]
-        told.append(
+        sentences.append(
             f"No sign of a hacked reward on {len(sources.monitoring(config))} validation cases: at "
             f"least {percent(last['probe_parsed'].min(), 0)} of the answers parse, neither verdict takes over, "
             f"and right verdicts go from {right[0]} to {right[1]}."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _runs_text(index) -> str:

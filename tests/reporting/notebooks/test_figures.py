@@ -16,6 +16,7 @@ from medlib.evaluation import summary
 from medlib.evaluation.results import Results
 from medlib.feedback import reward_model
 from medlib.models import loading, scoring
+from medlib.models.verdict_model import VerdictModel
 from medlib.reporting import show
 from medlib.reporting.notebooks import benchmark as benchmark_page
 from medlib.reporting.notebooks import data as data_page
@@ -249,16 +250,16 @@ def test_the_learned_tokens_of_a_case_are_marked_and_the_image_tokens_counted(sm
 
 
 def test_the_likelihoods_of_one_case_add_up(small_config, nano, monkeypatch):
-    processor, model, _ = nano
-    monkeypatch.setattr(loading, "attach_adapter", lambda base, adapter: base)
+    model = VerdictModel(*nano[:2])
+    monkeypatch.setattr(VerdictModel, "with_adapter", lambda base, adapter: base)
     case = sources.suite(small_config, "test").rows([0])
     likelihoods = evaluate_page.likelihoods_of_one_case(small_config, case)
-    batch = scoring.prompt_batch(processor, case.scenarios, [case.image(case.scenarios[0])], model.device)
-    expected = dict(zip(ANSWERS, scoring.score_answers(model, processor, batch)[0]))
+    batch = scoring.prompt_batch(model, case.scenarios, [case.image(case.scenarios[0])])
+    expected = dict(zip(ANSWERS, scoring.score_answers(model, batch)[0]))
     assert likelihoods.groupby("verdict")["logp"].sum().to_dict() == pytest.approx(expected, abs=1e-3)
     table = evaluate_page.likelihood_table(likelihoods)
     assert table["log-likelihood, ERROR"].iloc[-1] == pytest.approx(expected["ERROR"], abs=2e-3)
-    p_correct = scoring.p_correct(model, processor, case)[0]
+    p_correct = scoring.p_correct(model, case)[0]
     sentence = evaluate_page.likelihood_sentence(likelihoods, case)
     assert f"{100 * p_correct:.1f}%" in sentence and f"gold verdict is {case.scenarios[0].verdict}" in sentence
 
