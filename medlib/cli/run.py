@@ -146,11 +146,11 @@ def report(
     options = dict(model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
     config = configuration("report", profile, settings, images, **options)
     runs.record(config)
-    sources.prepare(config)  # before several processes ask for the same images
     execute.run_notebooks(
         run_dir,
         {"profile": None},
         resume=before == config,  # every notebook reads run.json; after a change there all are out of date
+        first=(sources.prepare, (config,)),
         ahead=(benchmark.without_adapter, (config,)),
         processes=jobs.count(config.processes),
     )

@@ -54,7 +54,8 @@ def run(function: Callable, jobs: Sequence[tuple], processes: int, title: str) -
     executor = pool(min(processes, len(jobs)))
     try:
         futures = [executor.submit(function, *job) for job in jobs]
-        for done, future in enumerate(tqdm(as_completed(futures), title, len(jobs), leave=False), start=1):
+        bar = tqdm(as_completed(futures), title, len(jobs), leave=False, disable=None)  # no bar in a log
+        for done, future in enumerate(bar, start=1):
             future.result()
             progress(f"{title}: {done} of {len(jobs)}")
         return [future.result() for future in futures]

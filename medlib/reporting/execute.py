@@ -41,6 +41,7 @@ NEEDS = {
 }
 #: Seconds of each step as a first guess: the stand-in on two cores (benchmarks/README.md).
 SECONDS = {
+    "first": 75,
     "ahead": 300,
     "00_quickstart": 20,
     "01_data": 30,
@@ -63,6 +64,7 @@ def run_notebooks(
     notebooks: list[str] | None = None,
     resume: bool = True,
     timeout: float | None = None,
+    first: tuple[Callable, tuple] | None = None,
     ahead: tuple[Callable, tuple] | None = None,
     processes: int = 1,
 ) -> list[Path]:
@@ -85,6 +87,8 @@ def run_notebooks(
         one that it needs has to run. Changes in ``medlib`` itself are not seen; pass False after those.
     timeout : float, optional
         Seconds that one cell may take.
+    first : (function, arguments), optional
+        Called before any notebook that has to run, such as what draws the images that all of them read.
     ahead : (function, arguments), optional
         Work that needs no notebook, done in a process of its own beside the first ones; left out
         if nothing runs side by side.
@@ -123,6 +127,11 @@ def run_notebooks(
             steps[name] = (_execute, (source, targets[name], passed, timeout))
     if ahead and processes > 1 and "04_evaluate" in steps:
         steps["ahead"] = (_in_a_process, ahead)
+    if not steps:
+        return list(targets.values())
+    if first:
+        steps["first"] = first
+        needs = {name: needs.get(name, set()) | {"first"} for name in steps if name != "first"}
     watch = _Watch(list(sources), steps, run_dir / "progress")
     try:
         _run_steps(
@@ -133,6 +142,7 @@ def run_notebooks(
     durations = {name: _record(target).get("duration") or 0 for name, target in targets.items()}
     facts = {
         "seconds": round(watch.seconds, 1),
+        "resumed": not sources.keys() <= steps.keys(),  # then the seconds are those of the rest
         "seconds_by_notebook": {name: round(seconds, 1) for name, seconds in durations.items()},
         "peak_memory_mib": round(watch.peak_memory_mib),
         "processes": processes,
@@ -181,6 +191,7 @@ class _Watch:
 
     def __init__(self, names: list[str], steps: dict, folder: Path) -> None:
         self.label = {name: f"[{number}/{len(names)}] {name}" for number, name in enumerate(names, start=1)}
+        self.label["first"] = "images of the suites"
         self.label["ahead"] = "beside them: what needs no adapter"
         self.left, self.folder = {name: SECONDS.get(name, 30) for name in steps}, folder
         self.running: dict[str, float] = {}

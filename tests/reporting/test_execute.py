@@ -102,8 +102,8 @@ def test_two_notebooks_run_side_by_side_but_none_before_those_that_it_needs(tmp_
 
     monkeypatch.setattr(execute, "_execute", run)
     sources = [str(tmp_path / f"{name}.ipynb") for name in names]
-    execute.run_notebooks(tmp_path / "run", {}, sources, processes=2)
-    assert set(ended) == set(names)
+    execute.run_notebooks(tmp_path / "run", {}, sources, first=(ended.append, ("images",)), processes=2)
+    assert set(ended) == {"images", *names} and ended[0] == "images"
     assert "03_train_lora" in seen["04_evaluate"]
 
 
