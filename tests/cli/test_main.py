@@ -192,7 +192,7 @@ def test_every_notebook_takes_all_settings_from_run_json(notebook, tmp_path):
 def test_report_trains_with_every_setting_that_is_given(run, small_config, monkeypatch):
     trained = []
 
-    def train_adapter(base, processor, rows, val_rows, config, out, extra):
+    def train_adapter(base, rows, val_rows, config, out, extra):
         trained.append((rows, config))
 
     def notebooks(run_dir, parameters, **_):

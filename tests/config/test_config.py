@@ -157,7 +157,7 @@ def test_a_field_that_bears_on_the_adapter_is_in_its_fingerprint_and_a_neutral_o
 def test_what_only_says_how_fast_or_where_is_neutral():
     neutral = {name for name in RunConfig.model_fields if is_neutral(name)}
     assert neutral == {
-        *("run_dir", "adapter", "trust_remote_code", "allow_masks", "api_allow_real_images"),
+        *("run_dir", "processes", "adapter", "trust_remote_code", "allow_masks", "api_allow_real_images"),
         *("attention", "eval_batch_size", "gradient_checkpointing", "cache_image_features", "workers"),
         *("api_timeout_s", "api_retries", "api_workers"),
         *("core_folds", "ablations", "systems", "rl_methods", "rl_seeds"),  # which parts are run

@@ -78,7 +78,7 @@ def test_a_image_is_encoded_once_for_both_rows_and_each_view_apart(session, suit
     val, encoded = suites["val"], []
     embed = dual_encoder.embed_images
     monkeypatch.setattr(
-        dual_encoder, "embed_pictures", lambda p, m, images: embed(p, m, [encoded.append(1) or x for x in images])
+        dual_encoder, "embed_images", lambda p, m, images: embed(p, m, [encoded.append(1) or x for x in images])
     )
     session.system("biomedclip").predict(val)
     distinct = len({s.image for s in val.scenarios})

@@ -25,10 +25,10 @@ CHILD = """
 import sys
 import torch
 torch.set_num_threads(1)
-from medlib import launch
+from medlib.training import processes
 from tests.training import test_processes as test_launch
-launch.state()  # a notebook that has trained before
-launch.notebook(getattr(test_launch, sys.argv[1]), tuple(sys.argv[2:]), processes=2)
+processes.state()  # a notebook that has trained before
+processes.notebook(getattr(test_launch, sys.argv[1]), tuple(sys.argv[2:]), processes=2)
 """
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from medlib.config import ANSWERS, ConfigError, ModelError, RunConfig
 from medlib.models import features, loading
+from medlib.models import features as features_store
 from medlib.models.verdict_model import VerdictModel
 from medlib.training import encoding, hooks, lora, memory, processes, trainer
 from medlib.training.lora import ATTENTION, CHANGES_IMAGES, MLP
@@ -363,8 +364,7 @@ def test_features_once_or_pixels_at_every_step_give_one_adapter(nano, suite, tmp
     for cached in (True, False):
         folders.append(
             trainer.train_adapter(
-                nano[1],
-                nano[0],
+                VerdictModel(*nano[:2]),
                 encoded(nano, suite, 16, cached),
                 encoded(nano, suite, 8, cached),
                 config,
@@ -383,8 +383,7 @@ def test_workers_load_the_images_and_change_nothing(nano, suite, tmp_path):
     rows = encoded(nano, suite, 8, cached=False)
     folders = [
         trainer.train_adapter(
-            nano[1],
-            nano[0],
+            VerdictModel(*nano[:2]),
             rows,
             [],
             config.model_copy(update={"workers": workers}),
@@ -494,7 +493,7 @@ def test_another_error_is_not_taken_for_memory(nano, suite, tmp_path, monkeypatc
 
 
 def test_one_of_several_processes_cannot_shrink_alone(nano, suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "processes", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     out_of_memory_above(monkeypatch, 2)
     with pytest.raises(ModelError, match="batch_size=4 in one of 2 processes.*to half"):
         trainer.train_adapter(
@@ -521,6 +520,7 @@ def test_the_tower_too_is_run_in_smaller_batches_when_memory_is_short(nano, suit
 
     plain = encoded(nano, suite, 12)
     monkeypatch.setattr(nano[1], "get_image_features", get_image_features)
+    features_store._KNOWN.clear()  # or nothing would be computed again
     small = encoded(nano, suite, 12)
     assert sizes[0] > sizes[1] > sizes[-2] == 2
     for one, two in zip(plain, small):
