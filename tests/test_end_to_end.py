@@ -48,13 +48,16 @@ def test_results_are_complete_and_say_what_made_them(run):
         assert accuracy["n"] == 48 and accuracy["low"] <= accuracy["value"] <= accuracy["high"]
     assert metrics["systems"]["constant"]["accuracy"]["value"] == 0.5
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    scored = [r for r in rows if (r["system"], r["suite"]) == ("medgemma-lora", "heldout")]
+    scored = [
+        r for r in rows if (r["system"], r["suite"], r.get("ablation", "")) == ("medgemma-lora", "heldout", "")
+    ]
     assert len({r["id"] for r in scored}) == 48 and all(0 <= r["p_correct"] <= 1 for r in scored)
 
 
 def test_text_alone_gives_one_answer_to_both_members_of_an_image_pair(run):
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    blind = [r for r in rows if r["system"] == "medgemma-lora text_only" and r["pair_kind"] == "image"]
+    without_image = [r for r in rows if (r["system"], r.get("ablation")) == ("medgemma-lora", "text_only")]
+    blind = [r for r in without_image if r["pair_kind"] == "image"]
     assert blind and sum(r["predicted"] == r["verdict"] for r in blind) * 2 == len(blind)
 
 
