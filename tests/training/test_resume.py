@@ -8,6 +8,7 @@ import sys
 
 import torch
 from safetensors.torch import load_file
+from trl import SFTTrainer
 
 from medlib.config import ROOT, RunConfig
 from medlib.data.cases import read_scenarios
@@ -23,15 +24,15 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from medlib.training import trainer as training
+from trl import SFTTrainer
 from tests.training.test_resume import train
 
-step = training.SFTTrainer.training_step
+step = SFTTrainer.training_step
 def dies_in_step_five(trainer, *args, **kwargs):
     if trainer.state.global_step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(trainer, *args, **kwargs)
-training.SFTTrainer.training_step = dies_in_step_five
+SFTTrainer.training_step = dies_in_step_five
 train(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
 """
 
@@ -47,13 +48,13 @@ def train(model, images_dir, out_dir):
 
 
 def test_a_killed_training_resumes_to_the_same_adapter(nano_folder, suite, tmp_path, monkeypatch):
-    steps, training_step = [], trainer.SFTTrainer.training_step
+    steps, training_step = [], SFTTrainer.training_step
 
     def counted_step(trainer, *args, **kwargs):
         steps.append(trainer.state.global_step)
         return training_step(trainer, *args, **kwargs)
 
-    monkeypatch.setattr(trainer.SFTTrainer, "training_step", counted_step)
+    monkeypatch.setattr(SFTTrainer, "training_step", counted_step)
     model, images_dir = str(nano_folder), suite[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
