@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from medlib.config import DataError
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.data.synthetic.grammar import fill
 from medlib.data.synthetic.lexicon import DEGREES, FINDINGS, TREATMENTS
@@ -66,7 +66,7 @@ def oversample_pairs(suite: Suite, times: int, kind: str = "image") -> Suite:
     return _training_only(replace(suite, name=name, scenarios=suite.scenarios + again))
 
 
-def _renamed(scenario: Scenario, suffix: str) -> Scenario:
+def _renamed(scenario: LabelledCase, suffix: str) -> LabelledCase:
     pair = scenario.factors.get("pair")
     factors = scenario.factors | ({"pair": f"{pair}-{suffix}"} if pair else {})
     return scenario.model_copy(update={"id": f"{scenario.id}-{suffix}", "factors": factors})

@@ -26,21 +26,29 @@ class Patient(BaseModel):
     complaint: str = Field(min_length=1)
 
 
-class Scenario(BaseModel):
-    """One clinical decision to audit.
+class Case(BaseModel):
+    """One clinical decision, as an auditor sees it.
 
-    ``factors`` says how a generated scenario was made (verdict source, phrase templates, twin);
-    it is for analysis only and never shown to a model.
+    Only id, image, finding and treatment are needed; what a data set does not state is None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1)
-    modality: Literal["xray", "histopathology", "mri", "ultrasound"]
+    modality: str = Field(min_length=1, description="any name; the generator draws four")
     image: str = Field(min_length=1, description="file name inside the images folder")
     patient: Patient
     finding: str = Field(min_length=1)
     treatment: str = Field(min_length=1)
+
+
+class LabelledCase(Case):
+    """A case with the verdict that an auditor should give.
+
+    ``factors`` says how a generated case was made (verdict source, phrase templates, twin) and holds the
+    further columns of a data set, such as ``group``; it is for analysis only and never shown to a model.
+    """
+
     verdict: Literal["CORRECT", "ERROR"]
     error_type: Literal["none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"]
     severity: Literal["none", "moderate", "high", "critical"]
@@ -48,7 +56,7 @@ class Scenario(BaseModel):
     factors: dict[str, str | int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _verdict_agrees_with_error(self) -> Scenario:
+    def _verdict_agrees_with_error(self) -> LabelledCase:
         if (self.verdict == "CORRECT") != (self.error_type == "none"):
             raise ValueError(f"error_type: {self.error_type!r} contradicts verdict {self.verdict}")
         if (self.error_type == "none") != (self.severity == "none"):
@@ -56,7 +64,7 @@ class Scenario(BaseModel):
         return self
 
 
-def read_scenarios(path: str | Path) -> list[Scenario]:
+def read_scenarios(path: str | Path) -> list[LabelledCase]:
     """Read a JSONL file of scenarios.
 
     Raises
@@ -87,10 +95,10 @@ def read_scenarios(path: str | Path) -> list[Scenario]:
     return scenarios
 
 
-def parse_scenario(path: str | Path, row: int, content: dict) -> Scenario:
+def parse_scenario(path: str | Path, row: int, content: dict) -> LabelledCase:
     """The scenario in one row of a file; DataError with a line for each bad field."""
     try:
-        return Scenario.model_validate(content)
+        return LabelledCase.model_validate(content)
     except ValidationError as error:
         problems = [
             f"{path}, row {row}, field "
@@ -100,12 +108,12 @@ def parse_scenario(path: str | Path, row: int, content: dict) -> Scenario:
         raise DataError("\n".join(problems)) from None
 
 
-def write_scenarios(path: str | Path, scenarios: Iterable[Scenario]) -> Path:
+def write_scenarios(path: str | Path, scenarios: Iterable[LabelledCase]) -> Path:
     """Write scenarios as JSONL, one line each, keys in schema order (so the bytes are stable)."""
     return jsonl.write(path, (s.model_dump() for s in scenarios), ensure_ascii=False)
 
 
-def scenario_hash(scenarios: Iterable[Scenario]) -> str:
+def scenario_hash(scenarios: Iterable[LabelledCase]) -> str:
     """SHA-256 over the rows as written, so equal data gives an equal name anywhere."""
     digest = hashlib.sha256()
     for scenario in scenarios:

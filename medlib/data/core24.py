@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from medlib.config import ROOT, DataError, jsonl
-from medlib.data.cases import Patient, Scenario, write_scenarios
+from medlib.data.cases import LabelledCase, Patient, write_scenarios
 
 FACTS = ROOT / "data" / "core24" / "facts.jsonl"
 
@@ -40,12 +40,12 @@ EXPECTED_SHA256 = {
 JPEG_QUALITY = 95
 
 
-def load_facts(path: str | Path = FACTS) -> list[Scenario]:
+def load_facts(path: str | Path = FACTS) -> list[LabelledCase]:
     """Read the facts as scenarios, in the order of the file.
 
     Returns
     -------
-    list of Scenario
+    list of LabelledCase
         ``factors`` holds ``image_finding`` (what the synthetic image shows), ``image_group``
         (cases whose real images come from one field share it), ``published_split``, and
         ``source_dataset``, ``source_class`` and ``source_file`` of the real image.
@@ -66,9 +66,9 @@ def load_facts(path: str | Path = FACTS) -> list[Scenario]:
     return scenarios
 
 
-def _scenario(fact: dict) -> Scenario:
+def _scenario(fact: dict) -> LabelledCase:
     factors = ("image_group", "published_split", "source_dataset", "source_class", "source_file")
-    return Scenario(
+    return LabelledCase(
         id=fact["id"],
         modality=fact["modality"],
         image=fact["image"],
@@ -83,7 +83,7 @@ def _scenario(fact: dict) -> Scenario:
     )
 
 
-def split(scenarios: list[Scenario]) -> tuple[list[Scenario], list[Scenario]]:
+def split(scenarios: list[LabelledCase]) -> tuple[list[LabelledCase], list[LabelledCase]]:
     """Divide into 16 train and 8 validation cases, stratified by modality and verdict.
 
     Raises
@@ -103,7 +103,7 @@ def split(scenarios: list[Scenario]) -> tuple[list[Scenario], list[Scenario]]:
     return train, val
 
 
-def stats(train: list[Scenario], val: list[Scenario]) -> dict:
+def stats(train: list[LabelledCase], val: list[LabelledCase]) -> dict:
     """Count verdicts, error types and severities, over all cases and per split and modality."""
     everything = train + val
     return {
@@ -155,7 +155,7 @@ def build(out_dir: str | Path = "data/core24", draw_images: bool = True) -> dict
     return counts
 
 
-def _draw_images(scenarios: list[Scenario], images_dir: Path) -> None:
+def _draw_images(scenarios: list[LabelledCase], images_dir: Path) -> None:
     from medlib.data.synthetic import draw  # imported here, so that reading the facts needs no drawing
     from medlib.data.synthetic.grammar import SEED_BASE
 

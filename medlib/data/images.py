@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from medlib.config import DataError
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -85,7 +85,7 @@ def scan_problem(image: Image.Image) -> str | None:
 
 
 def check_images(
-    scenarios: Iterable[Scenario], images_dir: str | Path, allow_masks: bool = False, name: str = ""
+    scenarios: Iterable[LabelledCase], images_dir: str | Path, allow_masks: bool = False, name: str = ""
 ) -> None:
     """Refuse scenarios whose images are missing, broken, blank or masks.
 
@@ -118,7 +118,7 @@ def _image_problem(path: Path, allow_masks: bool) -> str | None:
     return None
 
 
-def check_split(train: Iterable[Scenario], val: Iterable[Scenario], images_dir: str | Path) -> None:
+def check_split(train: Iterable[LabelledCase], val: Iterable[LabelledCase], images_dir: str | Path) -> None:
     """Refuse a split in which an id or an image (by content) stands on both sides."""
     train, val = list(train), list(val)
     train_ids = {s.id for s in train}

@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from medlib import stats
 from medlib.data import quality
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image, pixel_hash
 from medlib.data.suite import Suite
 
@@ -199,7 +199,7 @@ def detection(distances: pd.DataFrame, max_distance: int = MAX_DISTANCE) -> pd.D
 
 # ---- phrases and findings ------------------------------------------------------------------------
 
-TEXTS: dict[str, Callable[[Scenario], str]] = {
+TEXTS: dict[str, Callable[[LabelledCase], str]] = {
     "finding": lambda s: s.finding,
     "treatment": lambda s: s.treatment,
     "complaint": lambda s: s.patient.complaint,
@@ -295,7 +295,7 @@ def _age_band(age: int) -> str:
 
 #: What a scenario may be grouped by. "verdict source" is how its verdict was made, so it gives the
 #: verdict by construction: a check of the check.
-FACTORS: dict[str, Callable[[Scenario], str | int | None]] = {
+FACTORS: dict[str, Callable[[LabelledCase], str | int | None]] = {
     "modality": lambda s: s.modality,
     "sex": lambda s: s.patient.sex,
     "age": lambda s: _age_band(s.patient.age),
@@ -310,17 +310,17 @@ FACTORS: dict[str, Callable[[Scenario], str | int | None]] = {
 NOT_SHOWN = ("kind of pair", "verdict source")  # to any auditor
 
 
-def _of_modality(scenario: Scenario, factor: str) -> str | None:
+def _of_modality(scenario: LabelledCase, factor: str) -> str | None:
     value = scenario.factors.get(factor)
     return value if value is None else f"{scenario.modality}: {value}".replace("_", " ")
 
 
-def label_balance(scenarios: Sequence[Scenario], factors: Sequence[str] = tuple(FACTORS)) -> pd.DataFrame:
+def label_balance(scenarios: Sequence[LabelledCase], factors: Sequence[str] = tuple(FACTORS)) -> pd.DataFrame:
     """Share of CORRECT at each level of each factor, tested against one half.
 
     Parameters
     ----------
-    scenarios : sequence of Scenario
+    scenarios : sequence of LabelledCase
     factors : sequence of str
         Names of `FACTORS`; one that the scenarios do not have is left out.
 
@@ -360,7 +360,7 @@ def label_balance(scenarios: Sequence[Scenario], factors: Sequence[str] = tuple(
     return _with_holm(pd.DataFrame(rows, columns=columns))
 
 
-def word_shortcuts(scenarios: Sequence[Scenario]) -> pd.DataFrame:
+def word_shortcuts(scenarios: Sequence[LabelledCase]) -> pd.DataFrame:
     """Single words of finding and treatment that predict the verdict.
 
     Returns
@@ -393,7 +393,7 @@ def _with_holm(found: pd.DataFrame) -> pd.DataFrame:
     return found.assign(p_holm=[adjusted[row] for row in found.index])
 
 
-def normal_rule(scenarios: Sequence[Scenario]) -> dict:
+def normal_rule(scenarios: Sequence[LabelledCase]) -> dict:
     """How far one rule gets: a finding that sounds normal or benign means ERROR, any other CORRECT.
 
     Returns

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medlib.config import MODALITIES
 from medlib.data import sources
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar
@@ -120,14 +120,14 @@ def _version(package: str) -> str:
     return metadata.version(package) if find_spec(_MODULES[package]) else ""
 
 
-def _outside_scenario(number: int, row: tuple[str, ...], seed: int) -> Scenario:
+def _outside_scenario(number: int, row: tuple[str, ...], seed: int) -> LabelledCase:
     package, file, modality, image, licence = row
     modality = modality or MODALITIES[number % len(MODALITIES)]
     # by row, so a missing package does not change the words beside the other images
     rng = np.random.default_rng([seed, number])
     finding = rng.choice(findings_of(modality))
     stem = re.sub(r"[^a-z0-9]+", "_", Path(file).stem.lower())
-    return Scenario(
+    return LabelledCase(
         id=f"ood_{number:02d}_{stem}",
         modality=modality,
         image=f"{number:02d}_{stem}.png",

@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from medlib.config import DataError
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image, pixel_hash, scan_problem
 
 MATCH_SIZE = 384  # pixels on the longer side, for keypoints
@@ -67,18 +67,21 @@ class ImageFacts:
 
 
 def audit(
-    scenarios: list[Scenario], images_dir: str | Path, splits: dict[str, str] | None = None, max_images: int = 24
+    scenarios: list[LabelledCase],
+    images_dir: str | Path,
+    splits: dict[str, str] | None = None,
+    max_images: int = 24,
 ) -> list[Issue]:
     """Run every check.
 
     Parameters
     ----------
-    scenarios : list of Scenario
+    scenarios : list of LabelledCase
         All splits together.
     images_dir : str or Path
-        Folder of the images that ``Scenario.image`` names.
+        Folder of the images that ``LabelledCase.image`` names.
     splits : dict, optional
-        Scenario id -> "train" or "val". ``factors["published_split"]``, where given, is looked
+        LabelledCase id -> "train" or "val". ``factors["published_split"]``, where given, is looked
         at as a second split.
     max_pictures : int
         Keypoints are matched between at most this many images per modality (time grows with
@@ -120,18 +123,20 @@ def audit_table(issues: list[Issue]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["check", "severity", "message", "files", "ids", "evidence"])
 
 
-def _published(scenario: Scenario) -> bool:
+def _published(scenario: LabelledCase) -> bool:
     return "published_split" in scenario.factors
 
 
-def _users(scenarios: list[Scenario], *files: str) -> tuple[str, ...]:
+def _users(scenarios: list[LabelledCase], *files: str) -> tuple[str, ...]:
     return tuple(s.id for s in scenarios if s.image in files)
 
 
 # ---------------------------------------------------------------------------- images
 
 
-def load_images(scenarios: list[Scenario], images_dir: str | Path) -> tuple[dict[str, ImageFacts], list[Issue]]:
+def load_images(
+    scenarios: list[LabelledCase], images_dir: str | Path
+) -> tuple[dict[str, ImageFacts], list[Issue]]:
     """Load each image file once; a file that is missing, broken or of one colour is an issue."""
     images, issues, seen = {}, [], set()
     for scenario in scenarios:
@@ -165,7 +170,7 @@ def _image(modality: str, image: Image.Image) -> ImageFacts:
     )
 
 
-def check_masks(scenarios: list[Scenario], images: dict[str, ImageFacts]) -> list[Issue]:
+def check_masks(scenarios: list[LabelledCase], images: dict[str, ImageFacts]) -> list[Issue]:
     """Find segmentation masks, and say how well the size of their blob alone gives the verdict."""
     issues = []
     for modality in sorted({p.modality for p in images.values()}):
@@ -208,7 +213,7 @@ def _best_threshold(values: np.ndarray, labels: np.ndarray) -> tuple[int, float]
 
 
 def check_exact_duplicates(
-    scenarios: list[Scenario], images: dict[str, ImageFacts], splits: dict[str, dict[str, str]]
+    scenarios: list[LabelledCase], images: dict[str, ImageFacts], splits: dict[str, dict[str, str]]
 ) -> list[Issue]:
     """Find files with the same pixels, and files used on two sides of a split."""
     by_content: dict[str, list[str]] = {}
@@ -228,7 +233,7 @@ def check_exact_duplicates(
 
 
 def check_overlaps(
-    scenarios: list[Scenario],
+    scenarios: list[LabelledCase],
     images: dict[str, ImageFacts],
     splits: dict[str, dict[str, str]],
     max_images: int = 24,
@@ -383,7 +388,7 @@ def diagnoses(modality: str, text: str) -> set[str]:
     return found
 
 
-def check_contradictions(scenarios: list[Scenario]) -> list[Issue]:
+def check_contradictions(scenarios: list[LabelledCase]) -> list[Issue]:
     """Find scenarios whose id, file name, source class and finding name different diagnoses."""
     issues = []
     for scenario in scenarios:
@@ -415,7 +420,7 @@ def check_contradictions(scenarios: list[Scenario]) -> list[Issue]:
     return issues
 
 
-def check_word_shortcuts(scenarios: list[Scenario]) -> list[Issue]:
+def check_word_shortcuts(scenarios: list[LabelledCase]) -> list[Issue]:
     """Measure how far the words of the finding alone give the verdict, without any image."""
     verdicts = np.array([s.verdict for s in scenarios])
     normal = np.array([is_normal_or_benign(s.finding) for s in scenarios])
@@ -474,7 +479,7 @@ def _text_accuracies(texts: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 # ------------------------------------------------------------------------------ labels
 
 
-def check_ids(scenarios: list[Scenario]) -> list[Issue]:
+def check_ids(scenarios: list[LabelledCase]) -> list[Issue]:
     """Find ids used more than once."""
     ids = pd.Series([s.id for s in scenarios])
     return [
@@ -484,7 +489,7 @@ def check_ids(scenarios: list[Scenario]) -> list[Issue]:
     ]
 
 
-def check_balance(scenarios: list[Scenario], splits: dict[str, dict[str, str]]) -> list[Issue]:
+def check_balance(scenarios: list[LabelledCase], splits: dict[str, dict[str, str]]) -> list[Issue]:
     """Count verdicts, error types and severities; find a side of a split that lacks a verdict."""
     frame = pd.DataFrame(
         [(s.id, s.modality, s.verdict, s.error_type, s.severity) for s in scenarios],

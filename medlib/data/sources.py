@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medlib.config import ROOT, RunConfig, path
 from medlib.data import core24, quality
-from medlib.data.cases import Scenario, read_scenarios
+from medlib.data.cases import LabelledCase, read_scenarios
 from medlib.data.images import check_images, check_split
 from medlib.data.quality import Issue
 from medlib.data.suite import Suite
@@ -59,7 +59,7 @@ def suite(config: RunConfig, split: str) -> Suite:
     return Suite(name, scenarios, SUITES_DIR / name / "images")
 
 
-def generated(name: str, scenarios: list[Scenario], **card) -> Suite:
+def generated(name: str, scenarios: list[LabelledCase], **card) -> Suite:
     """Write generated scenarios and a card on how they were made, draw their images. Existing files are reused."""
     folder = SUITES_DIR / name
     grammar.keep(scenarios, folder, {"name": name, **card, "pictures": "synthetic"})

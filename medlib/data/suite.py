@@ -11,7 +11,7 @@ from PIL import Image
 
 from medlib.config.provenance import digest
 from medlib.data import corruptions
-from medlib.data.cases import Scenario, scenario_hash
+from medlib.data.cases import Case, LabelledCase, scenario_hash
 from medlib.data.images import load_image
 
 
@@ -24,7 +24,7 @@ class Suite:
     """
 
     name: str
-    scenarios: list[Scenario]
+    scenarios: list[LabelledCase]
     images_dir: Path
     view: str = ""
 
@@ -39,7 +39,7 @@ class Suite:
         """The scenarios of these row numbers, as a suite."""
         return replace(self, scenarios=[self.scenarios[i] for i in numbers])
 
-    def image(self, scenario: Scenario) -> Image.Image:
+    def image(self, scenario: Case) -> Image.Image:
         """What an auditor is shown; RGB."""
         image = load_image(self.images_dir / scenario.image)
         return corruptions.apply(self.view, image, scenario.image) if self.view else image

@@ -17,7 +17,7 @@ import pandas as pd
 
 from medlib.config import MODALITIES, DataError
 from medlib.data import corruptions, sources
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.quality import ABNORMAL, BENIGN, DIAGNOSES, NEGATED, NORMAL
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar
@@ -61,7 +61,7 @@ def ablate(suite: Suite, name: str, seed: int = 0) -> Suite:
     return replace(suite, scenarios=[change(s) for s in suite.scenarios])
 
 
-def _swap_images(scenarios: list[Scenario], seed: int) -> list[Scenario]:
+def _swap_images(scenarios: list[LabelledCase], seed: int) -> list[LabelledCase]:
     """Another scenario's image of the same modality, never one's own."""
     rng, swapped = np.random.default_rng(seed), []
     pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in MODALITIES}
@@ -86,7 +86,7 @@ _LABEL = re.compile(rf"[\w-]*(?:{'|'.join(_LABELS)}|\b(?:{'|'.join(DEGREES)})\b)
 _NEGATED = re.compile(NEGATED, re.IGNORECASE)
 
 
-def mask_words(scenario: Scenario) -> Scenario:
+def mask_words(scenario: LabelledCase) -> LabelledCase:
     """Blank the words that name normal, benign, malignant, a diagnosis or a degree.
 
     The words are those by which `medlib.data.quality` looks for shortcuts. In the finding a denial ("no
@@ -136,7 +136,7 @@ def paraphrase(suite: Suite, seed: int = 0) -> Suite:
     return replace(suite, name=f"{suite.name}-paraphrase", scenarios=scenarios)
 
 
-def _finding_phrases(scenario: Scenario) -> list[str]:
+def _finding_phrases(scenario: LabelledCase) -> list[str]:
     """The sentences of one split that say what the note says; a note without a degree gets none."""
     for finding in findings_of(scenario.modality):
         if finding.name != scenario.factors.get("note_finding"):
@@ -149,7 +149,7 @@ def _finding_phrases(scenario: Scenario) -> list[str]:
     return []
 
 
-def _other_phrase(scenario: Scenario, text: str, phrases: Sequence[str], seed: int) -> str:
+def _other_phrase(scenario: LabelledCase, text: str, phrases: Sequence[str], seed: int) -> str:
     """A phrase other than ``text``; one draw for a pair and a text, so twins stay alike."""
     if text not in phrases:
         raise DataError(
@@ -219,7 +219,7 @@ def balanced(suite: Suite, pairs: int) -> Suite:
 WITHHELD = "withheld"
 
 
-def withhold_text(scenario: Scenario) -> Scenario:
+def withhold_text(scenario: LabelledCase) -> LabelledCase:
     """The image-only ablation: every word that could decide is replaced."""
     patient = scenario.patient.model_copy(update={"complaint": WITHHELD})
     update = {"patient": patient, "finding": WITHHELD, "treatment": WITHHELD}

@@ -19,7 +19,7 @@ import pandas as pd
 from medlib import stats
 from medlib.config import ConfigError, DataError, RunConfig, jsonl, path, provenance
 from medlib.data import sources
-from medlib.data.cases import Scenario, parse_scenario
+from medlib.data.cases import LabelledCase, parse_scenario
 from medlib.data.suite import Suite
 from medlib.systems import Session
 
@@ -40,7 +40,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def stream(file: str | Path, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, Scenario]]:
+def stream(file: str | Path, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, LabelledCase]]:
     """(row, scenario) of one shard of a JSONL file, row 1 first, one line in memory at a time.
 
     The shard is the SHA-256 of the scenario's content modulo the number of shards: it depends neither

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medlib.config import SEVERITIES
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 
 #: Pseudonyms of simulated raters, and only theirs, begin with this.
 PREFIX = "simulated-"
@@ -19,13 +19,13 @@ NAMES = tuple(f"{PREFIX}{number}" for number in (1, 2))
 
 
 def simulate(
-    scenarios: Sequence[Scenario], shown: Sequence[str], name: str, noise: float, seed: int = 0
+    scenarios: Sequence[LabelledCase], shown: Sequence[str], name: str, noise: float, seed: int = 0
 ) -> list[dict]:
     """Ratings by one simulated rater.
 
     Parameters
     ----------
-    scenarios : sequence of Scenario
+    scenarios : sequence of LabelledCase
         With their gold verdict and severity, which a human rater never sees.
     shown : sequence of str
         The model's verdict on each scenario.

@@ -16,20 +16,20 @@ import pandas as pd
 from PIL import Image
 
 from medlib.config import ANSWERS
-from medlib.data.cases import Scenario
+from medlib.data.cases import Case
 from medlib.data.suite import Suite
 from medlib.models import scoring
 from medlib.models.verdict_model import VerdictModel
 
 
 def occlusion_map(
-    model: VerdictModel, scenario: Scenario, image: Image.Image, grid: int = 8, batch_size: int = 32
+    model: VerdictModel, scenario: Case, image: Image.Image, grid: int = 8, batch_size: int = 32
 ) -> tuple[np.ndarray, float]:
     """How much each patch of an image holds up the model's own verdict.
 
     Parameters
     ----------
-    scenario : Scenario
+    scenario : Case
         Its words are asked with every image; its gold verdict is not used.
     image : PIL.Image.Image
     grid : int
@@ -57,7 +57,7 @@ def occlusion_map(
 
 def deletion_check(
     model: VerdictModel,
-    scenario: Scenario,
+    scenario: Case,
     image: Image.Image,
     drop: np.ndarray,
     k: int = 8,
@@ -135,7 +135,7 @@ def _hide(pixels: np.ndarray, patches: np.ndarray, grid: int) -> np.ndarray:
     return covered
 
 
-def _log_odds(model: VerdictModel, scenario: Scenario, images: list[Image.Image]) -> np.ndarray:
+def _log_odds(model: VerdictModel, scenario: Case, images: list[Image.Image]) -> np.ndarray:
     """ln(P(CORRECT) / P(ERROR)) of one scenario with each of the images, float array (n,)."""
     batch = scoring.prompt_batch(model, [scenario] * len(images), images)
     scores = scoring.score_answers(model, batch)

@@ -7,7 +7,7 @@ import re
 from PIL import Image
 
 from medlib.config import ANSWERS
-from medlib.data.cases import Scenario
+from medlib.data.cases import Case
 
 #: Gemma's token behind every turn; an answer is over with it.
 END_OF_TURN = "<end_of_turn>"
@@ -20,7 +20,7 @@ INSTRUCTION = (
 )
 
 
-def clinical_text(scenario: Scenario) -> str:
+def clinical_text(scenario: Case) -> str:
     """The clinical information block; the same layout for every model and suite."""
     patient = scenario.patient
     return (
@@ -30,7 +30,7 @@ def clinical_text(scenario: Scenario) -> str:
     )
 
 
-def messages(scenario: Scenario, image: Image.Image | None, answer: str | None = None) -> list[dict]:
+def messages(scenario: Case, image: Image.Image | None, answer: str | None = None) -> list[dict]:
     """Chat messages for ``processor.apply_chat_template``; ``answer`` adds the model's turn."""
     content = [] if image is None else [{"type": "image", "image": image}]
     content.append({"type": "text", "text": f"{INSTRUCTION}\n\n{clinical_text(scenario)}"})

@@ -8,13 +8,14 @@ from one reading: an answer whose every token is the most likely one is what gre
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from medlib.data.cases import Scenario
+from medlib.data.cases import Case
 from medlib.data.suite import Suite
 from medlib.models import features, packing, prompts
 from medlib.models.last_layer import can_trim, read_at_the_end
@@ -170,7 +171,7 @@ def _knows_prompts(processor) -> bool:
     return not pieces and hasattr(processor, "boi_token") and hasattr(processor, "full_image_sequence")
 
 
-def prompt_tokens(processor, scenarios: list[Scenario]) -> list[torch.Tensor]:
+def prompt_tokens(processor, scenarios: Sequence[Case]) -> list[torch.Tensor]:
     """Token ids of every audit question, as `prompt_batch` has them, but no image is loaded for it."""
     turns = [prompts.messages(s, "later") for s in scenarios]
     texts = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -238,10 +239,10 @@ def _read_behind(network, ids, start: int, images: torch.Tensor, image: list[int
     return logits[:, index]
 
 
-def image_features(model: VerdictModel, suite: Suite, scenarios: list[Scenario]) -> list[torch.Tensor] | None:
+def image_features(model: VerdictModel, suite: Suite, scenarios: Sequence[Case]) -> list[torch.Tensor] | None:
     """`features.of_images` for the images of some scenarios of a suite."""
 
-    def load(scenario: Scenario) -> torch.Tensor:
+    def load(scenario: Case) -> torch.Tensor:
         return model.processor.image_processor(images=[suite.image(scenario)], return_tensors="pt")["pixel_values"]
 
     views = [features.View(suite.images_dir / s.image, suite.view) for s in scenarios]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medlib import stats
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.models import occlusion
 from medlib.models.verdict_model import VerdictModel
@@ -148,7 +148,7 @@ def _draw_cases(cases: list[tuple], of: int) -> Figure:
     return plots._finish(figure)
 
 
-def _case_text(scenario: Scenario, log_odds: float) -> list[str]:
+def _case_text(scenario: LabelledCase, log_odds: float) -> list[str]:
     probability = 1 / (1 + np.exp(-np.clip(log_odds, -500, 500)))
     predicted = "CORRECT" if log_odds >= 0 else "ERROR"
     right = "right" if predicted == scenario.verdict else f"wrong, gold: {scenario.verdict}"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from medlib import stats
 from medlib.config import ADAPTER, MODALITIES, STANDIN_NOTICE, ConfigError, RunConfig
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
 from medlib.evaluation import summary
@@ -68,7 +68,7 @@ def table(frame: pd.DataFrame, name: str = "table") -> HTML:
 # ---- scenarios and images ----------------------------------------------------------------------
 
 
-def one_per_modality(scenarios: list[Scenario]) -> list[Scenario]:
+def one_per_modality(scenarios: list[LabelledCase]) -> list[LabelledCase]:
     """The first scenario of each modality, verdicts in turn, so that both are seen."""
     chosen = []
     for number, modality in enumerate(MODALITIES):
@@ -85,7 +85,7 @@ def banner(config: RunConfig, is_core: bool) -> str:
     return "synthetic"
 
 
-def scenario_sheet(suite: Suite, scenarios: list[Scenario], label: str = "synthetic") -> Figure:
+def scenario_sheet(suite: Suite, scenarios: list[LabelledCase], label: str = "synthetic") -> Figure:
     """Images of scenarios, each with note, treatment and gold verdict below."""
     images = [load_image(suite.images_dir / s.image) for s in scenarios]
     captions = [

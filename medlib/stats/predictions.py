@@ -11,7 +11,7 @@ from medlib.config import VERDICTS, jsonl
 
 
 def prediction_row(scenario, p_correct: float) -> dict:
-    """One row of a predictions table from a `medlib.data.cases.Scenario` and a probability of CORRECT."""
+    """One row of a predictions table from a `medlib.data.cases.LabelledCase` and a probability of CORRECT."""
     return {
         "id": scenario.id,
         "modality": scenario.modality,

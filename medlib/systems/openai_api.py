@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from medlib.config import ROOT, VERDICTS, NotRun
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.models import prompts
 from medlib.systems.registry import System, register
@@ -77,7 +77,7 @@ def openai_api(session: Session) -> System:
     host, price = client.base_url.host, load_price(client.base_url.host, model)
     options = {"model": model, "seed": config.seed, **DECODING}
 
-    def ask(scenario: Scenario, image: Image.Image) -> dict:
+    def ask(scenario: LabelledCase, image: Image.Image) -> dict:
         try:
             return row(complete(client, options, chat(scenario, image)), price)
         except (openai.OpenAIError, ValueError) as error:  # ValueError: an answer that is not JSON
@@ -93,7 +93,7 @@ def openai_api(session: Session) -> System:
     return System(f"openai:{model}", revision, predict, chunk=16)
 
 
-def chat(scenario: Scenario, image: Image.Image) -> list[dict]:
+def chat(scenario: LabelledCase, image: Image.Image) -> list[dict]:
     """The turns of :func:`medlib.models.prompts.messages`, with the image as a data URL."""
     turns = prompts.messages(scenario, image)
     for turn in turns:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from medlib import stats
 from medlib.config import ConfigError, RunConfig, adapter_dir, jobs, path
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.models import prompts
 from medlib.systems.answers import keep_answers, read_answers
@@ -30,7 +30,7 @@ class Session:
         self.variant, self._systems = "", {}
         self.memo: dict = {}  # what a question has fitted, for the next one
 
-    def training_scenarios(self) -> list[Scenario]:
+    def training_scenarios(self) -> list[LabelledCase]:
         """The words that every trained system may learn from."""
         return self.suites["train"].scenarios + self.suites["core_train"].scenarios
 
@@ -126,7 +126,7 @@ class Session:
         return pd.DataFrame([known[key] for key in keys])
 
 
-def _length(scenario: Scenario) -> int:
+def _length(scenario: LabelledCase) -> int:
     return len(scenario.finding) + len(scenario.treatment)
 
 

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from medlib.data.cases import Scenario, scenario_hash
+from medlib.data.cases import LabelledCase, scenario_hash
 from medlib.systems.registry import System, register
 from medlib.systems.session import Session
 
@@ -49,7 +49,7 @@ def heuristics(session: Session) -> System:
     )
 
 
-def rule(scenario: Scenario) -> float:
+def rule(scenario: LabelledCase) -> float:
     """1.0 (CORRECT) if the treatment is invasive exactly where the finding is not normal, else 0.0."""
     finding, treatment = scenario.finding.lower(), scenario.treatment.lower()
     normal = any(word in finding for word in NORMAL_WORDS)
@@ -70,13 +70,13 @@ def keyword_probe(session: Session) -> System:
     )
 
 
-def fit_keywords(train: list[Scenario], seed: int = 0):
+def fit_keywords(train: list[LabelledCase], seed: int = 0):
     """A fitted scikit-learn pipeline over `words`; its class 1 is CORRECT."""
     classifier = LogisticRegression(max_iter=2000, random_state=seed)
     probe = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), classifier)
     return probe.fit(words(train), [s.verdict == "CORRECT" for s in train])
 
 
-def words(scenarios: list[Scenario]) -> list[str]:
+def words(scenarios: list[LabelledCase]) -> list[str]:
     """All that a case says, one text each."""
     return [f"{s.modality} {s.finding} {s.treatment} {s.patient.complaint}" for s in scenarios]

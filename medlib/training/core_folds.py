@@ -12,7 +12,7 @@ import pandas as pd
 from medlib import stats
 from medlib.config import RunConfig, jobs, provenance, run_dir
 from medlib.config.settings import Model, Run, Training
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.models import loading, scoring
 from medlib.models.verdict_model import VerdictModel
@@ -65,7 +65,7 @@ def _answer(
         stats.write_predictions(file, _fold(config, base, others, held_out, file.with_suffix("")))
 
 
-def image_group(scenario: Scenario) -> str:
+def image_group(scenario: LabelledCase) -> str:
     """Cases whose images come from one field share this name."""
     return str(scenario.factors.get("image_group", scenario.image))
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from medlib.config import ANSWERS, RunConfig
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
 from medlib.models import features, prompts
@@ -20,7 +20,7 @@ from medlib.training import lora, memory, processes
 # --- data -----------------------------------------------------------------------------------------
 
 
-def encode(processor, scenarios: list[Scenario], images_dirs: list[Path], batch_size: int = 32) -> list[dict]:
+def encode(processor, scenarios: list[LabelledCase], images_dirs: list[Path], batch_size: int = 32) -> list[dict]:
     """Tokenise every scenario once, with labels on the answer's tokens only.
 
     Returns
@@ -43,7 +43,7 @@ def _pixels(processor, file: Path) -> torch.Tensor:
     return processor.image_processor(images=[load_image(file)], return_tensors="pt")["pixel_values"]
 
 
-def _encode(processor, scenarios: list[Scenario], files: list[Path]) -> list[dict]:
+def _encode(processor, scenarios: list[LabelledCase], files: list[Path]) -> list[dict]:
     images = [load_image(file) for file in files]
 
     def tokens(turns, **options):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from medlib.config import DataError
-from medlib.data.cases import Patient, Scenario, read_scenarios, scenario_hash, write_scenarios
+from medlib.data.cases import LabelledCase, Patient, read_scenarios, scenario_hash, write_scenarios
 from medlib.data.images import check_images, check_split, load_image, scan_problem
 
 ROW = {
@@ -27,8 +27,8 @@ ROW = {
 }
 
 
-def scenario(**changes) -> Scenario:
-    return Scenario.model_validate(ROW | changes)
+def scenario(**changes) -> LabelledCase:
+    return LabelledCase.model_validate(ROW | changes)
 
 
 def noise(seed: int, size: int = 64) -> Image.Image:
@@ -40,9 +40,9 @@ text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20
 
 
 @st.composite
-def scenarios(draw) -> Scenario:
+def scenarios(draw) -> LabelledCase:
     wrong = draw(st.booleans())
-    return Scenario(
+    return LabelledCase(
         id=draw(text),
         modality=draw(st.sampled_from(["xray", "histopathology", "mri", "ultrasound"])),
         image=draw(text),

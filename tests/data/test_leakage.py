@@ -10,7 +10,7 @@ from PIL import Image
 
 from medlib.config import MODALITIES, DataError
 from medlib.data import core24, leakage
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.leakage import COPIES, MAX_DISTANCE, NOT_SHOWN, STRANGERS, TURNS
 from medlib.data.suite import Suite
 from medlib.data.synthetic import draw, grammar
@@ -23,7 +23,7 @@ FINDING = {
 }
 
 
-def scenario(name, image="a.png", wrong=False, **changes) -> Scenario:
+def scenario(name, image="a.png", wrong=False, **changes) -> LabelledCase:
     row = {
         "id": name,
         "modality": "xray",
@@ -36,7 +36,7 @@ def scenario(name, image="a.png", wrong=False, **changes) -> Scenario:
         "severity": "high" if wrong else "none",
         "cost_impact": 0,
     }
-    return Scenario.model_validate(row | changes)
+    return LabelledCase.model_validate(row | changes)
 
 
 def drawn_suite(folder: Path, name: str, seeds: range) -> Suite:

@@ -10,13 +10,13 @@ from scipy.ndimage import gaussian_filter
 
 from medlib.config import ROOT
 from medlib.data import core24
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.quality import audit, audit_table, diagnoses, is_normal_or_benign
 
 REAL_IMAGES = ROOT.parent / "shared/core24/images"
 
 
-def scenario(name: str, wrong: bool = False, **changes) -> Scenario:
+def scenario(name: str, wrong: bool = False, **changes) -> LabelledCase:
     row = {
         "id": name,
         "modality": "histopathology",
@@ -29,7 +29,7 @@ def scenario(name: str, wrong: bool = False, **changes) -> Scenario:
         "severity": "high" if wrong else "none",
         "cost_impact": 0,
     }
-    return Scenario.model_validate(row | changes)
+    return LabelledCase.model_validate(row | changes)
 
 
 def textured_field(seed: int, size: int = 400) -> Image.Image:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from medlib.config import MODALITIES, jobs
-from medlib.data.cases import Patient, Scenario, read_scenarios, scenario_hash, write_scenarios
+from medlib.data.cases import LabelledCase, Patient, read_scenarios, scenario_hash, write_scenarios
 from medlib.data.synthetic.lexicon import (
     CARE_ORDER,
     COMPLAINTS,
@@ -51,7 +51,7 @@ SEED_BASE = {
 }
 
 
-def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[Scenario]:
+def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[LabelledCase]:
     """Generate ``2 * pairs`` scenarios, balanced over modality, pair kind and verdict.
 
     Parameters
@@ -82,7 +82,7 @@ def _stream(split: str, seed: int, use: str | None, *further: int) -> np.random.
     return np.random.default_rng([seed, SPLITS.index(split), *further, *([SEED_BASE[use]] if use else [])])
 
 
-def _pair(pair_id, modality, kind, split, image_seeds, rng) -> list[Scenario]:
+def _pair(pair_id, modality, kind, split, image_seeds, rng) -> list[LabelledCase]:
     """The right member first, then its twin with one factor changed."""
     finding, other = _two_findings(modality, rng)
     shared = {"modality": modality, "patient": draw_patient(modality, rng)}
@@ -113,7 +113,7 @@ def _two_findings(modality: str, rng: np.random.Generator) -> tuple[Finding, Fin
     return tuple(rng.choice([f for f in findings_of(modality) if f.care == c]) for c in (care, other_care))
 
 
-def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[Scenario]:
+def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[LabelledCase]:
     """Pairs whose image and note disagree; the twin trusts the note, and that is the error.
 
     Both members have one image (of finding A) and one note (of finding B). The first member's
@@ -176,13 +176,13 @@ def word_treatment(modality: str, care: str, split: str, rng: np.random.Generato
     return str(rng.choice(TREATMENTS[modality, care][split]))
 
 
-def _scenario(scenario_id: str, kind: str, pair_id: str, shared: dict, member: dict) -> Scenario:
+def _scenario(scenario_id: str, kind: str, pair_id: str, shared: dict, member: dict) -> LabelledCase:
     modality, shown, noted, care = shared["modality"], member["shown"], member["noted"], member["care"]
     error_type, severity, cost = _error(modality, shown, noted, care)
     source = {"none": "watchful_waiting" if care == "observation" else "right_treatment"}.get(
         error_type, error_type
     )
-    return Scenario(
+    return LabelledCase(
         id=scenario_id,
         image=f"{modality}_{member['image_seed']:07d}.png",
         finding=member["finding"],
@@ -216,7 +216,7 @@ def _error(modality: str, shown: Finding, noted: Finding, care: str) -> tuple[st
     return ("contradiction" if shown.name != noted.name else error_type), severity, cost
 
 
-def draw_images(scenarios: list[Scenario], images_dir: str | Path, size: int = 224) -> int:
+def draw_images(scenarios: list[LabelledCase], images_dir: str | Path, size: int = 224) -> int:
     """Draw the images of generated scenarios that are not on disk yet; returns how many.
 
     Many are drawn in several processes (`medlib.config.jobs.cores`).
@@ -230,7 +230,7 @@ def draw_images(scenarios: list[Scenario], images_dir: str | Path, size: int = 2
     return len(missing)
 
 
-def _draw(scenarios: list[Scenario], images_dir: Path, size: int) -> None:
+def _draw(scenarios: list[LabelledCase], images_dir: Path, size: int) -> None:
     from medlib.data.synthetic.draw import draw, save
 
     for scenario in scenarios:
@@ -239,7 +239,7 @@ def _draw(scenarios: list[Scenario], images_dir: Path, size: int) -> None:
         save(image, images_dir / scenario.image)
 
 
-def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Path) -> list[Scenario]:
+def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Path) -> list[LabelledCase]:
     """Write ``out_dir/name/scenarios.jsonl`` and draw its images beside it; existing files are reused."""
     scenarios = generate(split, pairs, seed)
     folder = Path(out_dir) / name
@@ -249,7 +249,7 @@ def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Pat
     return scenarios
 
 
-def keep(scenarios: list[Scenario], folder: str | Path, card: dict) -> bool:
+def keep(scenarios: list[LabelledCase], folder: str | Path, card: dict) -> bool:
     """Write ``scenarios.jsonl`` and ``suite.json``; returns whether the same rows were there already."""
     path, name = Path(folder) / "scenarios.jsonl", scenario_hash(scenarios)
     same = path.is_file() and scenario_hash(read_scenarios(path)) == name

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from medlib import stats
 from medlib.config import MODALITIES
 from medlib.data import quality
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.quality import Issue
 from medlib.data.synthetic import draw, lexicon
 from medlib.data.synthetic.draw import FINDINGS
@@ -34,14 +34,14 @@ def finding_sheet(modality: str, each: int = 2) -> Figure:
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def core_counts(scenarios: list[Scenario]) -> pd.DataFrame:
+def core_counts(scenarios: list[LabelledCase]) -> pd.DataFrame:
     """Cases by modality: verdicts, error types and severities that occur, cost of the errors."""
 
-    def row(rows: list[Scenario]) -> dict:
+    def row(rows: list[LabelledCase]) -> dict:
         counted = {"Cases": len(rows), "CORRECT": sum(s.verdict == "CORRECT" for s in rows)}
         counted |= {
             name.replace("_", " "): sum(s.error_type == name for s in rows)
-            for name in get_args(Scenario.model_fields["error_type"].annotation)[1:]
+            for name in get_args(LabelledCase.model_fields["error_type"].annotation)[1:]
         }
         counted |= {name: sum(s.severity == name for s in rows) for name in ("moderate", "high", "critical")}
         return counted | {"At stake, US dollars": sum(s.cost_impact for s in rows)}
@@ -51,7 +51,7 @@ def core_counts(scenarios: list[Scenario]) -> pd.DataFrame:
     return counts.loc[:, (counts != 0).any()]  # no column for a kind of error that does not occur
 
 
-def core_list(scenarios: list[Scenario]) -> pd.DataFrame:
+def core_list(scenarios: list[LabelledCase]) -> pd.DataFrame:
     """Every case in words."""
     return pd.DataFrame(
         [
@@ -91,7 +91,7 @@ def audit_sentence(found: list[Issue]) -> str:
     return f"The audit finds **{counts['error']} errors and {counts['warning']} warnings**. {meaning}"
 
 
-def shortcut_table(scenarios: list[Scenario]) -> pd.DataFrame:
+def shortcut_table(scenarios: list[LabelledCase]) -> pd.DataFrame:
     """Verdicts by wording of the finding: normal or benign, or abnormal."""
     wording = ["normal or benign" if quality.is_normal_or_benign(s.finding) else "abnormal" for s in scenarios]
     verdicts = [s.verdict for s in scenarios]
@@ -99,7 +99,7 @@ def shortcut_table(scenarios: list[Scenario]) -> pd.DataFrame:
     return counts.rename_axis(columns=None).reset_index()
 
 
-def shortcut_sentence(scenarios: list[Scenario]) -> str:
+def shortcut_sentence(scenarios: list[LabelledCase]) -> str:
     """How often the wording of the finding alone gives the verdict."""
     counts = shortcut_table(scenarios).iloc[:, 1:]
     right = int(counts.max(axis=1).sum())
@@ -114,7 +114,7 @@ def shortcut_sentence(scenarios: list[Scenario]) -> str:
     )
 
 
-def composition(scenarios: list[Scenario]) -> pd.DataFrame:
+def composition(scenarios: list[LabelledCase]) -> pd.DataFrame:
     """Scenarios by source of the verdict and by verdict."""
     source = pd.Series([str(s.factors["source"]).replace("_", " ") for s in scenarios], name="Source")
     counts = pd.crosstab(source, pd.Series([s.verdict for s in scenarios]))
@@ -136,7 +136,7 @@ def overlap_sentence(shared: Mapping[str, int]) -> str:
     return f"**The test suite is not new**: {leaks} occur in training, so its scores are too good."
 
 
-def read_words_only(train: list[Scenario], test: list[Scenario], seed: int = 0) -> pd.DataFrame:
+def read_words_only(train: list[LabelledCase], test: list[LabelledCase], seed: int = 0) -> pd.DataFrame:
     """Predictions of the bag of words (`medlib.systems.text`) on ``test`` after reading ``train``."""
     probe = text.fit_keywords(train, seed)
     p_correct = probe.predict_proba(text.words(test))[:, 1]

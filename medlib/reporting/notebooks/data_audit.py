@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from medlib import stats
 from medlib.config import MODALITIES
 from medlib.data import leakage, quality
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.leakage import COPIES, HASH_SIDE, MAX_DISTANCE, NOT_SHOWN, STRANGERS
 from medlib.data.quality import Issue
 from medlib.data.suite import Suite
@@ -336,7 +336,7 @@ def balance_figure(balances: Mapping[str, pd.DataFrame], factors: Sequence[str] 
 # ---- shortcuts -----------------------------------------------------------------------------------
 
 
-def shortcut_table(sets: Mapping[str, Sequence[Scenario]]) -> pd.DataFrame:
+def shortcut_table(sets: Mapping[str, Sequence[LabelledCase]]) -> pd.DataFrame:
     """What the words alone give, a column for every set of scenarios."""
     columns = {}
     for name, scenarios in sets.items():
@@ -354,7 +354,7 @@ def shortcut_table(sets: Mapping[str, Sequence[Scenario]]) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("Reading the finding alone").reset_index()
 
 
-def shortcut_sentence(sets: Mapping[str, Sequence[Scenario]]) -> str:
+def shortcut_sentence(sets: Mapping[str, Sequence[LabelledCase]]) -> str:
     """How far 'normal means error' gets on each set."""
     parts = []
     for name, scenarios in sets.items():
@@ -369,7 +369,7 @@ def shortcut_sentence(sets: Mapping[str, Sequence[Scenario]]) -> str:
     return f"Whether the finding sounds normal gives {' and '.join(parts)}."
 
 
-def word_table(sets: Mapping[str, Sequence[Scenario]], rows: int = 6) -> pd.DataFrame:
+def word_table(sets: Mapping[str, Sequence[LabelledCase]], rows: int = 6) -> pd.DataFrame:
     """The most telling words of every set, most telling first."""
     parts = []
     for name, scenarios in sets.items():
@@ -390,7 +390,7 @@ def word_table(sets: Mapping[str, Sequence[Scenario]], rows: int = 6) -> pd.Data
     return pd.concat(parts, ignore_index=True)
 
 
-def word_sentence(sets: Mapping[str, Sequence[Scenario]]) -> str:
+def word_sentence(sets: Mapping[str, Sequence[LabelledCase]]) -> str:
     """How many single words predict the verdict beyond chance, in each set."""
     parts = []
     for name, scenarios in sets.items():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from medlib import stats
 from medlib.config import ADAPTER, RunConfig, adapter_dir
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.evaluation.results import Results
 from medlib.models import loading, occlusion
@@ -24,7 +24,7 @@ from medlib.stats.text import misses_text, number, percent, points, rate_text, u
 # ---- errors --------------------------------------------------------------------------------------
 
 
-def with_factors(frame: pd.DataFrame, scenarios: list[Scenario]) -> pd.DataFrame:
+def with_factors(frame: pd.DataFrame, scenarios: list[LabelledCase]) -> pd.DataFrame:
     """Predictions with what the image shows and what the scenario says, by id."""
     known = pd.DataFrame(
         [

@@ -8,18 +8,18 @@ import pandas as pd
 
 from medlib import stats
 from medlib.config import RunConfig
-from medlib.data.cases import Scenario
+from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.models import loading, scoring
 
 
-def counterfactual_pair(scenarios: list[Scenario], kind: str = "image") -> list[Scenario]:
+def counterfactual_pair(scenarios: list[LabelledCase], kind: str = "image") -> list[LabelledCase]:
     """The two members of the first pair of a kind; an empty list if there is none."""
     members = [s for s in scenarios if s.factors.get("pair_kind") == kind]
     return [s for s in members if s.factors["pair"] == members[0].factors["pair"]]
 
 
-def base_answers(config: RunConfig, suite: Suite, scenarios: list[Scenario]) -> pd.DataFrame:
+def base_answers(config: RunConfig, suite: Suite, scenarios: list[LabelledCase]) -> pd.DataFrame:
     """What the untouched model says to a few scenarios, beside the gold verdict."""
     answered = scoring.ask(loading.load_for(config), replace(suite, scenarios=scenarios))
     frame = stats.predictions_table(scenarios, answered)

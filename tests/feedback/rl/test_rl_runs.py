@@ -77,10 +77,10 @@ class _Model:
 
 
 def _monitor(monkeypatch, answers, texts=("CORRECT - yes",), updates=10, limit=0.5):
-    from medlib.data.cases import Patient, Scenario
+    from medlib.data.cases import LabelledCase, Patient
 
     scenarios = [
-        Scenario(
+        LabelledCase(
             id=f"s{i}",
             modality="xray",
             image="a.png",
