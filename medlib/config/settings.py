@@ -197,7 +197,8 @@ Part = type[BaseModel] | str  # a stage, or the name of one field
 class RunConfig(*reversed(STAGES)):  # type: ignore[misc]  # mypy knows no bases made at run time
     """Everything that a run can be told; every field is a notebook parameter and a flag."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # defaults too: 40 and 40.0 would be two fingerprints
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     def of(self, *parts: Part) -> dict[str, Any]:
         """What a result of these stages (or single fields) depends on: their values without the neutral ones."""

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from medlib.config import ConfigError, RunConfig, from_notebook, of_run, profiles, resolve, runs
+from medlib.config import ConfigError, RunConfig, from_notebook, of_run, profiles, resolve, runs, settings
+from medlib.config.provenance import digest
 
 ADAPTER, REWARD_MODEL, RL_ADAPTER = (
     f"{folder}/adapter_model.safetensors" for folder in ("adapter", "reward_model", "rl/ppo-0/adapter")
@@ -49,6 +50,10 @@ def test_every_setting_is_read_again_as_it_was_recorded(tmp_path):
     assert record["data_hashes"] == {"train": "ab"} and record["parameters"]["model_kind"].startswith("stand-in")
     runs.record(config.model_copy(update={"model": "someone/another"}))
     assert "model_kind" not in json.loads(file.read_text())["parameters"]
+
+
+def test_a_recorded_run_has_the_fingerprint_of_the_one_that_wrote_it(run):
+    assert digest(runs.recorded(run.run_dir).of(*settings.STAGES)) == digest(run.of(*settings.STAGES))
 
 
 def test_a_run_of_another_version_is_read_and_a_bad_one_is_one_error(run):
