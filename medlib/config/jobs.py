@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from medlib.config.errors import ModelError
 
 #: Says how many processes work side by side; jobs find 1 in it, so that they start none themselves.
 PROCESSES = "MEDLIB_PROCESSES"
@@ -51,22 +55,35 @@ def run(function: Callable, jobs: Sequence[tuple], processes: int, title: str) -
 
     if min(processes, len(jobs)) < 2:
         return [function(*job) for job in jobs]
-    executor = pool(min(processes, len(jobs)))
-    try:
+    with pool(min(processes, len(jobs))) as executor:
         futures = [executor.submit(function, *job) for job in jobs]
         bar = tqdm(as_completed(futures), title, len(jobs), leave=False, disable=None)  # no bar in a log
         for done, future in enumerate(bar, start=1):
             future.result()
             progress(f"{title}: {done} of {len(jobs)}")
         return [future.result() for future in futures]
+
+
+@contextlib.contextmanager
+def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose processes have one thread, unless ``OMP_NUM_THREADS`` says otherwise, and end with this one.
+
+    Raises
+    ------
+    ModelError
+        If one of them is killed: then the others end too, and what they had finished is on disk.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by a process when it starts
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield executor
+    except BrokenProcessPool:
+        raise ModelError(
+            "a process was killed from outside, most often because memory ran out; run again to go on from "
+            f"there, with {PROCESSES}=1 if it happens again"
+        ) from None
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def pool(processes: int) -> ProcessPoolExecutor:
-    """A pool whose processes have one thread, unless ``OMP_NUM_THREADS`` says otherwise, and end with this one."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by a process when it starts
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
 
 
 def _start_worker() -> None:

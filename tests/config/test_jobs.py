@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from medlib.config import jobs
+from medlib.config import ModelError, jobs
 
 PARENT = """
 import time
@@ -27,6 +27,11 @@ def test_results_come_in_the_order_of_the_jobs():
 def test_the_first_error_is_raised():
     with pytest.raises(ZeroDivisionError):
         jobs.run(divmod, [(1, 0), (4, 2)], 2, "divisions")
+
+
+def test_a_killed_process_is_one_sentence():
+    with pytest.raises(ModelError, match="killed from outside.*run again"):
+        jobs.run(os._exit, [(1,), (1,)], 2, "exits")
 
 
 def test_jobs_know_that_they_share_the_cores():
