@@ -13,6 +13,9 @@ Profile = Annotated[
 ]
 Model = Annotated[Optional[str], typer.Option(help="hub name or folder, e.g. google/medgemma-4b-it")]
 RunDir = Annotated[Optional[str], typer.Option(help="folder of the run")]
+DataDir = Annotated[
+    Optional[str], typer.Option("--data", help="folder (or hub name) of your own cases or labelled images")
+]
 Images = Annotated[
     Optional[Path], typer.Option("--images", "--images-dir", help="folder with the real core24 images")
 ]
@@ -57,6 +60,8 @@ def configuration(step: str, profile: str | None, settings: list[str] | None, im
     from medlib.config import ConfigError, RunConfig, resolve, runs
 
     values["images_dir"] = str(images.resolve()) if images else None
+    if (data_dir := values.get("data_dir")) and Path(data_dir).exists():  # else the name of a hub data set
+        values["data_dir"] = str(Path(data_dir).resolve())
     for item in settings or []:
         name, found, value = item.partition("=")
         if not found:

@@ -11,6 +11,7 @@ import typer
 from medlib.cli import options
 from medlib.cli.options import (
     Adapter,
+    DataDir,
     Images,
     Masks,
     Model,
@@ -31,6 +32,7 @@ def train(
     profile: Profile = None,
     model: Model = None,
     run_dir: RunDir = None,
+    data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
     seed: Seed = None,
@@ -53,6 +55,7 @@ def train(
         profile,
         settings,
         images,
+        data_dir=data,
         model=model,
         run_dir=run_dir,
         allow_masks=allow_masks,
@@ -77,6 +80,7 @@ def evaluate(
     model: Rows = None,
     profile: Profile = None,
     run_dir: RunDir = None,
+    data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
     seed: Seed = None,
@@ -90,6 +94,7 @@ def evaluate(
         profile,
         settings,
         images,
+        data_dir=data,
         run_dir=run_dir,
         allow_masks=allow_masks,
         seed=seed,
@@ -102,6 +107,7 @@ def run_benchmark(
     model: Rows = None,
     profile: Profile = None,
     run_dir: RunDir = None,
+    data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
     seed: Seed = None,
@@ -115,6 +121,7 @@ def run_benchmark(
         profile,
         settings,
         images,
+        data_dir=data,
         run_dir=run_dir,
         allow_masks=allow_masks,
         seed=seed,
@@ -127,6 +134,7 @@ def report(
     profile: Profile = None,
     model: Model = None,
     run_dir: RunDir = None,
+    data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
     seed: Seed = None,
@@ -143,7 +151,7 @@ def report(
 
     run_dir = run_dir or f"runs/{provenance.new_run_id(profile or 'standin')}"
     before = runs.recorded(run_dir)
-    options = dict(model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
+    options = dict(data_dir=data, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
     config = configuration("report", profile, settings, images, **options)
     runs.record(config)
     execute.run_notebooks(

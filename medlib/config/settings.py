@@ -74,6 +74,8 @@ class Model(BaseModel):
 class Data(BaseModel):
     """What is trained on."""
 
+    data_dir: str | None = Field(None, description="folder with cases or labelled images of your own")
+    allow_shared_groups: bool = Field(False, description="accept a split that shares groups or images")
     images_dir: str | None = Field(None, description="folder with the real core24 images")
     allow_masks: Neutral[bool] = Field(False, description="accept segmentation masks in place of scans")
     train_pairs: int = Field(1200, ge=0, description="counterfactual pairs to train on")
@@ -145,7 +147,7 @@ class Api(BaseModel):
     api_timeout_s: Neutral[float] = Field(60, gt=0, description="seconds a request may take")
     api_retries: Neutral[int] = Field(5, ge=0, description="tries after a failed request, with back-off")
     api_workers: Neutral[int] = Field(4, ge=1, description="requests at a time")
-    api_allow_real_images: Neutral[bool] = Field(False, description="let images of images_dir leave this machine")
+    api_allow_real_images: Neutral[bool] = Field(False, description="let images of one's own leave this machine")
 
 
 class Feedback(BaseModel):

@@ -1,11 +1,16 @@
-"""Everything a run reads: the core set, and generated suites that share nothing with each other."""
+"""Everything a run reads: the core set and generated suites, or a data set of one's own (``data_dir``).
+
+The suites of a run share no image and no phrase. A data set of one's own takes the place of the generated suites
+and of the core set; where it cannot give a suite, that one is empty, and nothing is asked about it.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from medlib.config import ROOT, RunConfig, path
-from medlib.data import core24, quality
+from medlib.data import core24, own_suites, quality, variants
 from medlib.data.cases import LabelledCase, read_scenarios
 from medlib.data.images import check_images, check_split
 from medlib.data.quality import Issue
@@ -52,7 +57,9 @@ def core_images(config: RunConfig) -> Path:
 
 
 def suite(config: RunConfig, split: str) -> Suite:
-    """The generated suite of a split; drawn on first use, found on disk afterwards."""
+    """The suite of a split: one's own cases, or generated ones, drawn on first use and found on disk afterwards."""
+    if config.data_dir:
+        return own_suites.of(config).suite(config, split)
     pairs = {"train": config.train_pairs, "val": config.val_pairs, "test": config.test_pairs}[split]
     name = f"{split}-{pairs}-{config.seed}"
     scenarios = grammar.build_suite(name, split, pairs, config.seed, SUITES_DIR)
@@ -69,15 +76,18 @@ def generated(name: str, scenarios: list[LabelledCase], **card) -> Suite:
 
 def feedback(config: RunConfig) -> Suite:
     """Cases for raters: new ones in the words of training, some of whose notes contradict the image."""
-    return _with_notes("feedback", "train", config.feedback_pairs, config.feedback_note_pairs, config.seed)
+    return _with_notes(config, "feedback", "train", config.feedback_pairs, config.feedback_note_pairs)
 
 
 def monitoring(config: RunConfig) -> Suite:
     """48 cases in the words of validation, a third with a contradicting note, used to monitor training."""
-    return _with_notes("probe", "val", 16, 8, config.seed)
+    return _with_notes(config, "probe", "val", 16, 8)
 
 
-def _with_notes(use: str, split: str, pairs: int, notes: int, seed: int) -> Suite:
+def _with_notes(config: RunConfig, use: str, split: str, pairs: int, notes: int) -> Suite:
+    if config.data_dir:
+        return own_suites.of(config).further(config, use, split, pairs, notes)
+    seed = config.seed
     scenarios = grammar.generate(split, pairs, seed, use)
     scenarios += grammar.note_pairs(split, notes, seed, use) if notes else []
     return generated(f"{use}-{pairs}-{notes}-{seed}", scenarios, split=split, pairs=pairs, notes=notes, seed=seed)
@@ -86,27 +96,55 @@ def _with_notes(use: str, split: str, pairs: int, notes: int, seed: int) -> Suit
 def calibration(config: RunConfig) -> Suite:
     """Cases on which the decision threshold is chosen: in the words of validation, never trained on."""
     pairs, seed = config.calibration_pairs, config.seed
+    if config.data_dir:
+        return own_suites.of(config).further(config, "calibration", "val", pairs)
     scenarios = grammar.generate("val", pairs, seed, "calibration")
     return generated(f"calibration-{pairs}-{seed}", scenarios, split="val", pairs=pairs, seed=seed)
 
 
+def contradiction(config: RunConfig, split: str, pairs: int | None = None) -> Suite:
+    """Pairs in which the note contradicts the image; written to disk and drawn on first use.
+
+    Built by `medlib.data.synthetic.grammar.note_pairs`: one image, one note of another finding, and two
+    treatments, of which the one that fits the image is CORRECT. Balanced over modality and verdict;
+    a reader who takes the note's side is wrong on every scenario. Empty for cases of one's own: nobody knows which
+    treatment another image would call for.
+    """
+    pairs, seed = pairs or config.contradiction_pairs, config.seed
+    if config.data_dir:
+        return own_suites.of(config).contradiction(config, split, pairs)
+    name = f"contradiction-{split}-{pairs}-{seed}"
+    return generated(name, grammar.note_pairs(split, pairs, seed), split=split, pairs=pairs, seed=seed)
+
+
+def paraphrase(config: RunConfig) -> Suite:
+    """The held-out suite in other words; empty for a data set of one's own, whose phrases the lexicon may lack."""
+    heldout = suite(config, "test")
+    return heldout.rows([]) if config.data_dir else variants.paraphrase(heldout, config.seed)
+
+
 def together(name: str, suites: list[Suite]) -> Suite:
-    """Generated suites as one; its images are named from the folder that holds all suites."""
+    """Suites as one; its images are named from the folder that holds all of them."""
+    folder = Path(os.path.commonpath([suite.images_dir for suite in suites]))
     scenarios = [
-        s.model_copy(update={"image": (suite.images_dir / s.image).relative_to(SUITES_DIR).as_posix()})
+        s.model_copy(update={"image": (suite.images_dir / s.image).relative_to(folder).as_posix()})
         for suite in suites
         for s in suite.scenarios
     ]
-    return Suite(name, scenarios, SUITES_DIR)
+    return Suite(name, scenarios, folder)
 
 
 def prepare(config: RunConfig) -> dict[str, Suite]:
-    """Core set and the three suites, by name: core_train, core_val, train, val, test."""
-    suites = {f"core_{split}": core(config, split) for split in ("train", "val")}
-    suites |= {split: suite(config, split) for split in ("train", "val", "test")}
-    core_dir = suites["core_train"].images_dir
-    check_split(suites["core_train"].scenarios, suites["core_val"].scenarios, core_dir)
-    return suites
+    """Core set and the three suites, by name: core_train, core_val, train, val, test.
+
+    With a data set of one's own the core set is left out: its two suites are empty.
+    """
+    suites = {split: suite(config, split) for split in ("train", "val", "test")}
+    if config.data_dir:
+        return {f"core_{split}": suites[split].rows([]) for split in ("train", "val")} | suites
+    cores = {f"core_{split}": core(config, split) for split in ("train", "val")}
+    check_split(cores["core_train"].scenarios, cores["core_val"].scenarios, cores["core_train"].images_dir)
+    return cores | suites
 
 
 def hashes(suites: dict[str, Suite]) -> dict[str, str]:

@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from medlib.config import MODALITIES, DataError
-from medlib.data import corruptions, sources
+from medlib.config import DataError
+from medlib.data import corruptions
 from medlib.data.cases import LabelledCase
 from medlib.data.quality import ABNORMAL, BENIGN, DIAGNOSES, NEGATED, NORMAL
 from medlib.data.suite import Suite
@@ -64,7 +64,8 @@ def ablate(suite: Suite, name: str, seed: int = 0) -> Suite:
 def _swap_images(scenarios: list[LabelledCase], seed: int) -> list[LabelledCase]:
     """Another scenario's image of the same modality, never one's own."""
     rng, swapped = np.random.default_rng(seed), []
-    pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in MODALITIES}
+    modalities = {s.modality for s in scenarios}
+    pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in modalities}
     for scenario in scenarios:
         others = [image for image in pools[scenario.modality] if image != scenario.image]
         if not others:
@@ -160,21 +161,6 @@ def _other_phrase(scenario: LabelledCase, text: str, phrases: Sequence[str], see
     draw = hashlib.sha256(f"{seed} {scenario.factors.get('pair')} {text}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(draw[:8], "big"))
     return str(rng.choice(others)) if others else text
-
-
-# ------------------------------------------------------------------------- note against image
-
-
-def contradiction(split: str, pairs: int, seed: int = 0) -> Suite:
-    """Pairs in which the note contradicts the image; written to disk and drawn on first use.
-
-    Built by `medlib.data.synthetic.grammar.note_pairs`: one image, one note of another finding, and two
-    treatments, of which the one that fits the image is CORRECT. Balanced over modality and verdict;
-    a reader who takes the note's side is wrong on every scenario.
-    """
-    name = f"contradiction-{split}-{pairs}-{seed}"
-    scenarios = grammar.note_pairs(split, pairs, seed)
-    return sources.generated(name, scenarios, split=split, pairs=pairs, seed=seed)
 
 
 # ----------------------------------------------------------------------------- worse images

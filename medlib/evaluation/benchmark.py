@@ -44,9 +44,9 @@ class Benchmark:
         self.questions: dict[tuple[str, str, str], tuple[str, Suite, bool]] = {}
 
     def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
-        """Put a question to every system about a suite, which the table calls ``label``."""
+        """Put a question to every system about a suite, if it has cases; the table calls it ``label``."""
         for name in names:
-            if name in self.config.systems:
+            if name in self.config.systems and len(suite):
                 self.questions.setdefault((name, label, ablation), (name, suite, free and self.config.generate))
 
     def answer(self) -> None:
@@ -91,10 +91,10 @@ def without_adapter(config: RunConfig) -> None:
     """Answer and train everything that does not wait for the adapter, so that it can be done beside training."""
     for draw in (sources.feedback, sources.monitoring, sources.calibration):
         draw(config)
-    variants.contradiction("val", config.contradiction_pairs, config.seed)
+    sources.contradiction(config, "val")
     run = Benchmark(config)
     _ask_everyone(run)
-    if ADAPTER in config.systems and config.core_folds:
+    if ADAPTER in config.systems and _has_folds(run):
         core_folds.core_folds(config, core24_all(run.suites), lambda: run.session.base)
     run.questions = {key: value for key, value in run.questions.items() if value[0] in WITHOUT_ADAPTER}
     run.answer()
@@ -133,8 +133,8 @@ def _ask_everyone(run: Benchmark) -> None:
     run.ask(everyone, run.suites["core_val"], "core24_val", free=True)
     run.ask(UNTRAINED, core24_all(run.suites), "core24_folds", free=True)
     run.ask(everyone, run.suites["val"], "val")
-    run.ask(everyone, variants.contradiction("test", config.contradiction_pairs, config.seed), "contradiction")
-    run.ask(everyone, variants.paraphrase(heldout, config.seed), "paraphrase")
+    run.ask(everyone, sources.contradiction(config, "test"), "contradiction")
+    run.ask(everyone, sources.paraphrase(config), "paraphrase")
     for view, suite in variants.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
     run.ask(LOOKING, ood.out_of_distribution(), "ood")
@@ -144,11 +144,10 @@ def after_feedback(config: RunConfig) -> Results:
     """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
     names = compare_methods.run_names(config)
     run = Benchmark(config, (*names, FUSED))
-    pairs, seed = config.contradiction_pairs, config.seed
     run.ask([*names, FUSED], sources.calibration(config), "calibration")
-    run.ask(names, variants.contradiction("val", pairs, seed), "val_contradiction")
+    run.ask(names, sources.contradiction(config, "val"), "val_contradiction")
     run.ask([*names, FUSED], run.suites["test"], "heldout")
-    run.ask([*names, FUSED], variants.contradiction("test", pairs, seed), "contradiction")
+    run.ask([*names, FUSED], sources.contradiction(config, "test"), "contradiction")
     run.answer()
     return _written(run)
 
@@ -166,7 +165,7 @@ def _add_novelty(run: Benchmark) -> None:
 def _evaluate(run: Benchmark) -> None:
     loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # reported before hours of work
     everything = core24_all(run.suites)
-    if run.config.core_folds:  # first: its adapters go on the bare base
+    if _has_folds(run):  # first: its adapters go on the bare base
         folds = core_folds.core_folds(run.config, everything, lambda: run.session.base)
         run.parts[ADAPTER, "core24_folds", ""] = folds
     run.ask([BASE, ADAPTER], run.suites["test"], "heldout", free=True)
@@ -174,6 +173,10 @@ def _evaluate(run: Benchmark) -> None:
     run.ask([BASE], everything, "core24_folds", free=True)
     for ablation in ABLATIONS if run.config.ablations else ():
         run.ask([ADAPTER], variants.ablate(run.suites["test"], ablation, run.config.seed), "heldout", ablation)
+
+
+def _has_folds(run: Benchmark) -> bool:
+    return run.config.core_folds and len(run.suites["core_val"]) > 0
 
 
 def core24_all(prepared: dict[str, Suite]) -> Suite:

@@ -239,7 +239,7 @@ class _Watch:
         running = "; ".join(f"{self.label[name]} {_clock(now - start)}" for name, start in [*self.running.items()])
         files = [file for file in self.folder.iterdir() if time.time() - file.stat().st_mtime < 30]
         doing = ", ".join(sorted({file.read_text(encoding="utf-8") for file in files} - {""}))
-        pace = self.measured / self.guessed if self.guessed else 1.0
+        pace = (self.measured + 120) / (self.guessed + 120)  # the first short steps say little
         rest = [max(5.0, pace * self.left[n] - (now - self.running.get(n, now))) for n in [*self.left]]
         left = max([sum(rest) / max(1, len(self.running)), *rest])
         return (

@@ -70,8 +70,9 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
 
 
 def _refuse_private(parameters: dict) -> None:
-    if parameters.get("images_dir"):
-        raise ConfigError("reports: this run shows images of images_dir, which must not be published")
+    for name in ("data_dir", "images_dir"):
+        if parameters.get(name):
+            raise ConfigError(f"reports: this run shows images of {name}, which must not be published")
     if parameters.get("ratings"):
         raise ConfigError("reports: this run shows clinicians' ratings, whose comments may hold patient data")
 

@@ -11,7 +11,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from medlib import stats
-from medlib.config import ADAPTER, MODALITIES, STANDIN_NOTICE, ConfigError, RunConfig
+from medlib.config import ADAPTER, STANDIN_NOTICE, ConfigError, RunConfig
 from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
@@ -68,10 +68,10 @@ def table(frame: pd.DataFrame, name: str = "table") -> HTML:
 # ---- scenarios and images ----------------------------------------------------------------------
 
 
-def one_per_modality(scenarios: list[LabelledCase]) -> list[LabelledCase]:
-    """The first scenario of each modality, verdicts in turn, so that both are seen."""
+def one_per_modality(scenarios: list[LabelledCase], limit: int = 4) -> list[LabelledCase]:
+    """The first scenario of each of the first modalities, verdicts in turn, so that both are seen."""
     chosen = []
-    for number, modality in enumerate(MODALITIES):
+    for number, modality in enumerate(list(dict.fromkeys(s.modality for s in scenarios))[:limit]):
         here = [s for s in scenarios if s.modality == modality]
         wanted = ("CORRECT", "ERROR")[number % 2]
         chosen += [s for s in here if s.verdict == wanted][:1] or here[:1]
@@ -79,7 +79,9 @@ def one_per_modality(scenarios: list[LabelledCase]) -> list[LabelledCase]:
 
 
 def banner(config: RunConfig, is_core: bool) -> str:
-    """What the images of a suite are; only core24 can have real ones."""
+    """What the images of a suite are; generated ones are drawn."""
+    if config.data_dir:
+        return f"images from {Path(config.data_dir).name}"
     if is_core and config.images_dir:
         return f"images from {Path(config.images_dir).name}"
     return "synthetic"

@@ -59,9 +59,10 @@ def openai_api(session: Session) -> System:
         raise NotRun("no model named: write openai:<model>, for example openai:gpt-4o-mini")
     if not key and not address:
         raise NotRun("OPENAI_API_KEY is not set")
-    if config.images_dir and not config.api_allow_real_images:
+    if (config.data_dir or config.images_dir) and not config.api_allow_real_images:
+        name = "data_dir" if config.data_dir else "images_dir"
         raise NotRun(
-            "images_dir may hold patients' images, which would leave this machine; "
+            f"{name} may hold patients' images, which would leave this machine; "
             "set api_allow_real_images if they may"
         )
     try:

@@ -14,7 +14,6 @@ from medlib.config.hardware import EFFECTIVE_BATCH
 from medlib.config.settings import Data, Model, Run, Training
 from medlib.data import augment, sources
 from medlib.data.suite import Suite
-from medlib.data.variants import contradiction
 from medlib.models import loading
 from medlib.training import adapters, encoding, forecast, processes, record, trainer
 from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints
@@ -97,7 +96,7 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
     shown = [suites["core_train"], seen]
     if config.note_pairs:
-        shown.append(contradiction("train", config.note_pairs, config.seed))
+        shown.append(sources.contradiction(config, "train", config.note_pairs))
     train_rows = encoding.encode_suites(config, model, shown)
     val_rows = encoding.encode_suites(config, model, [suites["val"]])
     trainer.train_adapter(model, train_rows, val_rows, config, adapter, extra={"fingerprint": fingerprint})
@@ -109,4 +108,6 @@ def train(config: RunConfig, resume: bool = True) -> Path:
 def _train_fingerprint(config: RunConfig, suites: dict[str, Suite]) -> str:
     """Names settings and data of a training, so that a changed one is never taken for it."""
     used = [suites[name].sha256 for name in ("train", "val", "core_train")]
+    if config.data_dir:  # its images may change; those of the project are drawn by its rows
+        used += [suites[name].keys() for name in ("train", "val")]
     return provenance.digest([config.of(Run, Model, Data, Training), used, loading.weights_hash(config.model)])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medlib.config import DataError
+from medlib.config import DataError, RunConfig
 from medlib.data import corruptions, ood, sources, variants
 from medlib.data.cases import read_scenarios
 from medlib.data.images import check_images
@@ -159,12 +159,13 @@ def test_note_pairs_contradict_the_image_and_only_the_treatment_differs(split, s
 
 
 def test_the_contradiction_suite_is_drawn_once(tmp_path, monkeypatch):
+    config = RunConfig(seed=1)
     monkeypatch.setattr(sources, "SUITES_DIR", tmp_path)
-    suite = variants.contradiction("test", 4, 1)
+    suite = sources.contradiction(config, "test", 4)
     check_images(suite.scenarios, suite.images_dir)
     assert read_scenarios(suite.images_dir.parent / "scenarios.jsonl") == suite.scenarios
     stamps = {p: p.stat().st_mtime_ns for p in suite.images_dir.iterdir()}
-    assert variants.contradiction("test", 4, 1).sha256 == suite.sha256
+    assert sources.contradiction(config, "test", 4).sha256 == suite.sha256
     assert stamps == {p: p.stat().st_mtime_ns for p in suite.images_dir.iterdir()}
     assert len(stamps) == 4
 

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medlib import stats
-from medlib.config import MODALITIES
 from medlib.data import quality
 from medlib.data.cases import LabelledCase
 from medlib.data.quality import Issue
@@ -44,9 +43,10 @@ def core_counts(scenarios: list[LabelledCase]) -> pd.DataFrame:
             for name in get_args(LabelledCase.model_fields["error_type"].annotation)[1:]
         }
         counted |= {name: sum(s.severity == name for s in rows) for name in ("moderate", "high", "critical")}
-        return counted | {"At stake, US dollars": sum(s.cost_impact for s in rows)}
+        return counted | {"At stake, US dollars": sum(s.cost_impact or 0 for s in rows)}
 
-    rows = [{"Modality": m} | row([s for s in scenarios if s.modality == m]) for m in MODALITIES]
+    modalities = dict.fromkeys(s.modality for s in scenarios)
+    rows = [{"Modality": m} | row([s for s in scenarios if s.modality == m]) for m in modalities]
     counts = pd.DataFrame([*rows, {"Modality": "all"} | row(scenarios)])
     return counts.loc[:, (counts != 0).any()]  # no column for a kind of error that does not occur
 

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from medlib import stats
-from medlib.config import MODALITIES
 from medlib.data import leakage, quality
 from medlib.data.cases import LabelledCase
 from medlib.data.leakage import COPIES, HASH_SIDE, MAX_DISTANCE, NOT_SHOWN, STRANGERS
@@ -122,7 +121,7 @@ def distance_figure(distances: pd.DataFrame, max_distance: int = MAX_DISTANCE) -
     }
     colours = {"uncropped copy": BLUE, "cropped copy": GREY, STRANGERS: ORANGE}
     frame = distances.assign(what=distances["kind"].map(names))
-    modalities = [m for m in MODALITIES if m in set(frame["modality"])]
+    modalities = list(dict.fromkeys(frame["modality"]))
     title = "How far apart are the hashes of two images?"
     figure = plots._new_figure(1.15 * len(modalities) + 1.1, title)
     grid = figure.subplots(len(modalities), 1, sharex=True, squeeze=False)[:, 0]

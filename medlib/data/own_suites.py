@@ -1,0 +1,85 @@
+"""What a run makes of a data set of one's own: suites of its cases, or counterfactual pairs around its images."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medlib.config import ROOT, RunConfig, path
+from medlib.data import counterfactual, own, split
+from medlib.data.cases import LabelledCase
+from medlib.data.own import OwnData
+from medlib.data.split import Assignment
+from medlib.data.suite import Suite
+from medlib.data.synthetic import lexicon
+
+#: Where the sides of a data set of one's own are written, in a folder named by its content.
+ASSIGNMENTS = ROOT / "data" / "own"
+
+
+@dataclass(frozen=True)
+class OwnSuites:
+    """A data set, the side of each of its rows, and the suites made of them."""
+
+    data: OwnData
+    sides: Assignment
+
+    def suite(self, config: RunConfig, side: str) -> Suite:
+        """The cases of a side; for labelled images as many pairs as asked for and as the images can give."""
+        if self.data.kind == "cases":
+            return self._suite(side, self._cases(side))
+        pairs = {"train": config.train_pairs, "val": config.val_pairs, "test": config.test_pairs}[side]
+        return self._suite(f"{side}-{pairs}-{config.seed}", self._pairs(side, pairs, config.seed))
+
+    def further(self, config: RunConfig, use: str, side: str, pairs: int, notes: int = 0) -> Suite:
+        """More cases of a side: other pairs around its images; of given cases, some of those that there are."""
+        if self.data.kind == "cases":
+            cases = self._cases(side)
+            rows = np.random.default_rng([config.seed, len(cases)]).permutation(len(cases))[: 2 * (pairs + notes)]
+            return self._suite(f"{use}-{side}", [cases[i] for i in sorted(rows)])
+        cases = self._pairs(side, pairs, config.seed, use) + self._notes(side, notes, config.seed, use)
+        return self._suite(f"{use}-{pairs}-{notes}-{config.seed}", cases)
+
+    def contradiction(self, config: RunConfig, side: str, pairs: int) -> Suite:
+        """Pairs around labelled images whose note contradicts the image; empty for given cases."""
+        cases = [] if self.data.kind == "cases" else self._notes(side, pairs, config.seed)
+        return self._suite(f"contradiction-{side}-{pairs}-{config.seed}", cases)
+
+    def _suite(self, name: str, cases: list[LabelledCase]) -> Suite:
+        return Suite(f"{self.data.name}-{name}", cases, self.data.images_dir)
+
+    def _cases(self, side: str) -> list[LabelledCase]:
+        of_row = zip(self.data.cases, self.sides.side)
+        return [case for case, of_case in of_row if of_case == side]
+
+    def _pairs(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
+        # all that the images can give, in turns over the modalities, and the first of those
+        return counterfactual.cases(self._table, side, None, seed, self._lexicon, use=use)[: 2 * pairs]
+
+    def _notes(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
+        return counterfactual.note_pairs(self._table, side, None, seed, self._lexicon, use=use)[: 2 * pairs]
+
+    @functools.cached_property
+    def _table(self) -> pd.DataFrame:
+        return self.data.table.assign(split=list(self.sides.side))
+
+    @functools.cached_property
+    def _lexicon(self) -> lexicon.Lexicon:
+        return lexicon.load([lexicon.FOLDER, self.data.images_dir / "lexicon"])
+
+
+def of(config: RunConfig) -> OwnSuites:
+    """The data set of a run, read and divided once a process."""
+    return _of(str(config.data_dir), config.seed, config.allow_shared_groups)
+
+
+@functools.lru_cache(maxsize=2)
+def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
+    place = path(data_dir)
+    data = own.read(place if place.exists() else data_dir)
+    folder: Path = ASSIGNMENTS / f"{data.name}-{data.sha256[:12]}-{seed}"
+    return OwnSuites(data, split.assigned(data, seed, folder, allow_shared))
