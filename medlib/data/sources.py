@@ -57,7 +57,7 @@ def core_images(config: RunConfig) -> Path:
 
 
 def suite(config: RunConfig, split: str) -> Suite:
-    """The suite of a split: one's own cases, or generated ones, drawn on first use and found on disk afterwards."""
+    """The suite of a split: of the data set of one's own, or generated, drawn on first use and then found on disk."""
     if config.data_dir:
         return own_suites.of(config).suite(config, split)
     pairs = {"train": config.train_pairs, "val": config.val_pairs, "test": config.test_pairs}[split]
