@@ -8,22 +8,23 @@ phrase of validation or test can come in.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 from medlib.config import DataError
 from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
-from medlib.data.synthetic.grammar import fill
-from medlib.data.synthetic.lexicon import DEGREES, FINDINGS, TREATMENTS
+from medlib.data.synthetic import grammar
+from medlib.data.synthetic.lexicon import LEXICON, Lexicon
 from medlib.data.variants import paraphrase
 
 
-def augmented(suite: Suite, paraphrase_copies: int = 0, pair_copies: int = 1, seed: int = 0) -> Suite:
+def augmented(
+    suite: Suite, paraphrase_copies: int = 0, pair_copies: int = 1, seed: int = 0, lexicon: Lexicon = LEXICON
+) -> Suite:
     """A training suite as a run is told to see it: `oversample_pairs`, then `in_other_words`.
 
     Parameters
     ----------
-    suite : training suite of `medlib.data.synthetic.grammar`
+    suite : training suite of `medlib.data.synthetic.grammar` or `medlib.data.counterfactual`
     paraphrase_copies, pair_copies : as in `medlib.config.settings.RunConfig`
 
     Raises
@@ -33,10 +34,10 @@ def augmented(suite: Suite, paraphrase_copies: int = 0, pair_copies: int = 1, se
     """
     if paraphrase_copies == 0 and pair_copies == 1:
         return suite
-    return in_other_words(oversample_pairs(suite, pair_copies), paraphrase_copies, seed)
+    return in_other_words(oversample_pairs(suite, pair_copies, lexicon=lexicon), paraphrase_copies, seed, lexicon)
 
 
-def in_other_words(suite: Suite, copies: int, seed: int = 0) -> Suite:
+def in_other_words(suite: Suite, copies: int, seed: int = 0, lexicon: Lexicon = LEXICON) -> Suite:
     """The suite, and behind it ``copies`` of it with every phrase changed for another of its split.
 
     Members of a pair change together (`medlib.data.variants.paraphrase`), so a pair still differs in one
@@ -45,12 +46,12 @@ def in_other_words(suite: Suite, copies: int, seed: int = 0) -> Suite:
     """
     scenarios = list(suite.scenarios)
     for number in range(1, copies + 1):
-        changed = paraphrase(suite, seed + number).scenarios
+        changed = paraphrase(suite, seed + number, lexicon).scenarios
         scenarios += [_renamed(s, f"words{number}") for s in changed]
-    return _training_only(replace(suite, name=f"{suite.name}-words{copies}", scenarios=scenarios))
+    return _training_only(replace(suite, name=f"{suite.name}-words{copies}", scenarios=scenarios), lexicon)
 
 
-def oversample_pairs(suite: Suite, times: int, kind: str = "image") -> Suite:
+def oversample_pairs(suite: Suite, times: int, kind: str = "image", lexicon: Lexicon = LEXICON) -> Suite:
     """The suite with its counterfactual pairs of one kind ``times`` over; other scenarios once.
 
     Pairs of kind ``image`` have the same words on both sides: only the image tells them apart, so
@@ -63,7 +64,7 @@ def oversample_pairs(suite: Suite, times: int, kind: str = "image") -> Suite:
         if s.factors.get("pair_kind") == kind
     ]
     name = f"{suite.name}-{kind}{times}"
-    return _training_only(replace(suite, name=name, scenarios=suite.scenarios + again))
+    return _training_only(replace(suite, name=name, scenarios=suite.scenarios + again), lexicon)
 
 
 def _renamed(scenario: LabelledCase, suffix: str) -> LabelledCase:
@@ -72,9 +73,9 @@ def _renamed(scenario: LabelledCase, suffix: str) -> LabelledCase:
     return scenario.model_copy(update={"id": f"{scenario.id}-{suffix}", "factors": factors})
 
 
-def _training_only(suite: Suite) -> Suite:
+def _training_only(suite: Suite, lexicon: Lexicon) -> Suite:
     """The suite, if none of its words are of another split."""
-    kept = _kept_for_others()
+    kept = {phrase for split in ("val", "test") for phrase in grammar.phrases(split, lexicon)}
     for scenario in suite.scenarios:
         for field in ("finding", "treatment"):
             if getattr(scenario, field) in kept:
@@ -83,16 +84,3 @@ def _training_only(suite: Suite) -> Suite:
                     "validation or test; augment the training suite only"
                 )
     return suite
-
-
-@lru_cache(maxsize=1)
-def _kept_for_others() -> frozenset[str]:
-    treatments = [p for phrases in TREATMENTS.values() for split in ("val", "test") for p in phrases[split]]
-    findings = [
-        fill(template, degree)
-        for finding in FINDINGS
-        for split in ("val", "test")
-        for template in finding.phrases[split]
-        for degree in DEGREES
-    ]
-    return frozenset(treatments + findings)

@@ -125,15 +125,15 @@ def _outside_scenario(number: int, row: tuple[str, ...], seed: int) -> LabelledC
     modality = modality or MODALITIES[number % len(MODALITIES)]
     # by row, so a missing package does not change the words beside the other images
     rng = np.random.default_rng([seed, number])
-    finding = rng.choice(findings_of(modality))
+    finding, wording = rng.choice(findings_of(modality)), grammar.Wording("test")
     stem = re.sub(r"[^a-z0-9]+", "_", Path(file).stem.lower())
     return LabelledCase(
         id=f"ood_{number:02d}_{stem}",
         modality=modality,
         image=f"{number:02d}_{stem}.png",
-        patient=grammar.draw_patient(modality, rng),
-        finding=grammar.word_finding(finding, "test", rng),
-        treatment=grammar.word_treatment(modality, finding.care, "test", rng),
+        patient=wording.patient(modality, rng),
+        finding=wording.finding(finding, rng),
+        treatment=wording.treatment(finding, rng),
         verdict="CORRECT",
         error_type="none",
         severity="none",

@@ -15,6 +15,8 @@ exactly 50% there. Each split has its own finding phrases, treatment phrases and
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +25,23 @@ from medlib.config import MODALITIES, jobs
 from medlib.data.cases import LabelledCase, Patient, read_scenarios, scenario_hash, write_scenarios
 from medlib.data.synthetic.lexicon import (
     CARE_ORDER,
-    COMPLAINTS,
     DEGREES,
     FINDINGS,
-    OVERTREATMENT,
+    LEXICON,
     SPLITS,
     TREATMENTS,
-    UNDERTREATMENT,
     Finding,
+    Lexicon,
     findings_of,
 )
 
 PAIR_KINDS = ("treatment", "finding", "image")
+
+#: Ages of patients of whom nothing is known, in years.
+ADULTS = (25, 85)
+
+#: Name of an image, and its factors.
+Shown = tuple[str, dict[str, str | int]]
 
 #: First image seed of each use; a million apart, so no image is drawn twice. `generate` uses the
 #: first 900,000 of a split and `note_pairs` the 100,000 behind them.
@@ -65,45 +72,123 @@ def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> l
     use : {"feedback", "calibration", "probe"}, optional
         More scenarios in the split's words, with images of their own.
     """
-    rng = _stream(split, seed, use)
+    rng = stream(split, seed, use)
     image_seeds = iter(SEED_BASE[use or split] + rng.permutation(900_000)[: 2 * pairs])
-    scenarios = []
+    wording, scenarios = Wording(split), []
     for index in range(pairs):
         modality = MODALITIES[index % len(MODALITIES)]
         kind = PAIR_KINDS[index // len(MODALITIES) % len(PAIR_KINDS)]
-        scenarios += _pair(f"{use or split}_{index:05d}", modality, kind, split, image_seeds, rng)
+        findings = _two_findings(modality, rng)
+        scenarios += pair(
+            f"{use or split}_{index:05d}", kind, findings, wording, lambda f: _drawn(f, next(image_seeds)), rng
+        )
     return scenarios
 
 
-def _stream(split: str, seed: int, use: str | None, *further: int) -> np.random.Generator:
-    """Random numbers of one use of one split."""
+def _drawn(finding: Finding, image_seed) -> Shown:
+    return f"{finding.modality}_{image_seed:07d}.png", {"image_seed": int(image_seed)}
+
+
+def stream(split: str, seed: int, use: str | None, *further: int) -> np.random.Generator:
+    """Random numbers of one use of one split; ``further`` numbers give further streams."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {SPLITS}")
     return np.random.default_rng([seed, SPLITS.index(split), *further, *([SEED_BASE[use]] if use else [])])
 
 
-def _pair(pair_id, modality, kind, split, image_seeds, rng) -> list[LabelledCase]:
-    """The right member first, then its twin with one factor changed."""
-    finding, other = _two_findings(modality, rng)
-    shared = {"modality": modality, "patient": draw_patient(modality, rng)}
+@dataclass(frozen=True)
+class Wording:
+    """The words that scenarios of one split may use.
+
+    ``plain`` takes the phrases for real images; patients under 18 years get nothing that is for adults only.
+    """
+
+    split: str
+    lexicon: Lexicon = LEXICON
+    plain: bool = False
+    ages: tuple[int, int] = ADULTS
+
+    def patient(self, modality: str, rng: np.random.Generator) -> Patient:
+        """A patient who says nothing of the verdict."""
+        youngest, oldest = self.ages
+        return Patient(
+            age=int(rng.integers(youngest, oldest + 1)),
+            sex=self.lexicon.modalities[modality].sex or str(rng.choice(["female", "male"])),
+            complaint=str(rng.choice(self.lexicon.complaints(modality, self._child))),
+        )
+
+    def finding(self, finding: Finding, rng: np.random.Generator) -> str:
+        """One of the phrases for a finding, its degree filled in."""
+        phrases = finding.plain_phrases if self.plain and finding.plain_phrases else finding.phrases
+        template = str(rng.choice(phrases[self.split]))
+        return fill(template, str(rng.choice(DEGREES)))
+
+    def treatment(self, finding: Finding, rng: np.random.Generator) -> str:
+        """One of the phrases for the care that a finding calls for."""
+        return str(rng.choice(self.lexicon.treatments(finding, self.split, self._child)))
+
+    @property
+    def _child(self) -> bool:
+        return self.ages[1] < 18
+
+
+def pair(
+    pair_id: str,
+    kind: str,
+    findings: tuple[Finding, Finding],
+    wording: Wording,
+    image_of: Callable[[Finding], Shown],
+    rng: np.random.Generator,
+) -> list[LabelledCase]:
+    """The right member first, then its twin with one factor changed.
+
+    Parameters
+    ----------
+    kind : {"treatment", "finding", "image"}
+    findings : two findings of one modality, neither of which accepts the other's care
+    image_of : where images come from: a function that is asked once for each image of the pair
+    """
+    finding, other = findings
+    patient = wording.patient(finding.modality, rng)
     right = {
         "shown": finding,
         "noted": finding,
         "care": finding.care,
-        "image_seed": int(next(image_seeds)),
-        "finding": word_finding(finding, split, rng),
-        "treatment": word_treatment(modality, finding.care, split, rng),
+        "image": image_of(finding),
+        "finding": wording.finding(finding, rng),
+        "treatment": wording.treatment(finding, rng),
     }
     twin = dict(right)
     if kind == "treatment":
-        twin |= {"care": other.care, "treatment": word_treatment(modality, other.care, split, rng)}
+        twin |= {"care": other.care, "treatment": wording.treatment(other, rng)}
     else:
-        twin |= {"shown": other, "image_seed": int(next(image_seeds))}
+        twin |= {"shown": other, "image": image_of(other)}
         if kind == "finding":
-            twin |= {"noted": other, "finding": word_finding(other, split, rng)}
+            twin |= {"noted": other, "finding": wording.finding(other, rng)}
+    return [_scenario(pair_id, kind, *member, patient, wording.lexicon) for member in (("a", right), ("b", twin))]
+
+
+def note_pair(
+    pair_id: str,
+    findings: tuple[Finding, Finding],
+    wording: Wording,
+    image_of: Callable[[Finding], Shown],
+    rng: np.random.Generator,
+) -> list[LabelledCase]:
+    """One image of the first finding, one note of the second, and the treatment of each; see `note_pairs`."""
+    imaged, noted = findings
+    patient = wording.patient(imaged.modality, rng)
+    shared = {"shown": imaged, "noted": noted, "image": image_of(imaged), "finding": wording.finding(noted, rng)}
     return [
-        _scenario(f"{pair_id}_{letter}", kind, pair_id, shared, member)
-        for letter, member in (("a", right), ("b", twin))
+        _scenario(
+            pair_id,
+            "note",
+            letter,
+            shared | {"care": finding.care, "treatment": wording.treatment(finding, rng)},
+            patient,
+            wording.lexicon,
+        )
+        for letter, finding in (("a", imaged), ("b", noted))
     ]
 
 
@@ -128,41 +213,14 @@ def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) ->
     pairs : int
         At most 100,000.
     """
-    rng = _stream(split, seed, use, 1)  # 1: not the stream of `generate`
-    image_seeds = SEED_BASE[use or split] + 900_000 + rng.permutation(100_000)[:pairs]
-    scenarios = []
+    rng = stream(split, seed, use, 1)  # 1: not the stream of `generate`
+    image_seeds = iter(SEED_BASE[use or split] + 900_000 + rng.permutation(100_000)[:pairs])
+    wording, scenarios = Wording(split), []
     for index in range(pairs):
-        modality = MODALITIES[index % len(MODALITIES)]
-        imaged, noted = _two_findings(modality, rng)
-        shared = {"modality": modality, "patient": draw_patient(modality, rng)}
-        words = word_finding(noted, split, rng)
-        for letter, care in (("a", imaged.care), ("b", noted.care)):
-            member = {
-                "shown": imaged,
-                "noted": noted,
-                "care": care,
-                "image_seed": int(image_seeds[index]),
-                "finding": words,
-                "treatment": word_treatment(modality, care, split, rng),
-            }
-            pair_id = f"{use or split}_note_{index:05d}"
-            scenarios.append(_scenario(f"{pair_id}_{letter}", "note", pair_id, shared, member))
+        findings = _two_findings(MODALITIES[index % len(MODALITIES)], rng)
+        pair_id = f"{use or split}_note_{index:05d}"
+        scenarios += note_pair(pair_id, findings, wording, lambda f: _drawn(f, next(image_seeds)), rng)
     return scenarios
-
-
-def draw_patient(modality: str, rng: np.random.Generator) -> Patient:
-    """A patient who says nothing of the verdict."""
-    return Patient(
-        age=int(rng.integers(25, 86)),
-        sex="female" if modality == "ultrasound" else str(rng.choice(["female", "male"])),
-        complaint=str(rng.choice(COMPLAINTS[modality])),
-    )
-
-
-def word_finding(finding: Finding, split: str, rng: np.random.Generator) -> str:
-    """One of the split's phrases for a finding, its degree filled in."""
-    template = str(rng.choice(finding.phrases[split]))
-    return fill(template, str(rng.choice(DEGREES)))
 
 
 def fill(template: str, degree: str) -> str:
@@ -171,20 +229,18 @@ def fill(template: str, degree: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def word_treatment(modality: str, care: str, split: str, rng: np.random.Generator) -> str:
-    """One of the split's phrases for a care."""
-    return str(rng.choice(TREATMENTS[modality, care][split]))
-
-
-def _scenario(scenario_id: str, kind: str, pair_id: str, shared: dict, member: dict) -> LabelledCase:
-    modality, shown, noted, care = shared["modality"], member["shown"], member["noted"], member["care"]
-    error_type, severity, cost = _error(modality, shown, noted, care)
+def _scenario(
+    pair_id: str, kind: str, letter: str, member: dict, patient: Patient, lexicon: Lexicon
+) -> LabelledCase:
+    shown, noted, care = member["shown"], member["noted"], member["care"]
+    image, image_factors = member["image"]
+    error_type, severity, cost = _error(shown, noted, care, lexicon)
     source = {"none": "watchful_waiting" if care == "observation" else "right_treatment"}.get(
         error_type, error_type
     )
     return LabelledCase(
-        id=scenario_id,
-        image=f"{modality}_{member['image_seed']:07d}.png",
+        id=f"{pair_id}_{letter}",
+        image=image,
         finding=member["finding"],
         treatment=member["treatment"],
         verdict="CORRECT" if error_type == "none" else "ERROR",
@@ -198,22 +254,19 @@ def _scenario(scenario_id: str, kind: str, pair_id: str, shared: dict, member: d
             "image_finding": shown.name,
             "note_finding": noted.name,
             "care": care,
-            "image_seed": member["image_seed"],
+            **image_factors,
         },
-        **shared,
+        modality=shown.modality,
+        patient=patient,
     )
 
 
-def _error(modality: str, shown: Finding, noted: Finding, care: str) -> tuple[str, str, int]:
+def _error(shown: Finding, noted: Finding, care: str, lexicon: Lexicon) -> tuple[str, str, int]:
     """(error type, severity, cost): the treatment is judged against what the image shows."""
-    if care == shown.care:
+    if shown.fits(care):
         return "none", "none", 0
-    rank = CARE_ORDER[modality].index
-    if rank(care) > rank(shown.care):
-        error_type, (severity, cost) = "overtreatment", OVERTREATMENT[modality, care]
-    else:
-        error_type, (severity, cost) = "undertreatment", UNDERTREATMENT[modality, shown.care]
-    return ("contradiction" if shown.name != noted.name else error_type), severity, cost
+    error_type, loss = lexicon.loss(care, shown)
+    return "contradiction" if shown.name != noted.name else error_type, loss.severity, loss.cost
 
 
 def draw_images(scenarios: list[LabelledCase], images_dir: str | Path, size: int = 224) -> int:
@@ -259,14 +312,22 @@ def keep(scenarios: list[LabelledCase], folder: str | Path, card: dict) -> bool:
     return same
 
 
-def phrases(split: str | None = None) -> list[str]:
-    """Every finding and treatment phrase of a split (all splits by default), slots filled."""
+def phrases(split: str | None = None, lexicon: Lexicon | None = None) -> list[str]:
+    """Every finding and treatment phrase of a split (all splits by default), slots filled.
+
+    Those of the generator, or all of a lexicon.
+    """
     splits = SPLITS if split is None else (split,)
+    findings, treatments = FINDINGS, list(TREATMENTS.values())
+    if lexicon:
+        findings = tuple(f for modality in lexicon.modalities for f in lexicon.findings_of(modality))
+        treatments = [care.treatments for entry in lexicon.modalities.values() for care in entry.care]
     found = [
         fill(template, degree)
-        for finding in FINDINGS
+        for finding in findings
+        for words in (finding.phrases, finding.plain_phrases if lexicon else None)
         for name in splits
-        for template in finding.phrases[name]
+        for template in (words or {}).get(name, ())
         for degree in (DEGREES if "{degree}" in template else DEGREES[:1])
     ]
-    return found + [p for table in TREATMENTS.values() for name in splits for p in table[name]]
+    return found + [p for table in treatments for name in splits for p in table[name]]

@@ -1,508 +1,267 @@
-"""The words of the scenario grammar: findings, treatments, complaints.
+"""The words of the scenario grammar: findings, treatments, complaints, read from ``data/lexicon/*.yaml``.
 
 Every phrase belongs to one split, so a test scenario is worded in a way that training never saw.
 A treatment phrase is listed only if some finding calls for it: a phrase that is always wrong would
 be a keyword that gives the verdict away.
+
+`LEXICON` is all that the files hold. The names in capitals and `findings_of` are the part that the
+generator can draw. `load` adds a user's own folder of files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
 
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from medlib.config import MODALITIES, ROOT, DataError
+
+FOLDER = ROOT / "data" / "lexicon"
 SPLITS = ("train", "val", "test")
-
-#: Care in one modality, from least to most invasive; the order tells over- from undertreatment.
-CARE_ORDER = {
-    "xray": ("observation", "antibiotics", "antivirals"),
-    "histopathology": ("observation", "oncology"),
-    "mri": ("observation", "resection", "chemoradiation"),
-    "ultrasound": ("observation", "biopsy"),
-}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A finding that the generator can draw, the care it calls for and the ways to word it."""
-
-    modality: str
-    name: str  # as `medlib.data.synthetic.draw` knows it
-    label: str  # canonical words, used in captions
-    care: str
-    benign: bool
-    phrases: dict[str, tuple[str, ...]]  # split -> templates
-
-
-def _split(phrases: str, counts: tuple[int, int, int]) -> dict[str, tuple[str, ...]]:
-    lines = tuple(line.strip() for line in phrases.strip().splitlines())
-    if len(lines) != sum(counts):
-        raise AssertionError(f"{len(lines)} phrases for {counts}: {lines[0]!r} ...")
-    a, b = counts[0], counts[0] + counts[1]
-    return {"train": lines[:a], "val": lines[a:b], "test": lines[b:]}
-
-
-def _finding(modality: str, name: str, label: str, care: str, phrases: str) -> Finding:
-    benign = care == "observation"
-    return Finding(modality, name, label, care, benign, _split(phrases, (6, 2, 4)))
-
-
-FINDINGS: tuple[Finding, ...] = (
-    _finding(
-        "xray",
-        "normal",
-        "clear lungs",
-        "observation",
-        """
-        Clear lungs without infiltrate or effusion
-        Normal chest radiograph, costophrenic angles sharp
-        No focal opacity, heart size normal
-        Lungs well aerated on both sides
-        Unremarkable frontal chest film
-        No acute cardiopulmonary abnormality
-        Both lungs clear, cardiac silhouette normal
-        No airspace disease seen
-        Normal lung fields without consolidation
-        Lungs clear, no effusion
-        Unremarkable heart and lungs, no opacity
-        Well aerated lungs, no acute abnormality
-    """,
-    ),
-    _finding(
-        "xray",
-        "consolidation",
-        "lobar consolidation",
-        "antibiotics",
-        """
-        {degree} lobar consolidation with air bronchograms
-        Focal airspace opacity, in keeping with bacterial pneumonia
-        Dense consolidation confined to one lobe
-        Single lobar opacity suggesting bacterial pneumonia
-        {degree} focal consolidation, probably bacterial
-        Lobar pneumonia with air bronchograms
-        Dense focal airspace opacity in one lobe
-        {degree} consolidation of a single lobe, bacterial pattern
-        Lobar airspace consolidation, bacterial pneumonia likely
-        Dense lobar opacity with air bronchograms
-        {degree} bacterial pneumonia confined to one lobe
-        Focal dense consolidation of a single lobe
-    """,
-    ),
-    _finding(
-        "xray",
-        "ground_glass",
-        "ground-glass opacities",
-        "antivirals",
-        """
-        {degree} bilateral ground-glass opacities
-        Peripheral hazy opacities in both lungs, typical of COVID-19
-        Patchy ground-glass change in both lower zones
-        Bilateral hazy ground-glass pattern, viral pneumonia likely
-        {degree} peripheral ground-glass change, COVID-19 pattern
-        Hazy bilateral opacities with vessels still visible
-        Ground-glass opacities in both lower zones
-        {degree} hazy peripheral change, typical of COVID-19
-        Bilateral peripheral ground-glass opacities, COVID-19 likely
-        {degree} hazy opacities in both lower zones
-        Patchy hazy ground-glass pattern in both lungs
-        Viral pneumonia with peripheral ground-glass change
-    """,
-    ),
-    _finding(
-        "xray",
-        "diffuse_infiltrates",
-        "diffuse infiltrates",
-        "antivirals",
-        """
-        {degree} diffuse bilateral infiltrates
-        Widespread reticulonodular infiltrates in all zones
-        Diffuse interstitial infiltrates suggesting viral pneumonia
-        Coarse bilateral infiltrates throughout both lungs
-        {degree} widespread interstitial change, viral pattern
-        Diffuse nodular infiltrates in both lungs
-        Widespread coarse infiltrates, viral pneumonia likely
-        {degree} reticulonodular change in all zones
-        Diffuse coarse infiltrates throughout both lungs
-        {degree} widespread infiltrates, viral pattern
-        Bilateral interstitial infiltrates in all zones
-        Diffuse reticulonodular infiltrates suggesting viral pneumonia
-    """,
-    ),
-    _finding(
-        "histopathology",
-        "normal",
-        "normal lung tissue",
-        "observation",
-        """
-        Normal alveolar architecture, no atypia
-        Benign lung parenchyma with thin septa
-        No malignant cells in the section
-        Unremarkable alveolar tissue, uniform small nuclei
-        Lung tissue without dysplasia
-        Regular alveoli, benign pneumocytes
-        Benign alveolar tissue, no dysplasia
-        Thin septa and open airspaces, no malignant cells
-        Normal lung parenchyma without atypia
-        Unremarkable benign alveoli
-        Open airspaces with thin septa, uniform small nuclei
-        No dysplasia, no malignant cells, regular alveoli
-    """,
-    ),
-    _finding(
-        "histopathology",
-        "adenocarcinoma",
-        "adenocarcinoma",
-        "oncology",
-        """
-        Invasive adenocarcinoma forming atypical glands
-        Malignant glands with {degree} nuclear atypia
-        Gland-forming carcinoma in desmoplastic stroma
-        Acinar adenocarcinoma of the lung
-        Adenocarcinoma, back-to-back glands
-        Infiltrating malignant glands, crowded enlarged nuclei
-        Acinar carcinoma with {degree} atypia
-        Atypical crowded glands, invasive adenocarcinoma
-        Invasive gland-forming adenocarcinoma
-        Infiltrating acinar carcinoma in desmoplastic stroma
-        Adenocarcinoma with crowded atypical glands
-        Malignant back-to-back glands, {degree} nuclear atypia
-    """,
-    ),
-    _finding(
-        "histopathology",
-        "poorly_differentiated",
-        "poorly differentiated carcinoma",
-        "oncology",
-        """
-        Poorly differentiated carcinoma with frequent mitoses
-        Solid sheets of pleomorphic tumour cells
-        High-grade carcinoma, no gland formation
-        Sheets of large hyperchromatic malignant cells
-        Solid carcinoma with {degree} pleomorphism
-        High mitotic index in a solid malignant growth
-        Solid high-grade carcinoma, frequent mitoses
-        Pleomorphic malignant cells in sheets
-        Poorly differentiated solid carcinoma, high mitotic index
-        Sheets of pleomorphic hyperchromatic tumour cells
-        High-grade solid malignant growth with {degree} pleomorphism
-        Large malignant cells, frequent mitoses, no gland formation
-    """,
-    ),
-    _finding(
-        "mri",
-        "normal",
-        "normal brain",
-        "observation",
-        """
-        Normal brain, no abnormal enhancement
-        No intracranial mass or midline shift
-        Unremarkable contrast MRI of the brain
-        Ventricles and sulci normal, no lesion
-        Grey-white differentiation preserved, no mass
-        No oedema, no enhancing lesion
-        Normal ventricles, no enhancing mass
-        Unremarkable brain without lesion
-        No mass, ventricles normal
-        Normal brain without midline shift or oedema
-        No abnormal enhancement, sulci preserved
-        Unremarkable brain parenchyma, no intracranial mass
-    """,
-    ),
-    _finding(
-        "mri",
-        "ring_enhancing_mass",
-        "ring-enhancing glioblastoma",
-        "chemoradiation",
-        """
-        Ring-enhancing mass with necrotic core, glioblastoma likely
-        {degree} irregular rim enhancement around central necrosis
-        High-grade glioma with surrounding oedema
-        Necrotic enhancing tumour, in keeping with glioblastoma
-        Irregular ring-enhancing glioma with mass effect
-        Glioblastoma with {degree} perilesional oedema
-        Irregular necrotic mass, high-grade glioma
-        Rim-enhancing tumour with central necrosis
-        Glioblastoma, ring-enhancing with necrotic core
-        High-grade glioma with irregular rim enhancement
-        {degree} ring-enhancing necrotic tumour with oedema
-        Irregular glioma around central necrosis
-    """,
-    ),
-    _finding(
-        "mri",
-        "well_circumscribed_mass",
-        "well-circumscribed meningioma",
-        "resection",
-        """
-        Well-circumscribed dural-based mass, meningioma likely
-        Homogeneously enhancing extra-axial mass with dural tail
-        Smooth solid mass at the convexity, typical of meningioma
-        Extra-axial tumour with {degree} homogeneous enhancement
-        Meningioma of the convexity with dural tail
-        Well-defined solid dural mass
-        Solid extra-axial mass, meningioma likely
-        Well-circumscribed convexity mass with {degree} enhancement
-        Dural-based meningioma, homogeneous enhancement
-        Smooth well-defined extra-axial mass
-        Solid mass with dural tail, typical of meningioma
-        Well-circumscribed solid convexity meningioma
-    """,
-    ),
-    _finding(
-        "ultrasound",
-        "normal",
-        "normal breast tissue",
-        "observation",
-        """
-        Normal fibroglandular tissue, BI-RADS 1
-        No mass, no suspicious finding
-        Unremarkable breast ultrasound
-        Homogeneous breast tissue without lesion
-        Layered fat and glandular tissue, nothing suspicious
-        Normal breast parenchyma, BI-RADS 1
-        Homogeneous fibroglandular tissue, no mass
-        Unremarkable glandular tissue without lesion
-        Normal breast tissue without mass
-        No lesion, BI-RADS 1
-        Unremarkable layered fibroglandular tissue
-        Homogeneous breast parenchyma, nothing suspicious
-    """,
-    ),
-    _finding(
-        "ultrasound",
-        "simple_cyst",
-        "simple cyst",
-        "observation",
-        """
-        Simple anechoic cyst with posterior enhancement
-        Thin-walled cyst, BI-RADS 2
-        Smooth round anechoic lesion, benign cyst
-        Benign simple cyst of the breast
-        Oval cyst with smooth wall, BI-RADS 2
-        Anechoic thin-walled cyst, benign
-        Round simple cyst with smooth wall
-        Benign anechoic cyst, posterior enhancement
-        Thin-walled simple cyst with posterior enhancement
-        Smooth oval anechoic cyst, BI-RADS 2
-        Benign round cyst, thin wall
-        Simple cyst, anechoic and smooth
-    """,
-    ),
-    _finding(
-        "ultrasound",
-        "spiculated_mass",
-        "spiculated mass",
-        "biopsy",
-        """
-        Spiculated hypoechoic mass with shadowing, BI-RADS 5
-        Irregular mass, taller than wide
-        Suspicious spiculated lesion with posterior shadowing
-        Hypoechoic mass with angular margins, BI-RADS 4C
-        Irregular shadowing mass, probably malignant
-        {degree} spiculation around a hypoechoic mass
-        Malignant-looking irregular mass, BI-RADS 5
-        Suspicious hypoechoic mass, angular margins
-        Irregular spiculated mass, BI-RADS 4C
-        Spiculated mass, taller than wide, with shadowing
-        Suspicious irregular hypoechoic mass with posterior shadowing
-        Probably malignant spiculated lesion with angular margins
-    """,
-    ),
-)
-
 DEGREES = ("Mild", "Moderate", "Marked")
 
 
-def _treatments(phrases: str) -> dict[str, tuple[str, ...]]:
-    return _split(phrases, (5, 2, 3))
+def _of_every_split(phrases: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    if unknown := phrases.keys() - set(SPLITS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: not one of {', '.join(SPLITS)}")
+    if missing := [split for split in SPLITS if not phrases.get(split)]:
+        raise ValueError(f"no phrase for {', '.join(missing)}")
+    counts = Counter(phrase.lower() for split in SPLITS for phrase in phrases[split])
+    if twice := [phrase for phrase, count in counts.items() if count > 1]:
+        raise ValueError(f"listed twice: {', '.join(twice)}; a phrase belongs to one split")
+    return phrases
 
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Phrases = Annotated[dict[str, tuple[Text, ...]], AfterValidator(_of_every_split)]  # split -> templates
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Guideline(_Entry):
+    """What a rule from finding to care rests on."""
+
+    name: Text
+    year: int = Field(ge=1900, le=2100)
+    section: Text
+    checked: bool = Field(False, description="whether the section was read for this rule")
+    remark: str = Field("", description="what the rule leaves out")
+
+
+class Finding(_Entry):
+    """A finding, the care it calls for and the ways to word it."""
+
+    modality: str = ""  # the file's
+    name: Text = Field(description="as image labels and `medlib.data.synthetic.draw` have it")
+    label: Text = Field(description="canonical words, used in captions")
+    care: Text
+    accepts: tuple[Text, ...] = Field((), description="further care that is no error")
+    unsuited: tuple[Text, ...] = Field((), description="treatments of that care that do not suit this finding")
+    drawn: bool = Field(False, description="whether the generator can draw it")
+    guideline: Guideline
+    phrases: Phrases
+    plain_phrases: Phrases | None = Field(None, description="for real images, whose label promises no sign")
+
+    @property
+    def benign(self) -> bool:
+        return self.care == "observation"
+
+    def fits(self, care: str) -> bool:
+        """Whether this care is right for the finding."""
+        return care == self.care or care in self.accepts
+
+
+class Loss(_Entry):
+    """How bad an error is, and its cost; round figures for ranking errors and not for accounting."""
+
+    severity: Literal["moderate", "high", "critical"]
+    cost: int = Field(ge=0, description="US dollars")
+
+
+class Care(_Entry):
+    """One kind of care and its treatments."""
+
+    name: Text = Field(description="'observation' where nothing is done")
+    rank: int = Field(description="order by invasiveness; tells over- from undertreatment")
+    over: Loss | None = Field(None, description="given where less was called for")
+    under: Loss | None = Field(None, description="called for where less was given")
+    treatments: Phrases
+
+
+class Modality(_Entry):
+    """One file of ``data/lexicon``, or several files on one modality together."""
+
+    modality: Text
+    sex: Literal["female", "male"] | None = Field(None, description="of all patients; None: either")
+    care: tuple[Care, ...] = ()
+    complaints: tuple[Text, ...] = Field((), description="drawn apart from the finding")
+    adults_only: tuple[Text, ...] = Field((), description="complaints and treatments not for children")
+    findings: tuple[Finding, ...] = ()
+
+
+class Lexicon:
+    """Findings, care and complaints by modality; see `load`."""
+
+    def __init__(self, modalities: dict[str, Modality]) -> None:
+        self.modalities = modalities
+
+    def findings_of(self, modality: str) -> list[Finding]:
+        """All findings of a modality, in the order of the files; none for an unknown modality."""
+        return list(self.modalities[modality].findings) if modality in self.modalities else []
+
+    def finding(self, modality: str, name: str) -> Finding:
+        """A finding by name.
+
+        Raises
+        ------
+        DataError
+            If it is unknown; lists the known ones and says how to add one.
+        """
+        for finding in self.findings_of(modality):
+            if finding.name == name:
+                return finding
+        known = ", ".join(f.name for f in self.findings_of(modality)) or f"none of modality {modality!r}"
+        raise DataError(
+            f"finding {name!r} of modality {modality!r} is not in the lexicon (known: {known}); "
+            "add it in a file lexicon/*.yaml of the data folder, as data/lexicon/README.md describes"
+        )
+
+    def care(self, modality: str, name: str) -> Care:
+        """One kind of care by name."""
+        return next(care for care in self.modalities[modality].care if care.name == name)
+
+    def loss(self, given: str, finding: Finding) -> tuple[str, Loss]:
+        """``"overtreatment"`` or ``"undertreatment"`` and what it costs, for care that does not fit."""
+        wrong, right = self.care(finding.modality, given), self.care(finding.modality, finding.care)
+        kind, loss = ("overtreatment", wrong.over) if wrong.rank > right.rank else ("undertreatment", right.under)
+        assert loss is not None  # `_problems` has seen to it
+        return kind, loss
+
+    def treatments(self, finding: Finding, split: str, child: bool = False) -> list[str]:
+        """The phrases of a split for the care of a finding, less those that do not suit it or a child."""
+        left_out = (*finding.unsuited, *(self.modalities[finding.modality].adults_only if child else ()))
+        phrases = self.care(finding.modality, finding.care).treatments[split]
+        return [phrase for phrase in phrases if phrase not in left_out]
+
+    def complaints(self, modality: str, child: bool = False) -> list[str]:
+        """What a patient may complain of."""
+        entry = self.modalities[modality]
+        return [c for c in entry.complaints if not (child and c in entry.adults_only)]
+
+
+def load(folders: Iterable[str | Path] = ()) -> Lexicon:
+    """The project's lexicon, and what files ``*.yaml`` in further folders add to it.
+
+    A file adds findings, care and complaints to a modality or describes a new one; it changes nothing
+    that is there. A folder that does not exist adds nothing.
+
+    Raises
+    ------
+    DataError
+        Naming file and key of every problem of a file: a missing or unknown key, a bad value, a
+        phrase listed twice, care that is not described, a name that is taken.
+    """
+    modalities: dict[str, Modality] = {}
+    for folder in (FOLDER, *folders):
+        for file in sorted(Path(folder).glob("*.yaml")):
+            added = _read(file)
+            known = modalities.get(added.modality, Modality(modality=added.modality))
+            together = _together(known, added)
+            if problems := _problems(together):
+                raise DataError("\n".join(f"{file}, {problem}" for problem in problems))
+            modalities[added.modality] = together
+    order = [*MODALITIES, *sorted(modalities)]
+    return Lexicon({name: modalities[name] for name in dict.fromkeys(order) if name in modalities})
+
+
+def _read(file: Path) -> Modality:
+    try:
+        entry = Modality.model_validate(yaml.safe_load(file.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
+    except ValidationError as error:
+        problems = [f"key '{'.'.join(map(str, e['loc'])) or 'modality'}': {e['msg']}" for e in error.errors()]
+        raise DataError("\n".join(f"{file}, {problem}" for problem in problems)) from None
+    findings = tuple(f.model_copy(update={"modality": entry.modality}) for f in entry.findings)
+    return entry.model_copy(update={"findings": findings})
+
+
+def _together(known: Modality, added: Modality) -> Modality:
+    return Modality(
+        modality=known.modality,
+        sex=added.sex or known.sex,
+        care=tuple(sorted((*known.care, *added.care), key=lambda care: care.rank)),
+        complaints=tuple(dict.fromkeys((*known.complaints, *added.complaints))),
+        adults_only=tuple(dict.fromkeys((*known.adults_only, *added.adults_only))),
+        findings=(*known.findings, *added.findings),
+    )
+
+
+def _problems(entry: Modality) -> list[str]:
+    """What no single key shows: names used twice, references to nothing, errors without a cost."""
+    problems = [] if entry.complaints else ["key 'complaints': missing"]
+    for key, values in (
+        ("findings", [f.name for f in entry.findings]),
+        ("care", [c.name for c in entry.care]),
+        ("care", [f"rank {c.rank}" for c in entry.care]),
+    ):
+        problems += [f"key '{key}': {v!r} is used twice" for v, n in Counter(values).items() if n > 1]
+    for care in entry.care[:1]:
+        problems += [f"key 'care.{care.name}.over': nothing is less invasive"] if care.over else []
+    for care in entry.care[1:]:
+        problems += [f"key 'care.{care.name}.{k}': missing" for k in ("over", "under") if not getattr(care, k)]
+    treatments = {care.name: [p for s in SPLITS for p in care.treatments[s]] for care in entry.care}
+    for finding in entry.findings:
+        key = f"key 'findings.{finding.name}."
+        for field, names in (("care", [finding.care]), ("accepts", finding.accepts)):
+            unknown = [name for name in names if name not in treatments]
+            problems += [f"{key}{field}': {n!r} is not one of {', '.join(treatments)}" for n in unknown]
+        listed = treatments.get(finding.care, [])
+        problems += [
+            f"{key}unsuited': {p!r} is no treatment of its care" for p in finding.unsuited if p not in listed
+        ]
+    everything = {*entry.complaints, *(phrase for phrases in treatments.values() for phrase in phrases)}
+    problems += [
+        f"key 'adults_only': {phrase!r} is no complaint or treatment of the file"
+        for phrase in entry.adults_only
+        if phrase not in everything
+    ]
+    return problems
+
+
+#: All that the project knows; real images may show any of it.
+LEXICON = load()
+
+#: What the generator can draw.
+FINDINGS: tuple[Finding, ...] = tuple(f for m in LEXICON.modalities for f in LEXICON.findings_of(m) if f.drawn)
+
+_CARE = {
+    (modality, care.name): care
+    for modality, entry in LEXICON.modalities.items()
+    for care in entry.care
+    if (modality, care.name) in {(f.modality, f.care) for f in FINDINGS}
+}
+
+#: Care in one modality, from least to most invasive; the order tells over- from undertreatment.
+CARE_ORDER = {m: tuple(care for modality, care in _CARE if modality == m) for m in MODALITIES}
 
 #: (modality, care) -> split -> phrases
-TREATMENTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
-    ("xray", "observation"): _treatments("""
-        Reassurance and routine follow-up
-        No treatment, return if symptoms persist
-        Watchful waiting without medication
-        Discharge home with safety-net advice
-        Observation only
-        No medication, routine follow-up
-        Reassurance and discharge home
-        Watchful waiting, return if symptoms persist
-        Observation only, no medication
-        Reassurance with safety-net advice, no treatment
-    """),
-    ("xray", "antibiotics"): _treatments("""
-        Intravenous ceftriaxone and azithromycin
-        Oral amoxicillin-clavulanate for 7 days
-        Broad-spectrum antibiotics with admission
-        Empirical antibiotic therapy for pneumonia
-        Levofloxacin for 5 days
-        Antibiotic therapy with oral amoxicillin-clavulanate
-        Admission for intravenous ceftriaxone
-        Broad-spectrum antibiotic therapy for 7 days
-        Intravenous levofloxacin with admission
-        Empirical azithromycin and oral amoxicillin-clavulanate
-    """),
-    ("xray", "antivirals"): _treatments("""
-        Supplemental oxygen and remdesivir
-        Antiviral therapy with dexamethasone and oxygen
-        Nirmatrelvir-ritonavir with isolation
-        High-flow oxygen, antivirals and prone positioning
-        Antivirals with ventilatory support
-        Remdesivir and high-flow oxygen
-        Isolation, antiviral therapy and supplemental oxygen
-        Remdesivir with dexamethasone and supplemental oxygen
-        Antiviral therapy with ventilatory support and oxygen
-        Nirmatrelvir-ritonavir, high-flow oxygen and isolation
-    """),
-    ("histopathology", "observation"): _treatments("""
-        No oncological treatment, routine follow-up
-        Surveillance CT in 12 months
-        Reassurance, pathology is benign
-        Watchful waiting with clinic review
-        Discharge from the lung nodule clinic
-        Routine follow-up with surveillance CT
-        Reassurance and discharge from clinic
-        Watchful waiting, surveillance CT in 12 months
-        Clinic review only, no oncological treatment
-        Reassurance with routine clinic review
-    """),
-    ("histopathology", "oncology"): _treatments("""
-        Lobectomy with lymph node dissection
-        Cisplatin-based chemotherapy for 4 cycles
-        Surgical resection and adjuvant chemotherapy
-        Chemoradiotherapy with immunotherapy
-        Targeted therapy after resection
-        Lobectomy and adjuvant chemotherapy
-        Chemotherapy with immunotherapy
-        Surgical resection with lymph node dissection
-        Cisplatin-based chemoradiotherapy
-        Lobectomy followed by targeted therapy and immunotherapy
-    """),
-    ("mri", "observation"): _treatments("""
-        Headache diary and follow-up
-        Reassurance, no intervention
-        Conservative management with simple analgesia
-        Watchful waiting without surgery
-        No neurosurgical referral needed
-        Simple analgesia and headache diary
-        No intervention, clinical follow-up
-        Conservative management, no neurosurgical referral
-        Reassurance with headache diary
-        Watchful waiting and simple analgesia
-    """),
-    ("mri", "resection"): _treatments("""
-        Complete surgical excision alone
-        Craniotomy and resection without adjuvant therapy
-        Simpson grade I resection
-        Surgical resection of mass and dural attachment
-        Excision alone with yearly imaging
-        Craniotomy for complete excision alone
-        Resection of mass without adjuvant therapy
-        Simpson grade I excision with yearly imaging
-        Craniotomy and resection of dural attachment alone
-        Complete resection without adjuvant therapy
-    """),
-    ("mri", "chemoradiation"): _treatments("""
-        Maximal safe resection then temozolomide and radiotherapy
-        Chemoradiation following tumour debulking
-        Resection with concurrent chemoradiation
-        Radiotherapy plus temozolomide after debulking
-        Debulking, fractionated radiotherapy and chemotherapy
-        Maximal debulking with concurrent temozolomide
-        Fractionated radiotherapy and temozolomide after resection
-        Tumour debulking then fractionated radiotherapy and temozolomide
-        Maximal safe resection with concurrent chemoradiation
-        Resection followed by radiotherapy plus chemotherapy
-    """),
-    ("ultrasound", "observation"): _treatments("""
-        Routine screening in 12 months
-        Reassurance, no biopsy
-        Watchful waiting with clinical review
-        No intervention, return if changes occur
-        Annual breast check only
-        Reassurance and annual screening
-        No biopsy, routine clinical review
-        Routine annual screening only
-        Watchful waiting, no biopsy
-        Reassurance with clinical review in 12 months
-    """),
-    ("ultrasound", "biopsy"): _treatments("""
-        Ultrasound-guided core needle biopsy
-        Core biopsy then lumpectomy if malignant
-        Urgent referral for tissue diagnosis
-        Lumpectomy with sentinel node biopsy
-        Mastectomy and axillary dissection
-        Urgent ultrasound-guided biopsy
-        Tissue diagnosis by core needle biopsy
-        Urgent core biopsy with referral to surgery
-        Lumpectomy and axillary dissection
-        Ultrasound-guided tissue diagnosis, then surgery
-    """),
-}
+TREATMENTS = {key: care.treatments for key, care in _CARE.items()}
 
 #: Complaints are drawn apart from the finding, so they say nothing of the verdict.
-COMPLAINTS = {
-    "xray": (
-        "Cough for 4 days",
-        "Fever and chills",
-        "Shortness of breath",
-        "Pre-employment check",
-        "Chest discomfort",
-        "Fatigue and cough",
-        "Routine follow-up",
-        "Wheeze at night",
-    ),
-    "histopathology": (
-        "Lung nodule on CT",
-        "Weight loss",
-        "Chronic cough",
-        "Haemoptysis",
-        "Incidental lung opacity",
-        "Long smoking history",
-        "Dyspnoea",
-        "Night sweats",
-    ),
-    "mri": (
-        "Headache",
-        "Seizure",
-        "Dizziness",
-        "Blurred vision",
-        "Memory problems",
-        "Arm weakness",
-        "Nausea in the morning",
-        "Difficulty speaking",
-    ),
-    "ultrasound": (
-        "Breast lump",
-        "Breast tenderness",
-        "Screening recall",
-        "Family history",
-        "Nipple discharge",
-        "Routine screening",
-        "Breast pain",
-        "Swelling in the breast",
-    ),
-}
+COMPLAINTS = {m: LEXICON.modalities[m].complaints for m in MODALITIES}
 
-#: What an error costs in US dollars and how bad it is, by modality and care; round figures of the
-#: order of the core set's `cost_impact`, for ranking errors and not for accounting.
-OVERTREATMENT = {
-    ("xray", "antibiotics"): ("moderate", 15_000),
-    ("xray", "antivirals"): ("high", 20_000),
-    ("histopathology", "oncology"): ("critical", 150_000),
-    ("mri", "resection"): ("critical", 85_000),
-    ("mri", "chemoradiation"): ("critical", 120_000),
-    ("ultrasound", "biopsy"): ("moderate", 8_000),
-}
-UNDERTREATMENT = {
-    ("xray", "antibiotics"): ("high", 25_000),
-    ("xray", "antivirals"): ("high", 30_000),
-    ("histopathology", "oncology"): ("critical", 200_000),
-    ("mri", "resection"): ("high", 60_000),
-    ("mri", "chemoradiation"): ("critical", 180_000),
-    ("ultrasound", "biopsy"): ("critical", 150_000),
-}
+#: Severity and cost of an error by modality and care, as (severity, US dollars).
+OVERTREATMENT = {key: (care.over.severity, care.over.cost) for key, care in _CARE.items() if care.over}
+UNDERTREATMENT = {key: (care.under.severity, care.under.cost) for key, care in _CARE.items() if care.under}
 
 
 def findings_of(modality: str) -> list[Finding]:
-    """All findings of a modality, in table order."""
+    """The findings of a modality that the generator can draw, in the order of the file."""
     return [finding for finding in FINDINGS if finding.modality == modality]
