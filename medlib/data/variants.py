@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from medlib.config import MODALITIES, DataError
+from medlib.config import DataError
 from medlib.data import corruptions, sources
 from medlib.data.cases import LabelledCase
 from medlib.data.quality import ABNORMAL, BENIGN, DIAGNOSES, NEGATED, NORMAL
@@ -64,7 +64,8 @@ def ablate(suite: Suite, name: str, seed: int = 0) -> Suite:
 def _swap_images(scenarios: list[LabelledCase], seed: int) -> list[LabelledCase]:
     """Another scenario's image of the same modality, never one's own."""
     rng, swapped = np.random.default_rng(seed), []
-    pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in MODALITIES}
+    modalities = dict.fromkeys(s.modality for s in scenarios)
+    pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in modalities}
     for scenario in scenarios:
         others = [image for image in pools[scenario.modality] if image != scenario.image]
         if not others:

@@ -70,8 +70,10 @@ def table(frame: pd.DataFrame, name: str = "table") -> HTML:
 
 def one_per_modality(scenarios: list[LabelledCase]) -> list[LabelledCase]:
     """The first scenario of each modality, verdicts in turn, so that both are seen."""
-    chosen = []
-    for number, modality in enumerate(MODALITIES):
+    chosen, present = [], dict.fromkeys(s.modality for s in scenarios)
+    # the project's own order first, then that of the data
+    ordered = [m for m in MODALITIES if m in present] + [m for m in present if m not in MODALITIES]
+    for number, modality in enumerate(ordered):
         here = [s for s in scenarios if s.modality == modality]
         wanted = ("CORRECT", "ERROR")[number % 2]
         chosen += [s for s in here if s.verdict == wanted][:1] or here[:1]
