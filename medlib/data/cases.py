@@ -2,6 +2,7 @@
 
 A scenario is one line of a JSONL file: an image, a patient, a clinical finding, a prescribed
 treatment and the verdict that an auditor should give. Every error names file, row and field.
+The project's own files state every field; `medlib.data.own` reads data sets that state fewer.
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Iterable, Literal
+from typing import Iterable, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medlib.config import DataError, jsonl
 
+#: Modality of a case that states none.
+UNSPECIFIED = "unspecified"
+ErrorType = Literal["none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"]
+Severity = Literal["none", "moderate", "high", "critical"]
+ERROR_TYPES = get_args(ErrorType)
+
 
 class Patient(BaseModel):
-    """The patient facts shown to the auditor; no name, no date, no identifier."""
+    """The patient facts shown to the auditor; no name, no date, no identifier. None: not stated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    age: int = Field(ge=0, le=120, description="years")
-    sex: Literal["female", "male"]
-    complaint: str = Field(min_length=1)
+    age: int | None = Field(None, ge=0, le=120, description="years")
+    sex: Literal["female", "male", "other"] | None = None
+    complaint: str | None = Field(None, min_length=1)
 
 
 class Case(BaseModel):
@@ -35,37 +42,36 @@ class Case(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1)
-    modality: str = Field(min_length=1, description="any name; the generator draws four")
+    modality: str = Field(UNSPECIFIED, pattern=r"\S", description="any name; the generator draws four")
     image: str = Field(min_length=1, description="file name inside the images folder")
-    patient: Patient
+    patient: Patient = Patient()
     finding: str = Field(min_length=1)
     treatment: str = Field(min_length=1)
 
 
 class LabelledCase(Case):
-    """A case with the verdict that an auditor should give.
+    """A case with the verdict that an auditor should give; error type, severity and cost may be None.
 
     ``factors`` says how a generated case was made (verdict source, phrase templates, twin) and holds the
     further columns of a data set, such as ``group``; it is for analysis only and never shown to a model.
     """
 
     verdict: Literal["CORRECT", "ERROR"]
-    error_type: Literal["none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"]
-    severity: Literal["none", "moderate", "high", "critical"]
-    cost_impact: int = Field(ge=0, description="US dollars lost if the error goes through")
+    error_type: ErrorType | None = None
+    severity: Severity | None = None
+    cost_impact: int | None = Field(None, ge=0, description="US dollars lost if the error goes through")
     factors: dict[str, str | int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _verdict_agrees_with_error(self) -> LabelledCase:
-        if (self.verdict == "CORRECT") != (self.error_type == "none"):
-            raise ValueError(f"error_type: {self.error_type!r} contradicts verdict {self.verdict}")
-        if (self.error_type == "none") != (self.severity == "none"):
-            raise ValueError(f"severity: {self.severity!r} contradicts error_type {self.error_type!r}")
+        for name, value in (("error_type", self.error_type), ("severity", self.severity)):
+            if value is not None and (self.verdict == "CORRECT") != (value == "none"):
+                raise ValueError(f"{name}: {value!r} contradicts verdict {self.verdict}")
         return self
 
 
 def read_scenarios(path: str | Path) -> list[LabelledCase]:
-    """Read a JSONL file of scenarios.
+    """Read a JSONL file of scenarios in which every row states every field, if only as null.
 
     Raises
     ------
@@ -80,7 +86,7 @@ def read_scenarios(path: str | Path) -> list[LabelledCase]:
     first_row: dict[str, int] = {}
     for row, line in jsonl.lines(path):
         try:
-            scenario = parse_scenario(path, row, jsonl.parse(path, row, line))
+            scenario = parse_scenario(path, row, jsonl.parse(path, row, line), complete=True)
         except DataError as error:
             problems.append(str(error))
         else:
@@ -95,17 +101,31 @@ def read_scenarios(path: str | Path) -> list[LabelledCase]:
     return scenarios
 
 
-def parse_scenario(path: str | Path, row: int, content: dict) -> LabelledCase:
-    """The scenario in one row of a file; DataError with a line for each bad field."""
+def parse_scenario(path: str | Path, row: int, content: dict, complete: bool = False) -> LabelledCase:
+    """The scenario in one row of a file; DataError with a line for each bad field.
+
+    ``complete`` also refuses a row that omits an optional field, so that no typing error goes unseen.
+    """
+    problems = {}
     try:
-        return LabelledCase.model_validate(content)
+        scenario = LabelledCase.model_validate(content)
     except ValidationError as error:
-        problems = [
-            f"{path}, row {row}, field "
-            f"'{'.'.join(map(str, item['loc'])) or 'verdict/error_type/severity'}': {item['msg']}"
+        problems = {
+            ".".join(map(str, item["loc"])) or "verdict/error_type/severity": item["msg"]
             for item in error.errors()
-        ]
-        raise DataError("\n".join(problems)) from None
+        }
+    if complete:
+        problems |= {name: "Field required" for name in _omitted(content)}
+    if problems:
+        raise DataError("\n".join(f"{path}, row {row}, field '{name}': {msg}" for name, msg in problems.items()))
+    return scenario
+
+
+def _omitted(content: dict) -> list[str]:
+    """Names of the fields that a row does not mention."""
+    patient = content.get("patient")
+    inside = [f"patient.{name}" for name in Patient.model_fields if name not in patient] if patient else []
+    return [name for name in LabelledCase.model_fields if name not in content and name != "factors"] + inside
 
 
 def write_scenarios(path: str | Path, scenarios: Iterable[LabelledCase]) -> Path:

@@ -202,7 +202,7 @@ def detection(distances: pd.DataFrame, max_distance: int = MAX_DISTANCE) -> pd.D
 TEXTS: dict[str, Callable[[LabelledCase], str]] = {
     "finding": lambda s: s.finding,
     "treatment": lambda s: s.treatment,
-    "complaint": lambda s: s.patient.complaint,
+    "complaint": lambda s: s.patient.complaint or "",
 }
 
 
@@ -220,7 +220,7 @@ def phrase_leaks(suites: Mapping[str, Suite]) -> pd.DataFrame:
     rows = []
     for (one, first), (two, second) in itertools.combinations(suites.items(), 2):
         for text, read in TEXTS.items():
-            a, b = ({_plain(read(s)) for s in suite.scenarios} for suite in (first, second))
+            a, b = ({_plain(text) for text in map(read, suite.scenarios) if text} for suite in (first, second))
             overlap, closest = _closest(sorted(a - b), sorted(b - a))
             rows.append(
                 {
@@ -287,7 +287,9 @@ def finding_balance(suites: Mapping[str, Suite]) -> pd.DataFrame:
 AGE_BANDS = (0, 40, 60, 75, 121)  # years
 
 
-def _age_band(age: int) -> str:
+def _age_band(age: int | None) -> str | None:
+    if age is None:
+        return None
     low = max(edge for edge in AGE_BANDS if edge <= age)
     high = min(edge for edge in AGE_BANDS if edge > age)
     return f"{low} to {high - 1}"

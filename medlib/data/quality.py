@@ -380,9 +380,12 @@ def is_normal_or_benign(finding: str) -> bool:
 
 
 def diagnoses(modality: str, text: str) -> set[str]:
-    """Name the mutually exclusive diagnoses that a text affirms; "normal" only if none."""
+    """Name the mutually exclusive diagnoses that a text affirms; "normal" only if none.
+
+    Of a modality that `DIAGNOSES` lacks, only "normal" is known.
+    """
     affirmed = _affirmed(text)
-    found = {name for name, words in DIAGNOSES[modality].items() if re.search(words, affirmed)}
+    found = {name for name, words in DIAGNOSES.get(modality, {}).items() if re.search(words, affirmed)}
     if not found and re.search(NORMAL, _words(text)) and not re.search(ABNORMAL, affirmed):
         found = {"normal"}
     return found

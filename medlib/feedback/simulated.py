@@ -46,8 +46,8 @@ def simulate(
     ratings = []
     for i, (scenario, verdict) in enumerate(zip(scenarios, shown, strict=True)):
         says_error = (scenario.verdict == "ERROR") != wrong[i]
-        # a case without an error has no true severity: any level is drawn
-        level = int(drawn[i]) if scenario.severity == "none" else SEVERITIES.index(scenario.severity)
+        # without an error, or where none is stated, there is no true severity: any level is drawn
+        level = SEVERITIES.index(scenario.severity) if scenario.severity in SEVERITIES else int(drawn[i])
         severity = SEVERITIES[_step(level, up[i]) if off[i] else level] if says_error else "none"
         ratings.append(
             {

@@ -21,12 +21,13 @@ INSTRUCTION = (
 
 
 def clinical_text(scenario: Case) -> str:
-    """The clinical information block; the same layout for every model and suite."""
+    """The clinical information block; the same layout for every model and suite, less what is not stated."""
     patient = scenario.patient
-    return (
-        f"Patient: {patient.age} years, {patient.sex}. {patient.complaint}.\n"
-        f"Clinical finding: {scenario.finding}.\n"
-        f"Prescribed treatment: {scenario.treatment}."
+    age = None if patient.age is None else f"{patient.age} years"
+    who = ", ".join(text for text in (age, patient.sex) if text)
+    stated = [f"{text}." for text in (who, patient.complaint) if text]
+    return (f"Patient: {' '.join(stated)}\n" if stated else "") + (
+        f"Clinical finding: {scenario.finding}.\nPrescribed treatment: {scenario.treatment}."
     )
 
 

@@ -222,8 +222,9 @@ class RatingView:
         self.case = queue.case(self.suite, self.answers, self.row)
         self.image.value = _png(self.case["image"])
         lines = (line.partition(": ") for line in self.case["text"].split("\n"))
-        self.note.value = f"<h4>{MODALITIES.get(self.case['modality'], self.case['modality'])}</h4>" + "".join(
-            f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>" for name, _, text in lines
+        self.note.value = (
+            f"<h4>{html.escape(MODALITIES.get(self.case['modality'], self.case['modality']))}</h4>"
+            + "".join(f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>" for name, _, text in lines)
         )
         sure = queue.certainty(self.case["shown"], self.case["p_correct"])
         self.verdict.value = (

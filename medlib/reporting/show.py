@@ -11,7 +11,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from medlib import stats
-from medlib.config import ADAPTER, STANDIN_NOTICE, ConfigError, RunConfig
+from medlib.config import ADAPTER, MODALITIES, STANDIN_NOTICE, ConfigError, RunConfig
 from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image
 from medlib.data.suite import Suite
@@ -69,9 +69,11 @@ def table(frame: pd.DataFrame, name: str = "table") -> HTML:
 
 
 def one_per_modality(scenarios: list[LabelledCase], limit: int = 4) -> list[LabelledCase]:
-    """The first scenario of each of the first modalities, verdicts in turn, so that both are seen."""
-    chosen = []
-    for number, modality in enumerate(list(dict.fromkeys(s.modality for s in scenarios))[:limit]):
+    """The first scenario of each of ``limit`` modalities, verdicts in turn, so that both are seen."""
+    chosen, present = [], dict.fromkeys(s.modality for s in scenarios)
+    # the project's own order first, then that of the data
+    ordered = [m for m in MODALITIES if m in present] + [m for m in present if m not in MODALITIES]
+    for number, modality in enumerate(ordered[:limit]):
         here = [s for s in scenarios if s.modality == modality]
         wanted = ("CORRECT", "ERROR")[number % 2]
         chosen += [s for s in here if s.verdict == wanted][:1] or here[:1]

@@ -72,7 +72,7 @@ def checked(predictions: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame
         "predicted": lambda values: values.isin(VERDICTS),
         "parsed": lambda values: values.isin(VERDICTS) | values.isna(),
         "p_correct": lambda values: values.between(0, 1),
-        "cost_impact": lambda values: values >= 0,
+        "cost_impact": lambda values: (pd.to_numeric(values) >= 0) | values.isna(),
         "modality": lambda values: values.notna(),
     }
     for column, is_good in good.items():

@@ -8,8 +8,8 @@ modality        kind of image
 verdict         gold verdict, ``CORRECT`` or ``ERROR``
 p_correct       probability that the model gives to ``CORRECT``
 predicted       the more likely verdict, ``CORRECT`` or ``ERROR``
-severity        ``none``, ``moderate``, ``high`` or ``critical``
-cost_impact     US dollars lost if the error goes through
+severity        ``none``, ``moderate``, ``high`` or ``critical``, missing where not stated
+cost_impact     US dollars lost if the error goes through, missing where not stated
 pair            name of the counterfactual pair, missing for a single scenario (optional)
 generated       free answer of the model (optional)
 parsed          verdict found in ``generated``, missing if none was found (optional)
@@ -56,7 +56,7 @@ def score(predictions: pd.DataFrame) -> dict:
         - ``critical_misses``: ``count`` of critical errors called CORRECT among ``n``, and
           ``upper``, the one-sided 95% Clopper-Pearson limit of their rate;
         - ``expected_cost``: US dollars lost through missed errors, ``total`` and ``per_1000``
-          scenarios;
+          scenarios; nan if an error states no cost;
         - ``accuracy_clustered`` (if there is a column ``pair`` with a value in it): the accuracy
           with a 95% bootstrap interval that resamples whole pairs, because twins share words or
           image; ``clusters`` is their number, a scenario without a pair being its own;
@@ -77,7 +77,8 @@ def score(predictions: pd.DataFrame) -> dict:
     missed = frame[~is_valid & called_valid]
     per_modality = {str(name): _rates(rows) for name, rows in frame.groupby("modality")}
     accuracies = [rates["accuracy"]["value"] for rates in per_modality.values()]
-    cost = float(missed["cost_impact"].sum())
+    costs = pd.to_numeric(frame["cost_impact"])
+    cost = NAN if costs[~is_valid].isna().any() else float(costs[missed.index].sum())
     result = {
         "n": len(frame),
         **_rates(frame),

@@ -73,6 +73,8 @@ def captions_of(modality: str) -> list[str]:
 
 def zero_shot(session: Session, suite: Suite) -> np.ndarray:
     """P(CORRECT), float array (n,), as the module's head describes it."""
+    if unknown := sorted({s.modality for s in suite.scenarios} - set(MODALITY_NAMES)):
+        raise NotRun(f"there are no captions of findings for {', '.join(unknown)}")
     processor, model, _ = encoder(session)
     scale = model.logit_scale.exp().item()
     texts = functools.partial(dual_encoder.embed_texts, processor, model)
@@ -140,7 +142,7 @@ def embed(session: Session, suite: Suite) -> tuple[np.ndarray, np.ndarray, np.nd
     new = {key: s for key, s in zip(images, suite.scenarios) if key not in known}
     vectors = dual_encoder.embed_images(processor, model, (suite.image(s) for s in new.values()))
     known.update(zip(new, vectors))
-    findings = [f"{MODALITY_NAMES[s.modality]}: {s.finding}" for s in suite.scenarios]
+    findings = [f"{MODALITY_NAMES.get(s.modality, s.modality)}: {s.finding}" for s in suite.scenarios]
     treatments = [s.treatment for s in suite.scenarios]
     return (
         np.stack([known[key] for key in images]),

@@ -79,4 +79,4 @@ def fit_keywords(train: list[LabelledCase], seed: int = 0):
 
 def words(scenarios: list[LabelledCase]) -> list[str]:
     """All that a case says, one text each."""
-    return [f"{s.modality} {s.finding} {s.treatment} {s.patient.complaint}" for s in scenarios]
+    return [f"{s.modality} {s.finding} {s.treatment} {s.patient.complaint or ''}" for s in scenarios]

@@ -75,7 +75,7 @@ def test_hash_sees_every_change():
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"modality": "ct"}, "modality"),
+        ({"modality": " "}, "modality"),
         ({"severity": "bad"}, "severity"),
         ({"cost_impact": -1}, "cost_impact"),
         ({"finding": ""}, "finding"),
@@ -100,6 +100,30 @@ def test_missing_field_is_named(tmp_path, field):
     path.write_text(json.dumps({k: v for k, v in ROW.items() if k != field}))
     with pytest.raises(DataError, match=f"rows.jsonl, row 1, field '{field}'"):
         read_scenarios(path)
+
+
+def test_project_files_state_every_patient_fact_and_null_is_a_statement(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROW | {"patient": {"age": None, "sex": None}}))
+    with pytest.raises(DataError, match="row 1, field 'patient.complaint': Field required") as error:
+        read_scenarios(path)
+    assert "patient.age" not in str(error.value)
+    unstated = {"error_type": None, "severity": None, "cost_impact": None}
+    path.write_text(json.dumps(ROW | unstated | {"patient": {"age": None, "sex": None, "complaint": None}}))
+    assert read_scenarios(path)[0].cost_impact is None
+
+
+def test_only_id_image_finding_treatment_and_verdict_are_needed():
+    case = LabelledCase(id="a", image="a.png", finding="mass", treatment="biopsy", verdict="ERROR")
+    assert case.modality == "unspecified" and case.severity is None and case.patient == Patient()
+    with pytest.raises(ValueError, match="severity: 'none' contradicts verdict ERROR"):
+        LabelledCase.model_validate(case.model_dump() | {"severity": "none"})
+    assert scenario(modality="ct").modality == "ct"
+
+
+def test_rows_and_hash_of_complete_cases_are_what_they_were():
+    assert list(scenario().model_dump()) == [*ROW, "factors"]
+    assert scenario_hash([scenario()]) == "4b6f4fe9ee9d796eb9290183159bdf6fa40b952a442876de126eeb66bca8e5dc"
 
 
 @pytest.mark.parametrize("line", [b'{"id": "b",', b"\xff\xfe", b"[1, 2]", b'"text"', b"3"])

@@ -526,3 +526,20 @@ def test_results_table_in_full_says_what_is_not_defined():
         full = results_table({"x": found}, full=True)
         assert (full.loc[0, ["Balanced", "MCC", "AUROC", "Spread (points)"]] == "n/a").all()
         assert full.loc[0, "Critical misses"] == "0 of 0"
+
+
+def test_costs_and_severities_that_are_not_stated_are_not_counted():
+    frame = pd.DataFrame(
+        {
+            "modality": "ct",
+            "verdict": ["ERROR", "ERROR", "CORRECT"],
+            "p_correct": [0.9, 0.1, 0.8],
+            "predicted": ["CORRECT", "ERROR", "CORRECT"],
+            "severity": None,
+            "cost_impact": None,
+        }
+    )
+    result = stats.score(frame)
+    assert result["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert math.isnan(result["expected_cost"]["total"]) and result["critical_misses"]["n"] == 0
+    assert stats.score(frame.assign(cost_impact=[5.0, 7.0, None]))["expected_cost"]["total"] == 5.0

@@ -24,8 +24,8 @@ def verdict_rewards(preferred: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def severity_weights(severities) -> np.ndarray:
-    """Weight of each case, float array (n,)."""
-    return np.array([SEVERITY_WEIGHT[severity] for severity in severities])
+    """Weight of each case, float array (n,); 1 where no severity is stated (None or nan)."""
+    return np.array([1.0 if pd.isna(severity) else SEVERITY_WEIGHT[severity] for severity in severities])
 
 
 def explain(preferred: float, severity: str) -> pd.DataFrame:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from medlib import stats
 from medlib.data import quality
-from medlib.data.cases import LabelledCase
+from medlib.data.cases import ERROR_TYPES, LabelledCase
 from medlib.data.quality import Issue
 from medlib.data.synthetic import draw, lexicon
 from medlib.data.synthetic.draw import FINDINGS
@@ -38,10 +37,7 @@ def core_counts(scenarios: list[LabelledCase]) -> pd.DataFrame:
 
     def row(rows: list[LabelledCase]) -> dict:
         counted = {"Cases": len(rows), "CORRECT": sum(s.verdict == "CORRECT" for s in rows)}
-        counted |= {
-            name.replace("_", " "): sum(s.error_type == name for s in rows)
-            for name in get_args(LabelledCase.model_fields["error_type"].annotation)[1:]
-        }
+        counted |= {name.replace("_", " "): sum(s.error_type == name for s in rows) for name in ERROR_TYPES[1:]}
         counted |= {name: sum(s.severity == name for s in rows) for name in ("moderate", "high", "critical")}
         return counted | {"At stake, US dollars": sum(s.cost_impact or 0 for s in rows)}
 
@@ -49,6 +45,11 @@ def core_counts(scenarios: list[LabelledCase]) -> pd.DataFrame:
     rows = [{"Modality": m} | row([s for s in scenarios if s.modality == m]) for m in modalities]
     counts = pd.DataFrame([*rows, {"Modality": "all"} | row(scenarios)])
     return counts.loc[:, (counts != 0).any()]  # no column for a kind of error that does not occur
+
+
+def _error(case: LabelledCase) -> str:
+    stated = [text.replace("_", " ") for text in (case.error_type, case.severity) if text]
+    return "" if case.verdict == "CORRECT" else ", ".join(stated)
 
 
 def core_list(scenarios: list[LabelledCase]) -> pd.DataFrame:
@@ -60,7 +61,7 @@ def core_list(scenarios: list[LabelledCase]) -> pd.DataFrame:
                 "Finding": s.finding,
                 "Treatment": s.treatment,
                 "Verdict": s.verdict,
-                "Error": "" if s.verdict == "CORRECT" else f"{s.error_type.replace('_', ' ')}, {s.severity}",
+                "Error": _error(s),
                 "US dollars": s.cost_impact,
             }
             for s in scenarios
