@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from medlib.config import ROOT, RunConfig, path
-from medlib.data import counterfactual, own, split
+from medlib.data import counterfactual, own, split, variants
 from medlib.data.cases import LabelledCase
 from medlib.data.own import OwnData
 from medlib.data.split import Assignment
 from medlib.data.suite import Suite
 from medlib.data.synthetic import lexicon
+from medlib.data.synthetic.lexicon import Lexicon
 
 #: Where the sides of a data set of one's own are written, in a folder named by its content.
 ASSIGNMENTS = ROOT / "data" / "own"
@@ -27,6 +28,7 @@ class OwnSuites:
 
     data: OwnData
     sides: Assignment
+    lexicon: Lexicon
 
     def suite(self, config: RunConfig, side: str) -> Suite:
         """The cases of a side; for labelled images as many pairs as asked for and as the images can give."""
@@ -49,6 +51,13 @@ class OwnSuites:
         cases = [] if self.data.kind == "cases" else self._notes(side, pairs, config.seed)
         return self._suite(f"contradiction-{side}-{pairs}-{config.seed}", cases)
 
+    def paraphrase(self, config: RunConfig) -> Suite:
+        """The held-out pairs around labelled images in other words; empty for given cases."""
+        heldout = self.suite(config, "test")
+        if self.data.kind == "cases":
+            return heldout.rows([])
+        return variants.paraphrase(heldout, config.seed, self.lexicon)
+
     def _suite(self, name: str, cases: list[LabelledCase]) -> Suite:
         return Suite(f"{self.data.name}-{name}", cases, self.data.images_dir)
 
@@ -58,18 +67,15 @@ class OwnSuites:
 
     def _pairs(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
         # all that the images can give, in turns over the modalities, and the first of those
-        return counterfactual.cases(self._table, side, None, seed, self._lexicon, use=use)[: 2 * pairs]
+        return counterfactual.cases(self._table, side, None, seed, self.lexicon, use=use)[: 2 * pairs]
 
     def _notes(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
-        return counterfactual.note_pairs(self._table, side, None, seed, self._lexicon, use=use)[: 2 * pairs]
+        return counterfactual.note_pairs(self._table, side, None, seed, self.lexicon, use=use)[: 2 * pairs]
 
     @functools.cached_property
     def _table(self) -> pd.DataFrame:
         return self.data.table.assign(split=list(self.sides.side))
 
-    @functools.cached_property
-    def _lexicon(self) -> lexicon.Lexicon:
-        return lexicon.load([lexicon.FOLDER, self.data.images_dir / "lexicon"])
 
 
 def of(config: RunConfig) -> OwnSuites:
@@ -82,4 +88,4 @@ def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
     place = path(data_dir)
     data = own.read(place if place.exists() else data_dir)
     folder: Path = ASSIGNMENTS / f"{data.name}-{data.sha256[:12]}-{seed}"
-    return OwnSuites(data, split.assigned(data, seed, folder, allow_shared))
+    return OwnSuites(data, split.assigned(data, seed, folder, allow_shared), lexicon.load([place / "lexicon"]))

@@ -57,7 +57,7 @@ def core_images(config: RunConfig) -> Path:
 
 
 def suite(config: RunConfig, split: str) -> Suite:
-    """The suite of a split: of the data set of one's own, or generated, drawn on first use and then found on disk."""
+    """The suite of a split, of data of one's own or generated; drawn on first use, then found on disk."""
     if config.data_dir:
         return own_suites.of(config).suite(config, split)
     pairs = {"train": config.train_pairs, "val": config.val_pairs, "test": config.test_pairs}[split]
@@ -118,9 +118,10 @@ def contradiction(config: RunConfig, split: str, pairs: int | None = None) -> Su
 
 
 def paraphrase(config: RunConfig) -> Suite:
-    """The held-out suite in other words; empty for a data set of one's own, whose phrases the lexicon may lack."""
-    heldout = suite(config, "test")
-    return heldout.rows([]) if config.data_dir else variants.paraphrase(heldout, config.seed)
+    """The held-out suite in other words; empty for given cases, for which nobody knows what means the same."""
+    if config.data_dir:
+        return own_suites.of(config).paraphrase(config)
+    return variants.paraphrase(suite(config, "test"), config.seed)
 
 
 def together(name: str, suites: list[Suite]) -> Suite:

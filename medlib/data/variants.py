@@ -21,7 +21,7 @@ from medlib.data.cases import LabelledCase
 from medlib.data.quality import ABNORMAL, BENIGN, DIAGNOSES, NEGATED, NORMAL
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar
-from medlib.data.synthetic.lexicon import DEGREES, TREATMENTS, findings_of
+from medlib.data.synthetic.lexicon import DEGREES, LEXICON, Lexicon
 
 ABLATIONS = ("text_only", "image_only", "swapped", "masked_words")
 
@@ -64,8 +64,7 @@ def ablate(suite: Suite, name: str, seed: int = 0) -> Suite:
 def _swap_images(scenarios: list[LabelledCase], seed: int) -> list[LabelledCase]:
     """Another scenario's image of the same modality, never one's own."""
     rng, swapped = np.random.default_rng(seed), []
-    modalities = {s.modality for s in scenarios}
-    pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in modalities}
+    pools = {m: sorted({s.image for s in scenarios if s.modality == m}) for m in {s.modality for s in scenarios}}
     for scenario in scenarios:
         others = [image for image in pools[scenario.modality] if image != scenario.image]
         if not others:
@@ -109,7 +108,7 @@ def _one_mask(text: str) -> str:
 # ------------------------------------------------------------------------------------ other words
 
 
-def paraphrase(suite: Suite, seed: int = 0) -> Suite:
+def paraphrase(suite: Suite, seed: int = 0, lexicon: Lexicon = LEXICON) -> Suite:
     """The suite in other words: images, facts, verdicts and ids stay.
 
     Each finding and treatment takes another phrase of its split for the same finding or care. What
@@ -120,29 +119,24 @@ def paraphrase(suite: Suite, seed: int = 0) -> Suite:
     Raises
     ------
     DataError
-        If a scenario is not from `medlib.data.synthetic.grammar`, whose ``factors`` tell what its words mean.
+        If a scenario is not from `medlib.data.synthetic.grammar` or `medlib.data.counterfactual`, whose
+        ``factors`` tell what its words mean.
     """
     scenarios = []
     for scenario in suite.scenarios:
-        care = scenario.modality, str(scenario.factors.get("care"))
-        treatments = next((p for p in TREATMENTS.get(care, {}).values() if scenario.treatment in p), ())
-        scenarios.append(
-            scenario.model_copy(
-                update={
-                    "finding": _other_phrase(scenario, scenario.finding, _finding_phrases(scenario), seed),
-                    "treatment": _other_phrase(scenario, scenario.treatment, treatments, seed),
-                }
-            )
-        )
+        finding = _other_phrase(scenario, scenario.finding, _finding_phrases(scenario, lexicon), seed)
+        treatment = _other_phrase(scenario, scenario.treatment, _treatment_phrases(scenario, lexicon), seed)
+        scenarios.append(scenario.model_copy(update={"finding": finding, "treatment": treatment}))
     return replace(suite, name=f"{suite.name}-paraphrase", scenarios=scenarios)
 
 
-def _finding_phrases(scenario: LabelledCase) -> list[str]:
+def _finding_phrases(scenario: LabelledCase, lexicon: Lexicon) -> list[str]:
     """The sentences of one split that say what the note says; a note without a degree gets none."""
-    for finding in findings_of(scenario.modality):
+    for finding in lexicon.findings_of(scenario.modality):
         if finding.name != scenario.factors.get("note_finding"):
             continue
-        for templates, degree in itertools.product(finding.phrases.values(), DEGREES):
+        lists = [*finding.phrases.values(), *(finding.plain_phrases or {}).values()]
+        for templates, degree in itertools.product(lists, DEGREES):
             template_of = {grammar.fill(template, degree): template for template in templates}
             if scenario.finding in template_of:
                 graded = "{degree}" in template_of[scenario.finding]
@@ -150,11 +144,24 @@ def _finding_phrases(scenario: LabelledCase) -> list[str]:
     return []
 
 
+def _treatment_phrases(scenario: LabelledCase, lexicon: Lexicon) -> list[str]:
+    """The treatments of one split that are the same care; beside a real image none that may not suit it."""
+    care, real = scenario.factors.get("care"), "twin" in scenario.factors
+    entry = lexicon.modalities.get(scenario.modality)
+    left_out = {p for f in lexicon.findings_of(scenario.modality) for p in f.unsuited if real}
+    if entry and scenario.patient.age < 18:
+        left_out |= set(entry.adults_only)
+    for phrases in (p for c in (entry.care if entry else ()) if c.name == care for p in c.treatments.values()):
+        if scenario.treatment in phrases:
+            return [p for p in phrases if p == scenario.treatment or p not in left_out]
+    return []
+
+
 def _other_phrase(scenario: LabelledCase, text: str, phrases: Sequence[str], seed: int) -> str:
     """A phrase other than ``text``; one draw for a pair and a text, so twins stay alike."""
     if text not in phrases:
         raise DataError(
-            f"{scenario.id}: {text!r} is no phrase of medlib.data.synthetic.lexicon for its factors, so "
+            f"{scenario.id}: {text!r} is no phrase of the lexicon for its factors, so "
             "nothing is known that means the same; paraphrase generated suites only"
         )
     others = [phrase for phrase in phrases if phrase != text]
