@@ -149,7 +149,7 @@ def _treatment_phrases(scenario: LabelledCase, lexicon: Lexicon) -> list[str]:
     care, real = scenario.factors.get("care"), "twin" in scenario.factors
     entry = lexicon.modalities.get(scenario.modality)
     left_out = {p for f in lexicon.findings_of(scenario.modality) for p in f.unsuited if real}
-    if entry and scenario.patient.age < 18:
+    if entry and (scenario.patient.age or 18) < 18:
         left_out |= set(entry.adults_only)
     for phrases in (p for c in (entry.care if entry else ()) if c.name == care for p in c.treatments.values()):
         if scenario.treatment in phrases:
