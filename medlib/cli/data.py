@@ -31,7 +31,7 @@ def data(
     core24.verify(sources.CORE_DIR)
     print(f"core24, hashes match: {json.dumps(counts)}")
     if audit:
-        for issue in sources.audit_core(config):
+        for issue in sources.audit(config):
             print(f"{issue.severity.upper():8} {issue.check}: {issue.message}")
     for name, suite in sources.prepare(config).items():
         print(f"{name}: {len(suite.scenarios)} scenarios, sha256 {suite.sha256[:16]}")

@@ -62,8 +62,15 @@ class OwnSuites:
         return Suite(f"{self.data.name}-{name}", cases, self.data.images_dir)
 
     def _cases(self, side: str) -> list[LabelledCase]:
-        of_row = zip(self.data.cases, self.sides.side)
-        return [case for case, of_case in of_row if of_case == side]
+        # twins and groups are what is not independent: both stand under the name "pair" in every table
+        return [
+            case.model_copy(
+                update={"factors": {"pair": group, "pair_kind": "given", "source": _source(case)} | case.factors}
+            )
+            for case, group in (
+                (self.data.cases[i], f"group {self.sides.table['group'].iat[i]}") for i in self.sides.rows(side)
+            )
+        ]
 
     def _pairs(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
         # all that the images can give, in turns over the modalities, and the first of those
@@ -74,8 +81,7 @@ class OwnSuites:
 
     @functools.cached_property
     def _table(self) -> pd.DataFrame:
-        return self.data.table.assign(split=list(self.sides.side))
-
+        return self.data.table.assign(split=list(self.sides.table["split"]))
 
 
 def of(config: RunConfig) -> OwnSuites:
@@ -88,4 +94,11 @@ def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
     place = path(data_dir)
     data = own.read(place if place.exists() else data_dir)
     folder: Path = ASSIGNMENTS / f"{data.name}-{data.sha256[:12]}-{seed}"
-    return OwnSuites(data, split.assigned(data, seed, folder, allow_shared), lexicon.load([place / "lexicon"]))
+    sides = split.read(folder) or split.assign(
+        data.rows, data.images_dir, seed, allow_shared=allow_shared, folder=folder
+    )
+    return OwnSuites(data, sides, lexicon.load([place / "lexicon"]))
+
+
+def _source(case: LabelledCase) -> str:
+    return case.error_type if case.error_type not in (None, "none") else f"verdict {case.verdict}"

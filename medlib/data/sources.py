@@ -43,8 +43,24 @@ def ensure_core() -> None:
     core24.verify(CORE_DIR)
 
 
-def audit_core(config: RunConfig) -> list[Issue]:
-    """What is wrong with the core set and with the folder of images in use; refuses nothing."""
+def examples(config: RunConfig) -> Suite:
+    """Cases to show what the task is: core cases, or the held-out ones of a data set of one's own."""
+    return suite(config, "test") if config.data_dir else core(config, "val")
+
+
+def described(config: RunConfig) -> list[LabelledCase]:
+    """The cases that 01_data describes: the 24 core cases, or all of a data set of one's own."""
+    if config.data_dir:
+        return [s for split in ("train", "val", "test") for s in suite(config, split).scenarios]
+    return core24.load_facts()
+
+
+def audit(config: RunConfig) -> list[Issue]:
+    """What is wrong with the cases of `described` and with the images in use; refuses nothing."""
+    if config.data_dir:
+        suites = {side: suite(config, side) for side in ("train", "val", "test")}
+        side_of = {s.id: side for side, part in suites.items() for s in part.scenarios}
+        return quality.audit(described(config), suites["train"].images_dir, side_of)
     ensure_core()
     sides = {split: read_scenarios(CORE_DIR / f"{split}.jsonl") for split in ("train", "val")}
     splits = {s.id: side for side, scenarios in sides.items() for s in scenarios}

@@ -80,6 +80,11 @@ def one_per_modality(scenarios: list[LabelledCase], limit: int = 4) -> list[Labe
     return chosen
 
 
+def data_name(config: RunConfig) -> str:
+    """What `medlib.data.sources.described` describes, in a word or two."""
+    return Path(config.data_dir).name if config.data_dir else "core24"
+
+
 def banner(config: RunConfig, is_core: bool) -> str:
     """What the images of a suite are; generated ones are drawn."""
     if config.data_dir:

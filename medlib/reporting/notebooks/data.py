@@ -8,15 +8,36 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medlib import stats
-from medlib.data import quality
+from medlib.config import MODALITIES, RunConfig
+from medlib.data import quality, sources
 from medlib.data.cases import ERROR_TYPES, LabelledCase
 from medlib.data.quality import Issue
 from medlib.data.synthetic import draw, lexicon
 from medlib.data.synthetic.draw import FINDINGS
 from medlib.data.synthetic.grammar import SEED_BASE
-from medlib.reporting import plots
+from medlib.reporting import plots, show
 from medlib.stats.text import percent, rate_text
 from medlib.systems import text
+
+
+def finding_sheets(config: RunConfig) -> list[Figure]:
+    """Examples of every finding, one sheet for each modality: drawn ones, or training images of one's own."""
+    if not config.data_dir:
+        return [finding_sheet(modality) for modality in MODALITIES]
+    suite = sources.suite(config, "train")
+    sheets = []
+    for modality in dict.fromkeys(s.modality for s in suite.scenarios):
+        by_finding = {_finding(s): s for s in suite.scenarios if s.modality == modality}
+        shown = list(by_finding.values())[:8]
+        images, captions = [suite.image(s) for s in shown], [_finding(s) for s in shown]
+        sheets.append(
+            plots.contact_sheet(images, captions, columns=4, banner=f"{show.data_name(config)}, {modality}")
+        )
+    return sheets
+
+
+def _finding(scenario: LabelledCase) -> str:
+    return str(scenario.factors.get("image_finding", scenario.finding)).replace("_", " ")
 
 
 def finding_sheet(modality: str, each: int = 2) -> Figure:
@@ -52,8 +73,8 @@ def _error(case: LabelledCase) -> str:
     return "" if case.verdict == "CORRECT" else ", ".join(stated)
 
 
-def core_list(scenarios: list[LabelledCase]) -> pd.DataFrame:
-    """Every case in words."""
+def core_list(scenarios: list[LabelledCase], limit: int = 24) -> pd.DataFrame:
+    """The first cases in words."""
     return pd.DataFrame(
         [
             {
@@ -64,7 +85,7 @@ def core_list(scenarios: list[LabelledCase]) -> pd.DataFrame:
                 "Error": _error(s),
                 "US dollars": s.cost_impact,
             }
-            for s in scenarios
+            for s in scenarios[:limit]
         ]
     )
 
@@ -117,7 +138,9 @@ def shortcut_sentence(scenarios: list[LabelledCase]) -> str:
 
 def composition(scenarios: list[LabelledCase]) -> pd.DataFrame:
     """Scenarios by source of the verdict and by verdict."""
-    source = pd.Series([str(s.factors["source"]).replace("_", " ") for s in scenarios], name="Source")
+    source = pd.Series(
+        [str(s.factors.get("source", "not stated")).replace("_", " ") for s in scenarios], name="Source"
+    )
     counts = pd.crosstab(source, pd.Series([s.verdict for s in scenarios]))
     return counts.rename_axis(columns=None).reset_index()
 

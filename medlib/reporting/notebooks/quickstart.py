@@ -14,8 +14,10 @@ from medlib.models import loading, scoring
 
 
 def counterfactual_pair(scenarios: list[LabelledCase], kind: str = "image") -> list[LabelledCase]:
-    """The two members of the first pair of a kind; an empty list if there is none."""
+    """The two members of the first pair of a kind; one case of each verdict if there is none."""
     members = [s for s in scenarios if s.factors.get("pair_kind") == kind]
+    if not members:
+        return list({s.verdict: s for s in reversed(scenarios)}.values())
     return [s for s in members if s.factors["pair"] == members[0].factors["pair"]]
 
 
