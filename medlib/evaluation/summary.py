@@ -163,7 +163,7 @@ def claims(results: Results) -> list[dict]:
     if len(steps):
         differences = ", ".join(map(difference_text, steps.to_dict(orient="records")))
         is_met = bool(((steps["difference"] > 0) & (steps["p_holm"] < 0.01)).all())
-        claim = "each rung is above the one below: " + ", ".join(steps["step"])
+        claim = "these rungs are each above the one below: " + ", ".join(steps["step"])
         rows.append((claim, "Holm p < 0.01 each", f"{differences} points", is_met))
     # by scenario and by whole pair: the claim must hold both ways
     local = {
