@@ -1,0 +1,116 @@
+"""A data set of one's own as the suites of a run: its sides, further cases and contradictions."""
+
+import csv
+import itertools
+
+import pytest
+
+from medlib.config import resolve
+from medlib.data import own_suites, sources
+from medlib.data.synthetic import lexicon
+from medlib.data.synthetic.draw import draw, save
+
+FINDINGS = [f for m in ("xray", "ultrasound") for f in lexicon.findings_of(m)]
+EACH = 12  # images of a finding, two of each group
+
+
+def _write(file, rows):
+    with open(file, "w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Labelled images: file, modality, finding and group."""
+    folder, rows = tmp_path_factory.mktemp("labelled"), []
+    for number in range(EACH):
+        for finding in FINDINGS:
+            name = f"{finding.modality}_{finding.name}_{number}.png"
+            save(draw(finding.modality, finding.name, 7_000_000 + number, size=64), folder / name)
+            group = f"{finding.modality}-{finding.name}-{number // 2}"
+            rows.append({"file": name, "modality": finding.modality, "finding": finding.name, "group": group})
+    _write(folder / "metadata.csv", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(images, tmp_path_factory):
+    """The same images as given cases, with the fewest columns there can be."""
+    folder, rows = tmp_path_factory.mktemp("given"), []
+    for number, file in enumerate(sorted(images.glob("*.png"))):
+        (folder / file.name).write_bytes(file.read_bytes())
+        verdict = "appropriate" if number % 2 else "inappropriate"
+        row = {
+            "id": f"c{number}",
+            "image": file.name,
+            "finding": "A shadow",
+            "treatment": "Rest",
+            "verdict": verdict,
+        }
+        rows.append(row)
+    _write(folder / "cases.csv", rows)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Sides are written to the folder of the test."""
+    monkeypatch.setattr(own_suites, "ASSIGNMENTS", tmp_path / "sides")
+    own_suites._of.cache_clear()
+
+
+def _config(folder, **further):
+    return resolve("tiny", data_dir=str(folder), **further)
+
+
+@pytest.mark.parametrize("kind", ["images", "cases"])
+def test_the_suites_of_a_run_are_those_of_the_data_and_share_no_image(kind, request):
+    config = _config(request.getfixturevalue(kind))
+    suites = sources.prepare(config)
+    assert list(suites) == ["core_train", "core_val", "train", "val", "test"]
+    assert len(suites["core_train"]) == len(suites["core_val"]) == 0
+    shown = {side: {s.image for s in suites[side].scenarios} for side in ("train", "val", "test")}
+    assert all(shown.values())
+    assert (
+        not shown["train"] & shown["test"]
+        and not shown["train"] & shown["val"]
+        and not shown["val"] & shown["test"]
+    )
+    assert all(suites[side].image(suites[side].scenarios[0]).mode == "RGB" for side in shown)
+    assert {s.verdict for s in suites["test"].scenarios} == {"CORRECT", "ERROR"}
+
+
+def test_groups_are_not_divided(images):
+    suites = sources.prepare(_config(images))
+    groups = [{s.factors["group"] for s in suites[side].scenarios} for side in ("train", "val", "test")]
+    assert not any(one & two for one, two in itertools.combinations(groups, 2))
+
+
+def test_the_sides_are_read_again_and_another_seed_draws_others(images):
+    first = own_suites.of(_config(images)).sides.table
+    own_suites._of.cache_clear()
+    assert own_suites.of(_config(images)).sides.table.equals(first)
+    assert not own_suites.of(_config(images, seed=1)).sides.table["split"].equals(first["split"])
+
+
+def test_labelled_images_give_further_cases_contradictions_and_other_words(images):
+    config = _config(images)
+    test, feedback = sources.suite(config, "test"), sources.feedback(config)
+    notes, words = sources.contradiction(config, "test"), sources.paraphrase(config)
+    shown = {s.image for s in test.scenarios}
+    assert {s.error_type for s in notes.scenarios} == {"none", "contradiction"}
+    assert {s.image for s in notes.scenarios} <= {r.file for r in own_suites.of(config).data.table.itertuples()}
+    assert not {s.image for s in feedback.scenarios} & shown
+    assert [s.id for s in words.scenarios] == [s.id for s in test.scenarios]
+    assert any(a.finding != b.finding for a, b in zip(words.scenarios, test.scenarios))
+    assert [s.verdict for s in words.scenarios] == [s.verdict for s in test.scenarios]
+
+
+def test_given_cases_have_no_contradictions_and_calibrate_on_validation(cases):
+    config = _config(cases)
+    assert len(sources.contradiction(config, "test")) == len(sources.paraphrase(config)) == 0
+    validation = {s.id for s in sources.suite(config, "val").scenarios}
+    assert {s.id for s in sources.calibration(config).scenarios} <= validation
+    assert len(sources.described(config)) == len(FINDINGS) * EACH
