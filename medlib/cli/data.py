@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -21,11 +22,17 @@ def data(
     allow_masks: Masks = None,
     seed: Seed = None,
     audit: Annotated[bool, typer.Option(help="also look for shortcuts, leaks and broken images")] = True,
+    check: Annotated[
+        Optional[str], typer.Option(metavar="DIR", help="only check a data set of your own: a folder or a table")
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Rebuild the core set and the suites, check them and audit the core set."""
+    """Rebuild the core set and the suites, check them and audit the core set; or check a data set of your own."""
     from medlib.data import core24, sources
 
+    if check is not None:
+        _check(check, seed or 0)
+        return
     config = configuration("data", profile, settings, images, allow_masks=allow_masks, seed=seed)
     counts = core24.build(sources.CORE_DIR)
     core24.verify(sources.CORE_DIR)
@@ -35,6 +42,16 @@ def data(
             print(f"{issue.severity.upper():8} {issue.check}: {issue.message}")
     for name, suite in sources.prepare(config).items():
         print(f"{name}: {len(suite.scenarios)} scenarios, sha256 {suite.sha256[:16]}")
+
+
+def _check(where: str, seed: int) -> None:
+    """Print what there is to know about a data set; exit status 1 if a row cannot be read."""
+    from medlib.data.check import check
+
+    report = check(where, seed, progress=sys.stderr.isatty())
+    print(report.text())
+    if report.data.unread:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -31,6 +31,7 @@ HASH_SIDE = 16  # a hash of 16 x 16 = 256 bits; with the usual 64, unrelated dra
 # of 256) and the closest of 2,000 unrelated drawn images (20); published scans are 94 and more
 # apart. `hash_distances` measures this again on any suite.
 MAX_DISTANCE = 18
+PRINT_COLUMNS = ["image", "modality", "sha256", "bits"]
 #: The eight ways to lay a square on itself, the first as it is.
 TURNS = {"as it is": None} | {t.name.lower().replace("_", " "): t for t in Image.Transpose}
 
@@ -87,23 +88,27 @@ def image_leaks(suites: Mapping[str, Suite], max_distance: int = MAX_DISTANCE) -
 
 def fingerprints(suite: Suite) -> pd.DataFrame:
     """Hashes of every image of a suite: image (file), modality, sha256, bits (8 turns, 256)."""
-    modality = {s.image: s.modality for s in suite.scenarios}
+    return image_prints({s.image: s.modality for s in suite.scenarios}, suite.images_dir)
+
+
+def image_prints(modalities: Mapping[str, str], images_dir: Path) -> pd.DataFrame:
+    """`fingerprints` of files, given as file: modality."""
     rows = []
-    for image, kind in modality.items():
-        path = suite.images_dir / image
+    for image, kind in modalities.items():
+        path = images_dir / image
         # load_image names a file that is missing; the time of change keeps a stale hash from use
         changed = path.stat().st_mtime_ns if path.is_file() else 0
         rows.append((image, kind, *_fingerprint(path, changed)))
-    return pd.DataFrame(rows, columns=["image", "modality", "sha256", "bits"])
+    return pd.DataFrame(rows, columns=PRINT_COLUMNS)
 
 
 @lru_cache(maxsize=50_000)  # images; 2 KiB each
 def _fingerprint(path: Path, changed: int) -> tuple[str, np.ndarray]:
     image = load_image(path)
-    return pixel_hash(image), _hash_bits(image)
+    return pixel_hash(image), hash_bits(image)
 
 
-def _hash_bits(image: Image.Image) -> np.ndarray:
+def hash_bits(image: Image.Image) -> np.ndarray:
     """Perceptual hash of the image in each of its turns, bool array (8, 256)."""
     # shrunk once to what phash shrinks to anyway, so that eight turns cost little
     small = image.convert("L").resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS)
@@ -125,6 +130,36 @@ def _distances(one: pd.DataFrame, two: pd.DataFrame) -> tuple[np.ndarray, np.nda
         turns[distance < best] = turn
         np.minimum(best, distance, out=best)
     return best, turns
+
+
+def near_duplicates(prints: pd.DataFrame, max_distance: int = MAX_DISTANCE, block: int = 512) -> pd.DataFrame:
+    """Pairs of images of one set that are equal or nearly so, whatever their file names.
+
+    Parameters
+    ----------
+    prints : DataFrame
+        As `image_prints` gives it.
+    max_distance : int
+        Hamming distance, of 256 bits.
+    block : int
+        Images compared with all others at a time: memory grows with it, not with the square of all.
+
+    Returns
+    -------
+    DataFrame
+        image_one, image_two, kind ("exact" or "perceptual"), turn, distance (bits); each pair once.
+    """
+    rows = []
+    for start in range(0, len(prints), block):
+        part, rest = prints.iloc[start : start + block], prints.iloc[start:]
+        distances, turns = _distances(part, rest)
+        for i, j in np.argwhere(distances <= max_distance):
+            if i < j:
+                one, two = part.iloc[i], rest.iloc[j]
+                kind = "exact" if one["sha256"] == two["sha256"] else "perceptual"
+                turn = list(TURNS)[turns[i, j]]
+                rows.append((one["image"], two["image"], kind, turn, int(distances[i, j])))
+    return pd.DataFrame(rows, columns=["image_one", "image_two", "kind", "turn", "distance"])
 
 
 def _recompressed(image: Image.Image) -> Image.Image:
@@ -179,7 +214,7 @@ def hash_distances(suite: Suite, sample: int = 100, seed: int = 0) -> pd.DataFra
     for _, original in prints.iloc[np.sort(chosen)].iterrows():
         image = load_image(suite.images_dir / original["image"])
         for kind, copy in COPIES.items():
-            apart = (_hash_bits(copy(image)) != original["bits"][0]).sum(axis=1).min()
+            apart = (hash_bits(copy(image)) != original["bits"][0]).sum(axis=1).min()
             rows.append((original["modality"], kind, int(apart)))
     return pd.DataFrame(rows, columns=["modality", "kind", "distance"])
 

@@ -115,7 +115,7 @@ def test_hashes_of_all_turns_are_one_set_whichever_way_a_image_lies(seed, turn):
     noise = np.random.default_rng(seed).integers(0, 256, (64, 64), dtype=np.uint8)
     image = Image.fromarray(noise)
     turned = image if turn is None else image.transpose(turn)
-    one, two = leakage._hash_bits(image), leakage._hash_bits(turned)
+    one, two = leakage.hash_bits(image), leakage.hash_bits(turned)
     assert {bits.tobytes() for bits in one} == {bits.tobytes() for bits in two}
     assert one.shape == (8, 256)
 
