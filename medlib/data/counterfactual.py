@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -71,10 +72,15 @@ def cases(
     Raises
     ------
     DataError
-        If a column is missing, a file is listed twice, the lexicon lacks a finding, a modality has no
-        two findings that call for different care, or the images do not suffice for so many pairs.
+        If a column is missing, a file is listed twice, the lexicon lacks a finding, no modality has two
+        findings that call for different care, or the images do not suffice for so many pairs.
     ValueError
         For an unknown split or pair kind.
+
+    Warns
+    -----
+    UserWarning
+        If a modality is left out, because its images call for one kind of care only.
     """
     if unknown := set(kinds) - set(grammar.PAIR_KINDS):
         raise ValueError(f"pair kind {sorted(unknown)[0]!r} is not one of {', '.join(grammar.PAIR_KINDS)}")
@@ -160,8 +166,11 @@ def _choices(
         for name, part in images.items()
         if not part.options()
     ]
-    if alone:
+    images = {name: part for name, part in images.items() if part.options()}
+    if not images:
         raise DataError("\n".join(alone))
+    for reason in alone:
+        warnings.warn(f"left out: {reason}", stacklevel=2)
     for turn in itertools.count():
         if pairs is None and not all(part.options() for part in images.values()):
             return

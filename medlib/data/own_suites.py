@@ -93,7 +93,7 @@ def of(config: RunConfig) -> OwnSuites:
 def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
     place = path(data_dir)
     data = own.read(place if place.exists() else data_dir)
-    folder: Path = ASSIGNMENTS / f"{data.name}-{data.sha256[:12]}-{seed}"
+    folder: Path = ASSIGNMENTS / f"{data.name}-{data.sha256[:12]}-{seed}{'-shared' if allow_shared else ''}"
     sides = split.read(folder) or split.assign(
         data.rows, data.images_dir, seed, allow_shared=allow_shared, folder=folder
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import secrets
 import warnings
 from collections import Counter
@@ -133,6 +134,16 @@ def assign(
     if folder is not None:
         assignment.write(folder)
     return assignment
+
+
+def read(folder: str | Path) -> Assignment | None:
+    """What `Assignment.write` wrote; None if it is not there."""
+    table, facts = Path(folder) / "split.csv", Path(folder) / "split.json"
+    if not (table.is_file() and facts.is_file()):
+        return None
+    known = json.loads(facts.read_text(encoding="utf-8"))
+    known.pop("counts")
+    return Assignment(pd.read_csv(table, dtype={"id": str, "file": str}), **known)
 
 
 def listing(names: list[str], limit: int = 5) -> str:

@@ -11,7 +11,7 @@ from medlib.data.synthetic import lexicon
 from medlib.data.synthetic.draw import draw, save
 
 FINDINGS = [f for m in ("xray", "ultrasound") for f in lexicon.findings_of(m)]
-EACH = 12  # images of a finding, two of each group
+EACH = 24  # images of a finding, two of each group
 
 
 def _write(file, rows):
