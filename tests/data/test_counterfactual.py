@@ -231,6 +231,9 @@ def test_a_modality_needs_two_kinds_of_care():
     assert left and "ultrasound" not in {s.modality for s in left}
     with pytest.raises(DataError, match=message):
         counterfactual.cases(benign[benign.modality == "ultrasound"], "train", 6)
+    accepted = TABLE[~TABLE.finding.isin(["normal", "simple_cyst"]) & (TABLE.modality == "ultrasound")]
+    with pytest.raises(DataError, match="or accept it"):
+        counterfactual.cases(accepted, "train", 4)
 
 
 def test_one_kind_of_pair_and_a_lexicon_of_ones_own(tmp_path):
