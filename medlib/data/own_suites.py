@@ -30,6 +30,12 @@ class OwnSuites:
     sides: Assignment
     lexicon: Lexicon
 
+    def notes(self) -> list[str]:
+        """What was recognised and guessed, which rows are left out, and how the sides came about."""
+        rows = [f"{self.data.unread} rows cannot be read and are left out:"] if self.data.unread else []
+        problems = own.listing(self.data.problems).splitlines()
+        return [*self.data.notes, *rows, *problems, *self.sides.notes, *filter(None, [self.sides.stamp])]
+
     def suite(self, config: RunConfig, side: str) -> Suite:
         """The cases of a side; for labelled images as many pairs as asked for and as the images can give."""
         if self.data.kind == "cases":
@@ -92,12 +98,15 @@ def of(config: RunConfig) -> OwnSuites:
 @functools.lru_cache(maxsize=2)
 def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
     place = path(data_dir)
-    data = own.read(place if place.exists() else data_dir)
+    data = own.read(place if place.exists() else data_dir, strict=False)
+    words = lexicon.load([place / "lexicon"])
     folder: Path = ASSIGNMENTS / f"{data.name}-{data.sha256[:12]}-{seed}{'-shared' if allow_shared else ''}"
-    sides = split.read(folder) or split.assign(
-        data.rows, data.images_dir, seed, allow_shared=allow_shared, folder=folder
-    )
-    return OwnSuites(data, sides, lexicon.load([place / "lexicon"]))
+    if sides := split.read(folder):
+        return OwnSuites(data, sides, words)
+    sides = split.assign(data.rows, data.images_dir, seed, allow_shared=allow_shared, folder=folder)
+    suites = OwnSuites(data, sides, words)
+    print("\n".join(suites.notes()), flush=True)
+    return suites
 
 
 def _source(case: LabelledCase) -> str:
