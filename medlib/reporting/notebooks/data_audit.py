@@ -5,6 +5,7 @@ Every sentence is written from the numbers it states, so that it reads right wha
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from medlib import stats
-from medlib.data import leakage, quality
+from medlib.config import RunConfig
+from medlib.data import blind, leakage, own_suites, quality
+from medlib.data.blind import BlindScore
 from medlib.data.cases import LabelledCase
 from medlib.data.leakage import COPIES, HASH_SIDE, MAX_DISTANCE, NOT_SHOWN, STRANGERS
 from medlib.data.quality import Issue
@@ -38,6 +41,59 @@ def _crossing(frame: pd.DataFrame) -> pd.DataFrame:
     swapped = frame.rename(columns=ends | {two: one for one, two in ends.items()})
     parts = [frame[fitted[0] & ~fitted[1]], swapped[~fitted[0] & fitted[1]]]
     return pd.concat(parts).reset_index(drop=True)
+
+
+# ---- the data set ------------------------------------------------------------------------------
+
+
+def data_notes(config: RunConfig) -> str:
+    """What was read, guessed and left out of a data set of one's own, and how it was divided."""
+    if not config.data_dir:
+        return "This run uses generated cases. `data_dir` takes a data set of your own."
+    return "\n".join(f"- {html.escape(note)}" for note in own_suites.of(config).notes())
+
+
+def blind_scores(suite: Suite, seed: int = 0) -> dict[str, BlindScore]:
+    """Both blind auditors on the verdict and, where images are labelled, image statistics on the finding."""
+    cases, groups = (
+        suite.scenarios,
+        [str(s.factors.get("group", s.factors.get("pair", s.image))) for s in suite.scenarios],
+    )
+    files = {name: blind.statistics_of_file(suite.images_dir / name) for name in {s.image for s in cases}}
+    verdicts, statistics = [s.verdict for s in cases], pd.DataFrame([files[s.image] for s in cases])
+    scores = {
+        "verdict, words only": blind.blind_words_accuracy(cases, verdicts, groups, seed),
+        "verdict, image statistics only": blind.blind_image_accuracy(verdicts, statistics, groups, seed=seed),
+    }
+    findings = {
+        s.image: (s.factors.get("image_finding"), s.modality, s.factors.get("group", s.image)) for s in cases
+    }
+    if None not in {finding for finding, *_ in findings.values()}:
+        labels, within, of_image = zip(*findings.values())
+        scores["finding, image statistics only"] = blind.blind_image_accuracy(
+            labels, pd.DataFrame([files[name] for name in findings]), of_image, within, seed
+        )
+    return scores
+
+
+def blind_table(scores: Mapping[str, BlindScore]) -> pd.DataFrame:
+    """`blind_scores` in words."""
+    return pd.DataFrame(
+        [
+            {
+                "Asked, and what is seen": asked,
+                "Measure": score.measure,
+                "Right": rate_text({"value": score.value, "low": score.low, "high": score.high, "n": score.n}),
+                "By chance": percent(score.chance),
+            }
+            for asked, score in scores.items()
+        ]
+    )
+
+
+def blind_sentence(scores: Mapping[str, BlindScore]) -> str:
+    """How far the verdicts can be passed without reading the image."""
+    return blind.sentence([score for asked, score in scores.items() if asked.startswith("verdict")])
 
 
 # ---- images ------------------------------------------------------------------------------------
