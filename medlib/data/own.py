@@ -418,8 +418,8 @@ class _Reader:
         if self.images.guessed:
             first = next(iter(self.images.guessed.items()))
             self.notes.append(
-                f"{len(self.images.guessed)} image names were matched without regard to case or ending, "
-                f"such as {first[0]} with {first[1]}"
+                f"{len(self.images.guessed)} images were found elsewhere in the folder, or with another "
+                f"case or ending, such as {first[0]}: {first[1]}"
             )
         self._note_what_is_not_stated()
         cases = rows if self.kind == "cases" else []

@@ -157,7 +157,7 @@ def test_the_card_maps_columns_and_values(tmp_path):
         ("ERROR", "male", "ct"),
     ]
     assert [s.image for s in data.cases] == ["bilder/scan00.png", "bilder/scan01.png"]
-    assert any("matched without regard to case or ending" in note for note in data.notes)
+    assert any("2 images were found elsewhere" in note for note in data.notes)
     assert data.cases[1].factors == {"Herkunft": "B"}
 
 
