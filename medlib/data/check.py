@@ -104,8 +104,10 @@ class Report:
         if not len(pairs):
             return ["none"]
         label = self.data.rows.drop_duplicates("file").set_index("file")["label"]
+        lines = [f"{len(pairs):,} pair{'s' if len(pairs) > 1 else ''}"]
         other = int((pairs["image_one"].map(label) != pairs["image_two"].map(label)).sum())
-        lines = [f"{len(pairs):,} pairs" + (f", {other:,} of them with different labels" if other else "")]
+        if other and self.data.kind == "images":  # one image under two verdicts is how cases are made
+            lines[0] += f", {other:,} of them with different findings"
         shown = [f"{p.image_one} and {p.image_two} ({p.turn}, {p.distance} bits)" for p in pairs.itertuples()]
         return [*lines, listing(shown, 10)]
 

@@ -71,6 +71,8 @@ IDENTIFYING = re.compile(
     r"(^|_)(patients?_?name|(patients?_?)?(first_?name|last_?name|surname|birth_?date|date_of_birth|dob|ssn|phone|e?mail"
     r"|address|mrn|medical_record_number|accession(_?number)?))(_|$)"
 )
+#: Columns of groups whose values are replaced by numbers.
+PATIENTS = re.compile(r"patient|subject|^pid$|mrn|record")
 #: What the columns of labelled images and the factors of cases are called. The factor ``source`` is how a verdict
 #: was made, so where a case comes from has another name there.
 COLUMNS = ("file", "modality", "finding", "group", "split", "source", "population")
@@ -403,6 +405,7 @@ class _Reader:
         self.kind: Kind = self._kind()
         self.guessed: dict[str, Counter] = {}
         self.seen: dict[tuple[str, str], str] = {}  # (split, id or file): file and row
+        self.patients: dict[str, str] = {}  # what is written in a column of patients: pseudonym
         self.images = _ImageFinder(root, card.images)
 
     def read(self) -> OwnData:
@@ -418,8 +421,8 @@ class _Reader:
         if self.images.guessed:
             first = next(iter(self.images.guessed.items()))
             self.notes.append(
-                f"{len(self.images.guessed)} image names were matched without regard to case or ending, "
-                f"such as {first[0]} with {first[1]}"
+                f"{len(self.images.guessed)} images were found elsewhere in the folder, or with another "
+                f"case or ending, such as {first[0]}: {first[1]}"
             )
         self._note_what_is_not_stated()
         cases = rows if self.kind == "cases" else []
@@ -435,7 +438,7 @@ class _Reader:
             if column not in names:
                 raise DataError(f"{CARD}, key 'columns.{key}': no column {column!r}; there are {', '.join(names)}")
         chosen = dict(self.card.columns)
-        simple = {re.sub(r"[^a-z0-9]+", "_", name.strip().casefold()).strip("_"): name for name in reversed(names)}
+        simple = {_simple(name): name for name in reversed(names)}
         for key, known in COLUMN_NAMES.items():
             free = [simple[k] for k in known.split() if k in simple and simple[k] not in chosen.values()]
             if key not in chosen and free:
@@ -536,7 +539,7 @@ class _Reader:
         parse("image", lambda text: self.images.find(_needed(text), source.base))
         parse("finding", lambda text: _needed(text))
         parse("modality", self._modality, self.card.modality or UNSPECIFIED)
-        parse("group", str, "")
+        parse("group", self._group, "")
         parse("source", str, "")
         parse("population", str, "")
         if source.split:
@@ -610,9 +613,17 @@ class _Reader:
             return self.card.modality or UNSPECIFIED
         return self._noted("modality", text, values.modality(text))
 
+    def _group(self, text: str) -> str:
+        """The group; patients get numbers, so that no record number goes into a result."""
+        if values.is_missing(text):
+            return ""
+        if not PATIENTS.search(_simple(self.columns["group"])):
+            return text
+        return self.patients.setdefault(text, f"patient-{len(self.patients) + 1}")
+
     def _verdict(self, text: str) -> str:
-        column = re.sub(r"[^a-z0-9]+", "_", self.columns["verdict"].casefold()).strip("_")
-        return self._noted("verdict", text, values.verdict(_needed(text), column not in ASKS_FOR_ERROR))
+        yes_is_correct = _simple(self.columns["verdict"]) not in ASKS_FOR_ERROR
+        return self._noted("verdict", text, values.verdict(_needed(text), yes_is_correct))
 
     def _age(self, text: str) -> int | None:
         years = values.age(text)
@@ -640,6 +651,11 @@ class _Reader:
         facts = {"licence": self.card.licence, "source": self.card.source, "real_images": self.card.real_images}
         if unsaid := [key for key, value in facts.items() if value is None]:
             self.notes.append(f"{CARD} does not say: {', '.join(unsaid)}")
+
+
+def _simple(column: str) -> str:
+    """A column's name in lower case, with "_" for all but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "_", column.casefold()).strip("_")
 
 
 def _needed(text: str) -> str:

@@ -230,3 +230,21 @@ def test_report_trains_with_every_setting_that_is_given(run, small_config, monke
 def test_any_setting_can_be_set(monkeypatch):
     config = options.configuration("report", "tiny", ["images_dir=somewhere", "core_folds=true", "lr=2e-3"])
     assert (config.images_dir, config.core_folds, config.lr) == ("somewhere", True, 2e-3)
+
+
+def test_data_check_reports_and_exits_by_whether_every_row_was_read(run, tmp_path):
+    from PIL import Image
+
+    for i in range(6):
+        Image.effect_noise((64, 64), 40 + i).save(tmp_path / f"{i}.png")
+    rows = [f"{i},{i}.png,lesion {i},biopsy,{('yes', 'no')[i % 2]}" for i in range(6)]
+    (tmp_path / "cases.csv").write_text("\n".join(["id,image,finding,treatment,verdict", *rows]))
+    status, out = run("data", "--check", str(tmp_path))
+    assert status in (0, None) and "6 cases" in out and "none: every row was read" in out
+    (tmp_path / "cases.csv").write_text(
+        "\n".join(["id,image,finding,treatment,verdict", *rows, "7,7.png,a,b,maybe"])
+    )
+    status, out = run("data", "--check", str(tmp_path))
+    assert status == 1 and "cases.csv, row 8, field 'verdict'" in out
+    status, out = run("data", "--check", str(tmp_path / "nowhere"))
+    assert status.startswith("error: ") and "no such folder or file" in status

@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from medlib.config import ROOT, DataError
@@ -157,7 +159,7 @@ def test_the_card_maps_columns_and_values(tmp_path):
         ("ERROR", "male", "ct"),
     ]
     assert [s.image for s in data.cases] == ["bilder/scan00.png", "bilder/scan01.png"]
-    assert any("matched without regard to case or ending" in note for note in data.notes)
+    assert any("2 images were found elsewhere" in note for note in data.notes)
     assert data.cases[1].factors == {"Herkunft": "B"}
 
 
@@ -284,9 +286,44 @@ def test_labelled_images_in_a_table(tmp_path):
     assert list(data.table) == [
         "file", "modality", "finding", "group", "split", "source", "population", "dataset", "marks",
     ]  # fmt: skip
-    assert list(data.table["group"]) == ["p1", "p2"] and list(data.table["modality"]) == ["mri", "mri"]
+    assert list(data.table["group"]) == ["patient-1", "patient-2"] and list(data.table["modality"]) == [
+        "mri",
+        "mri",
+    ]
     assert "row 4, field 'file': 'mri/scan00.png' was used in metadata.csv, row 2" in data.problems[0]
     assert data.table["dataset"].tolist() == ["D", "D"] and data.table["source"].tolist() == ["S", "S"]
+
+
+def test_unknown_groups_are_no_group(tmp_path):
+    images(tmp_path, 4)
+    frame = pd.DataFrame({"file": [f"scan{i:02d}.png" for i in range(4)], "finding": "mass"})
+    frame.assign(group=["a", "unknown", "", "a"]).to_csv(tmp_path / "metadata.csv", index=False)
+    assert list(own.read(tmp_path).table["group"]) == ["a", "", "", "a"]
+
+
+cells = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ["scan00.png", "yes", "0", "../a", "62Y", "F", "train", "none", "\x00", "1e99", "<1", "-"]
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.sets(st.sampled_from("id age sex severity cost group split".split())),
+    st.lists(st.lists(cells, min_size=11, max_size=11), min_size=1, max_size=4),
+)
+def test_any_table_is_read_or_refused(tmp_path, columns, rows):
+    """No cell ends in a traceback, and every row is read or named."""
+    folder = tmp_path / "set"
+    images(folder, 1)
+    names = ["image", "finding", "treatment", "verdict", *sorted(columns)]
+    frame = pd.DataFrame([row[: len(names)] for row in rows], columns=names)
+    frame.to_json(folder / "cases.jsonl", orient="records", lines=True)
+    try:
+        data = own.read(folder, strict=False)
+    except DataError as error:
+        assert str(error)
+    else:
+        assert len(data) + data.unread == len(rows)
 
 
 def test_folders_name_split_modality_finding_and_group(tmp_path):
