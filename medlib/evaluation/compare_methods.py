@@ -44,12 +44,12 @@ def weighted_error(frame: pd.DataFrame) -> float:
 @lru_cache(maxsize=4)
 def validation_errors(results: Results) -> dict[str, list[float]]:
     """`weighted_error` of each system and seed on the suites of `CHOSEN_ON` together."""
-    first, second = CHOSEN_ON
+    suites = [suite for suite in CHOSEN_ON if results.has(SUPERVISED, suite)]
     errors = {
         system: [
-            weighted_error(pd.concat([results.of(run, first), results.of(run, second)]))
-            for run in results.seeds(system, first)
-            if results.has(run, second)
+            weighted_error(pd.concat([results.of(run, suite) for suite in suites]))
+            for run in results.seeds(system, CHOSEN_ON[0])
+            if all(results.has(run, suite) for suite in suites)
         ]
         for system in COMPARED
     }
@@ -104,7 +104,7 @@ def recommendation(results: Results, names: Mapping[str, str]) -> str:
         return ""
     means = _ranking(results)
     next_best = list(means)[1]
-    n = sum(len(results.of(best, suite)) for suite in CHOSEN_ON)
+    n = sum(len(results.of(best, suite)) for suite in CHOSEN_ON if results.has(best, suite))
     why = (
         f"on {n:,} validation cases its errors, weighted by severity, were the fewest: "
         f"{over_seeds(validation_errors(results)[best])} per 1,000"
@@ -122,6 +122,8 @@ def _afterwards(results: Results, system: str) -> str:
     changes = []
     suites = {"heldout": "on the held-out suite", "contradiction": "where note and image contradict each other"}
     for suite, title in suites.items():
+        if not results.has(system, suite):
+            continue
         test = stats.compare(results.of(system, suite), results.of(SUPERVISED, suite), cluster="pair")
         changes.append(
             f"from {percent(test['accuracy_b'])} to {percent(test['accuracy_a'])} {title} "

@@ -172,6 +172,8 @@ def contradiction_sentence(results: Results, config: RunConfig) -> str:
         if config.note_pairs
         else "In training a note that contradicts the image was always an error."
     )
+    if not results.has(ADAPTER, "contradiction"):
+        return "This data set has no cases whose note contradicts the image, and none can be made of it."
     score = results.score(ADAPTER, "contradiction")
     return (
         "Where the note contradicts the image, the adapter recognises "

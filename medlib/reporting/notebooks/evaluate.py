@@ -52,6 +52,11 @@ def paired_sentence(a: pd.DataFrame, b: pd.DataFrame, name_a: str, name_b: str) 
     )
 
 
+def smallest_score(results: Results) -> dict:
+    """The adapter's score on the core validation cases, or on the held-out suite if there are none."""
+    return results.score(ADAPTER, "core24_val" if results.has(ADAPTER, "core24_val") else "heldout")
+
+
 def small_sample_sentence(score: Mapping, target: float = TARGET) -> str:
     """What so few cases can prove, and what they could prove at best."""
     rate, n = score["accuracy"], score["n"]
