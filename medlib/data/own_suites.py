@@ -16,7 +16,7 @@ from medlib.data.own import OwnData
 from medlib.data.split import Assignment
 from medlib.data.suite import Suite
 from medlib.data.synthetic import lexicon
-from medlib.data.synthetic.lexicon import Lexicon
+from medlib.data.synthetic.lexicon import Finding, Lexicon
 
 #: Where the sides of a data set of one's own are written, in a folder named by its content.
 ASSIGNMENTS = ROOT / "data" / "own"
@@ -63,6 +63,13 @@ class OwnSuites:
         if self.data.kind == "cases":
             return heldout.rows([])
         return variants.paraphrase(heldout, config.seed, self.lexicon)
+
+    def findings_of(self, modality: str) -> list[Finding]:
+        """Findings of a modality that the lexicon knows; of labelled images those that occur."""
+        findings = self.lexicon.findings_of(modality)
+        if self.data.kind == "cases":
+            return findings
+        return [f for f in findings if f.name in set(self.data.table["finding"])]
 
     def _suite(self, name: str, cases: list[LabelledCase]) -> Suite:
         return Suite(f"{self.data.name}-{name}", cases, self.data.images_dir)

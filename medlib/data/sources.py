@@ -15,7 +15,8 @@ from medlib.data.cases import LabelledCase, read_scenarios
 from medlib.data.images import check_images, check_split
 from medlib.data.quality import Issue
 from medlib.data.suite import Suite
-from medlib.data.synthetic import grammar
+from medlib.data.synthetic import grammar, lexicon
+from medlib.data.synthetic.lexicon import Finding
 
 CORE_DIR = ROOT / "data" / "core24"
 SUITES_DIR = ROOT / "data" / "suites"
@@ -53,6 +54,13 @@ def described(config: RunConfig) -> list[LabelledCase]:
     if config.data_dir:
         return [s for split in ("train", "val", "test") for s in suite(config, split).scenarios]
     return core24.load_facts()
+
+
+def findings_of(config: RunConfig, modality: str) -> list[Finding]:
+    """What an image of this modality may show: what the generator draws, or what the data set and lexicon know."""
+    if config.data_dir:
+        return own_suites.of(config).findings_of(modality)
+    return lexicon.findings_of(modality)
 
 
 def audit(config: RunConfig) -> list[Issue]:

@@ -27,9 +27,9 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medlib.config import ModelError, NotRun, provenance
+from medlib.config import ModelError, NotRun, RunConfig, provenance
+from medlib.data import sources
 from medlib.data.suite import Suite
-from medlib.data.synthetic.lexicon import findings_of
 from medlib.models import dual_encoder
 from medlib.models.standin.medgemma import MODALITY_NAMES, caption
 from medlib.systems.registry import System, register
@@ -45,7 +45,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression, from 
 @register("biomedclip")
 def biomedclip(session: Session) -> System:
     """Zero-shot: nothing is trained on the audit."""
-    captions = {modality: captions_of(modality) for modality in MODALITY_NAMES}
+    captions = {m: captions_of(session.config, m) for m in _modalities(session)}
     return System(
         "biomedclip", _revision(session, captions, WATCH, TREAT), lambda suite: zero_shot(session, suite)
     )
@@ -66,14 +66,20 @@ def biomedclip_probe(session: Session) -> System:
 # --- zero-shot ------------------------------------------------------------------------------------
 
 
-def captions_of(modality: str) -> list[str]:
+def captions_of(config: RunConfig, modality: str) -> list[str]:
     """The generic captions: one for each finding that an image of this modality may show."""
-    return [caption(finding) for finding in findings_of(modality)]
+    return [caption(finding) for finding in sources.findings_of(config, modality)]
+
+
+def _modalities(session: Session) -> list[str]:
+    """Those of the run's suites, and the four of the generator."""
+    return list(dict.fromkeys([*MODALITY_NAMES, *(s.modality for s in session.suites["train"].scenarios)]))
 
 
 def zero_shot(session: Session, suite: Suite) -> np.ndarray:
     """P(CORRECT), float array (n,), as the module's head describes it."""
-    if unknown := sorted({s.modality for s in suite.scenarios} - set(MODALITY_NAMES)):
+    known = {m: sources.findings_of(session.config, m) for m in {s.modality for s in suite.scenarios}}
+    if unknown := sorted(m for m, findings in known.items() if not findings):
         raise NotRun(f"there are no captions of findings for {', '.join(unknown)}")
     processor, model, _ = encoder(session)
     scale = model.logit_scale.exp().item()
@@ -87,10 +93,10 @@ def zero_shot(session: Session, suite: Suite) -> np.ndarray:
     p_correct = np.empty(len(suite))
     modality = np.array([s.modality for s in suite.scenarios])
     for name in set(modality):
-        rows, prompts = modality == name, texts(captions_of(name)).T
+        rows, prompts = modality == name, texts(captions_of(session.config, name)).T
         image_shows = softmax(scale * images[rows] @ prompts, axis=1)
         note_says = softmax(scale * findings[rows] @ prompts, axis=1)
-        ill = image_shows @ np.array([not finding.benign for finding in findings_of(name)])
+        ill = image_shows @ np.array([not finding.benign for finding in known[name]])
         care_fits = ill * treated[rows] + (1 - ill) * (1 - treated[rows])
         p_correct[rows] = (image_shows * note_says).sum(axis=1) * care_fits
     return p_correct.clip(0, 1)  # rounding
@@ -109,6 +115,8 @@ def fit_probe(session: Session) -> GridSearchCV:
     scenarios = [s for suite in suites for s in suite.scenarios]
     features = np.concatenate([products(*embed(session, suite)) for suite in suites])
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000, random_state=session.config.seed))
+    if (wordings := len({s.treatment for s in scenarios})) < 5 or len({s.verdict for s in scenarios}) < 2:
+        raise NotRun(f"the probe needs both verdicts and five treatments in training, not {wordings}")
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=session.config.seed)
     search = GridSearchCV(probe, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss", cv=folds)
     return search.fit(
@@ -122,7 +130,7 @@ def products(images: np.ndarray, findings: np.ndarray, treatments: np.ndarray) -
 
 
 def _training(session: Session) -> list[Suite]:
-    return [session.suites["train"], session.suites["core_train"]]
+    return [suite for suite in (session.suites["train"], session.suites["core_train"]) if len(suite)]
 
 
 # --- vectors --------------------------------------------------------------------------------------

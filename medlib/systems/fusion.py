@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
+from medlib.config import NotRun
 from medlib.systems.registry import System, register
 from medlib.systems.session import Session
 
@@ -19,6 +20,8 @@ PARTS = ("medgemma-lora", "biomedclip-probe")
 def fused(session: Session) -> System:
     """Logistic regression on both log-odds, fitted on the validation suite that neither trained on."""
     val = session.suites["val"]
+    if len({s.verdict for s in val.scenarios}) < 2:
+        raise NotRun("validation has one verdict only, so the weights of the two cannot be fitted")
     weights = LogisticRegression(random_state=session.config.seed)
     weights.fit(log_odds(session, val), [s.verdict == "CORRECT" for s in val.scenarios])
     made_of = [session.system(part).revision for part in PARTS] + [val.sha256, str(session.config.seed)]

@@ -50,7 +50,10 @@ def fit(features: np.ndarray, modalities: Sequence[str]) -> dict[str, LedoitWolf
 
 def distances(gaussians: Mapping[str, LedoitWolf], features: np.ndarray, modalities: Sequence[str]) -> np.ndarray:
     """Squared Mahalanobis distance of each image from the training images of its claimed modality."""
-    return np.array([gaussians[m].mahalanobis(f[None])[0] for f, m in zip(features, modalities)])
+    return np.array(
+        # nothing of this modality in training: as unlike as can be
+        [gaussians[m].mahalanobis(f[None])[0] if m in gaussians else np.inf for f, m in zip(features, modalities)]
+    )
 
 
 def threshold(validation_distances: np.ndarray, coverage: float = 0.95) -> float:

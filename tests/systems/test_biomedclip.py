@@ -148,5 +148,5 @@ def test_the_probe_learns_from_48_pairs_what_chance_would_not_give(embedded, sui
 def test_the_prompts_name_no_phrase_of_the_held_out_suite():
     held_out = {phrase.lower() for phrase in grammar.phrases("test")}
     prompts = set(WATCH + TREAT)
-    prompts |= {c.lower() for m in MODALITY_NAMES for c in biomedclip.captions_of(m)}
+    prompts |= {c.lower() for m in MODALITY_NAMES for c in biomedclip.captions_of(RunConfig(), m)}
     assert not prompts & held_out

@@ -153,14 +153,15 @@ def of_kind(frame: pd.DataFrame, pair_kind: str) -> pd.DataFrame:
     return frame[frame["pair_kind"] == pair_kind]
 
 
-def ablation_figure(results: Results, pair_kind: str | None = None) -> Figure:
-    """Accuracy bars of `ablation_scores`."""
+def ablation_figure(results: Results, pair_kind: str | None = None) -> Figure | None:
+    """Accuracy bars of `ablation_scores`; None where no pair is of this kind."""
     title = "What each part of the input brings"
     if pair_kind:
         title = f"The same, on the {pair_kind} pairs"
     if pair_kind == "image":
         title = "The same, on the pairs that only the image decides"
-    return plots.ablation_bars(ablation_scores(results, pair_kind), title=title)
+    scores = ablation_scores(results, pair_kind)
+    return plots.ablation_bars(scores, title=title) if scores else None
 
 
 def image_sentence(results: Results) -> str:
