@@ -34,7 +34,15 @@ class OwnSuites:
         """What was recognised and guessed, which rows are left out, and how the sides came about."""
         rows = [f"{self.data.unread} rows cannot be read and are left out:"] if self.data.unread else []
         problems = own.listing(self.data.problems).splitlines()
-        return [*self.data.notes, *rows, *problems, *self.sides.notes, *filter(None, [self.sides.stamp])]
+        severity = ["no severity is stated: every error counts as critical"] if self._no_severity else []
+        return [
+            *self.data.notes,
+            *rows,
+            *problems,
+            *severity,
+            *self.sides.notes,
+            *filter(None, [self.sides.stamp]),
+        ]
 
     def suite(self, config: RunConfig, side: str) -> Suite:
         """The cases of a side; for labelled images as many pairs as asked for and as the images can give."""
@@ -75,15 +83,24 @@ class OwnSuites:
         return Suite(f"{self.data.name}-{name}", cases, self.data.images_dir)
 
     def _cases(self, side: str) -> list[LabelledCase]:
+        return [self._with_factors(i) for i in self.sides.rows(side)]
+
+    def _with_factors(self, row: int) -> LabelledCase:
+        case = self.data.cases[row]
         # twins and groups are what is not independent: both stand under the name "pair" in every table
-        return [
-            case.model_copy(
-                update={"factors": {"pair": group, "pair_kind": "given", "source": _source(case)} | case.factors}
-            )
-            for case, group in (
-                (self.data.cases[i], f"group {self.sides.table['group'].iat[i]}") for i in self.sides.rows(side)
-            )
-        ]
+        known = {
+            "pair": f"group {self.sides.table['group'].iat[row]}",
+            "pair_kind": "given",
+            "source": _source(case),
+        }
+        update: dict[str, object] = {"factors": known | case.factors}
+        if self._no_severity:
+            update["severity"] = "critical" if case.verdict == "ERROR" else "none"
+        return case.model_copy(update=update)
+
+    @functools.cached_property
+    def _no_severity(self) -> bool:
+        return bool(self.data.cases) and all(case.severity in (None, "none") for case in self.data.cases)
 
     def _pairs(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
         # all that the images can give, in turns over the modalities, and the first of those

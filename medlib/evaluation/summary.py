@@ -265,8 +265,11 @@ def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] |
             tables["Harder suites"] = harder_suites(config, results)
     if best := compare_methods.recommended(results):
         record["recommendation"] = compare_methods.recommendation(results, names)
+        choices = strict_choices(config, results)
         for name in dict.fromkeys([fewest_false_alarms(config, results), best]):
-            strict = risk.apply(results.of(name, "heldout"), strict_choices(config, results)[name].threshold)
+            if name not in choices:
+                continue
+            strict = risk.apply(results.of(name, "heldout"), choices[name].threshold)
             title = f"Last rung: {names[name]}, threshold without a critical miss on calibration cases"
             tables[title] = risk.targets(strict)
     if results.has(ADAPTER, "val"):
@@ -283,15 +286,23 @@ def scores_written(metrics: dict, suite: str) -> dict[str, dict]:
 
 @once
 def strict_choices(config: RunConfig, results: Results) -> dict[str, Choice]:
-    """The threshold without a critical miss on calibration cases, by system; promises hold for all at once."""
+    """The threshold without a critical miss on calibration cases, by system; promises hold for all at once.
+
+    Empty if those cases hold no critical error, or no valid treatment.
+    """
     frames = results.on("calibration")
-    return {name: risk.choose(frame, None, config.risk_confidence, len(frames)) for name, frame in frames.items()}
+    with contextlib.suppress(risk.RiskError):
+        return {n: risk.choose(frame, None, config.risk_confidence, len(frames)) for n, frame in frames.items()}
+    return {}
 
 
 def fewest_false_alarms(config: RunConfig, results: Results) -> str:
-    """The system that misses no critical calibration case with the fewest false alarms on these cases."""
+    """The system that misses no critical calibration case with the fewest false alarms on these cases.
+
+    Without thresholds to compare, the supervised adapter.
+    """
     choices = strict_choices(config, results)
-    return min(choices, key=lambda name: choices[name].false_alarms["value"])
+    return min(choices, key=lambda name: choices[name].false_alarms["value"], default=ADAPTER)
 
 
 def headline(config: RunConfig, main: dict[str, dict]) -> str:

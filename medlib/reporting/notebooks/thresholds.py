@@ -5,7 +5,8 @@ Thresholds are chosen on the calibration cases and measured on the held-out suit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -29,6 +30,27 @@ EDGE = 1e-5
 TICKS = (1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
 
+def _or_why_not(instead: Callable) -> Callable:
+    """Decorator: ``instead(reason)`` where the calibration cases are too few to choose a threshold on."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def guarded(*args, **options):
+            try:
+                return function(*args, **options)
+            except risk.RiskError as error:
+                return instead(f"No threshold can be chosen: {error}.")
+
+        return guarded
+
+    return decorate
+
+
+_reason = _or_why_not(str)
+_reason_as_table = _or_why_not(lambda reason: pd.DataFrame({"Threshold": [reason]}))
+_no_figure = _or_why_not(lambda reason: None)
+
+
 def systems(results: Results) -> list[str]:
     """Systems that were asked about the calibration cases and the held-out suite."""
     return [name for name in results.systems("calibration") if results.has(name, "heldout")]
@@ -47,6 +69,7 @@ def at(results: Results, choice: Choice, name: str, suite: str = "heldout") -> d
     return risk.measure(risk.apply(results.of(name, suite), choice.threshold))
 
 
+@_reason_as_table
 def table(results: Results, config: RunConfig) -> pd.DataFrame:
     """Every system at the threshold of every rule: chosen on calibration cases, measured held out.
 
@@ -71,6 +94,7 @@ def table(results: Results, config: RunConfig) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@_no_figure
 @plots.styled
 def curves(results: Results, config: RunConfig, name: str = ADAPTER) -> Figure:
     """Missed critical errors and false alarms at every threshold, and where each rule puts it.
@@ -133,6 +157,7 @@ def _steps(axes, curve: pd.DataFrame, column: str, number: int, suite: str) -> N
 # --- in words ---------------------------------------------------------------------------------------
 
 
+@_reason
 def promise_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -> str:
     """What is promised, and what is not."""
     chosen = choices(results, config, name)
@@ -151,6 +176,7 @@ def promise_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -
     return " ".join(sentences)
 
 
+@_reason
 def heldout_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -> str:
     """What the strict threshold does on cases that played no part in choosing it, in plain words."""
     choice = choices(results, config, name)[1]
@@ -208,6 +234,7 @@ def _hindsight(heldout: pd.DataFrame, missed: Mapping) -> str:
     )
 
 
+@_reason
 def rules_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -> str:
     """What the rule that tolerates the level does differently, and which of them to use."""
     chosen = choices(results, config, name)
@@ -226,6 +253,7 @@ def rules_sentence(results: Results, config: RunConfig, name: str = ADAPTER) -> 
     )
 
 
+@_reason_as_table
 def targets(results: Results, config: RunConfig) -> pd.DataFrame:
     """The four targets of the last rung for each system, at its strict threshold, on the held-out suite."""
     names, parts = summary.figure_names(config), []
