@@ -145,12 +145,12 @@ def test_a_table_that_cannot_be_told_is_asked_for(tmp_path):
 def test_the_card_maps_columns_and_values(tmp_path):
     images(tmp_path / "bilder", 2)
     (tmp_path / "daten.csv").write_text(
-        "Nr,Bild,Befund,Plan,Urteil,Geschlecht,Herkunft\n1,scan00,Masse,OP,passt,weiblich,A\n2,scan01.PNG,o.B.,OP,2,m,B\n"
+        "Nr,Bild,Befund,Plan,Urteil,Geschlecht,Herkunft\n1,scan00,Masse,OP,richtig,weiblich,A\n2,scan01.PNG,o.B.,OP,2,m,B\n"
     )
     (tmp_path / "dataset.yaml").write_text(
         "name: Klinik\nkind: cases\nimages: bilder\nmodality: ct\nlicence: CC BY 4.0\nreal_images: yes\n"
         "columns: {id: Nr, image: Bild, finding: Befund, treatment: Plan, verdict: Urteil, sex: Geschlecht}\n"
-        "values: {verdict: {passt: CORRECT, 2: ERROR}, sex: {weiblich: female}}\n"
+        "values: {verdict: {richtig: CORRECT, 2: ERROR}, sex: {weiblich: female}}\n"
     )
     data = own.read(tmp_path)
     assert data.name == "Klinik" and data.card.real_images is True and data.card.licence == "CC BY 4.0"

@@ -51,7 +51,7 @@ def test_guesses_are_noted(tmp_path):
 
 
 def test_bad_rows_are_listed_and_the_rest_is_read(tmp_path):
-    table = written(tmp_path, "a.csv", 'id,finding\n1,one\n2\n3,three,more\n4,"fo\nur"\n5,five,\n')
+    table = written(tmp_path, "a.csv", 'id,finding\n1,one\n2\n3,three,more\n4,"four\nlines"\n5,five,\n')
     assert list(table.frame["id"]) == ["1", "4", "5"] and table.rows == [2, 5, 6]
     assert [p.split(":")[0] for p in table.problems] == ["a.csv, row 3", "a.csv, row 4"]
     table = written(tmp_path, "a.jsonl", '{"id": 1}\n{"id":\n[1]\n{"id": 4}\n')
