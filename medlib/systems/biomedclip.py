@@ -28,6 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medlib.config import ModelError, NotRun, provenance
+from medlib.data.images import PIXELS_VERSION
 from medlib.data.suite import Suite
 from medlib.data.synthetic.lexicon import findings_of
 from medlib.models import dual_encoder
@@ -156,4 +157,4 @@ def _revision(session: Session, *made_of) -> str:
         files = dual_encoder.fingerprint(session.config.biomedclip)
     except ModelError as error:
         raise NotRun(str(error)) from error
-    return provenance.digest([files, *made_of])
+    return provenance.digest([files, PIXELS_VERSION, *made_of])
