@@ -1,69 +1,326 @@
-"""Loading images as every model sees them, and checking that an image can be a scan."""
+"""Loading images as every model sees them, and checking that an image can be a scan.
+
+`load_image` is the one function that makes pixels of a file: training, scoring, APIs and the rating view
+go through it (see `medlib.data.suite.shown`). What it returns holds pixels and nothing else of the file.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
-from typing import Iterable
+from typing import BinaryIO, Iterable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from medlib.config import DataError
 from medlib.data.cases import LabelledCase
 
+#: Part of what kept features and answers are known by: raise it whenever the pixels of some image change.
+PIXELS_VERSION = 2
+#: Pixels of an image, above which it is not decoded; a mammogram has 30 million.
+MAX_PIXELS = 80_000_000
+#: Formats that Pillow may read; none that runs a program, such as EPS.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+#: Percentiles of a deep grey image that become black and white; a dead pixel is beyond them.
+PERCENTILES = (0.1, 99.9)
+#: CT windows for red, green and blue, in Hounsfield units: wide, soft tissue, brain. MedGemma 1.5 was trained so.
+CT_WINDOWS = ((-1024, 1024), (-135, 215), (0, 80))
 
-def load_image(path: str | Path) -> Image.Image:
-    """Load an image as RGB; DICOM is reduced to its pixels, so no patient data comes along.
+_ORIENTATION = 0x0112  # EXIF
+_OTHER = "B" if sys.byteorder == "little" else "L"
+#: Pillow's names for 16 bits a colour -> the same in the other byte order.
+_DEEP_COLOUR = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("L", "B"), ("B", "L"), ("N", _OTHER))
+}
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MANY_PAGES = (
+    "{path}: {pages} pages, a stack or a whole-slide image; cut tiles of the region in question from it, choose a "
+    "page (frame=0 is the first) or take a small copy of the whole (thumbnail=1024)"
+)
+
+
+def load_image(
+    path: str | Path, *, square: bool = False, frame: int | None = None, thumbnail: int | None = None
+) -> Image.Image:
+    """Load an image as RGB.
+
+    EXIF rotation is applied. Transparent parts become black. Grey images of more than 8 bits are scaled by
+    their `PERCENTILES`, colour images by the bits that they use. DICOM is recognised by its content and shown
+    through its own rescale and VOI LUT or window, without one by percentiles; padding pixels are black,
+    MONOCHROME1 is inverted, and CT becomes the three `CT_WINDOWS`. No tag of it but those of the pixels is read.
+
+    Parameters
+    ----------
+    square : bool
+        Pad to a square with black, see `pad_to_square`.
+    frame : int, optional
+        Frame or page, counted from 0. By default the middle one of a multi-frame DICOM; a file of any other
+        format that has several pages is refused.
+    thumbnail : int, optional
+        Longest side in pixels of a smaller copy. A whole-slide TIFF is then read at its smallest sufficient
+        level.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB.
 
     Raises
     ------
     DataError
-        If the file is missing, truncated or not an image.
+        If the file is missing, truncated or not an image, has several pages or too many pixels, pixels that
+        are not numbers, or patient data in them by its own account. No message repeats a DICOM value.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: image not found")
+    with path.open("rb") as file:
+        start = file.read(132)
+        if start[128:] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:
+            image = Image.fromarray(_dicom_pixels(path, frame)).convert("RGB")
+        else:
+            try:
+                image = _load(path, file, start[:4] in _TIFF, frame, thumbnail)
+            except DataError:
+                raise
+            except Exception as error:  # Pillow raises many types for a broken file
+                raise DataError(f"{path}: truncated or unreadable image ({error})") from None
+    image.info.clear()  # comments and EXIF
+    if thumbnail:
+        image.thumbnail((thumbnail, thumbnail))
+    return pad_to_square(image) if square else image
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """The image in the middle of a black square, as Google's chest x-ray notebooks for MedGemma do.
+
+    A model resizes what it is given to a square; without padding it would see a distorted patient.
+    """
+    side = max(image.size)
+    return image if image.width == image.height else ImageOps.pad(image, (side, side), color="black")
+
+
+# --- files that Pillow reads ----------------------------------------------------------------------
+
+
+def _load(path: Path, file: BinaryIO, is_tiff: bool, frame: int | None, thumbnail: int | None) -> Image.Image:
+    with _open(file, is_tiff) as image:
+        page = _page(path, image, frame, thumbnail)
+        image.seek(page)
+        _check_size(path, *image.size)
+        raw = image.tile[0].args if image.tile else None
+        image.load()
+        turn = image.getexif().get(_ORIENTATION, 1)
+        if image.mode.startswith(("I", "F")):  # more than 8 bits; Pillow would clip at 255
+            values = np.asarray(image)
+            image = Image.fromarray(_eight_bits_by_percentiles(path, values, np.zeros(values.shape, bool)))
+        elif (raw[0] if raw and isinstance(raw, tuple) else raw) in _DEEP_COLOUR:
+            with _open(file, is_tiff) as again:
+                again.seek(page)
+                values = np.asarray(image).astype(np.uint16) << 8 | _lower_bytes(again)
+            image = Image.fromarray(_eight_bits(values), image.mode)
+        image.getexif()[_ORIENTATION] = turn  # images from arrays have none
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        return image.convert("RGB")
+
+
+def _open(file: BinaryIO, is_tiff: bool) -> Image.Image:
+    # a file and no path: Pillow would map it to memory, and then turns uncompressed TIFF wrongly
+    file.seek(0)
+    # the class itself: Image.open refuses a whole slide before its smaller pages can be looked at
+    return TiffImagePlugin.TiffImageFile(file) if is_tiff else Image.open(file, formats=FORMATS)
+
+
+def _page(path: Path, image: Image.Image, frame: int | None, thumbnail: int | None) -> int:
+    pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # the second of an MPO is a preview
+    if frame is not None or pages == 1:
+        return _checked_frame(path, frame or 0, pages)
+    if not thumbnail:
+        raise DataError(_MANY_PAGES.format(path=path, pages=pages))
+    shape, sizes = image.width / image.height, {}
+    for number in range(pages):
+        image.seek(number)
+        if abs(image.width / image.height / shape - 1) < 0.02:  # not the label of a slide
+            sizes[number] = max(image.size)
+    return min(sizes, key=lambda number: (sizes[number] < thumbnail, abs(sizes[number] - thumbnail)))
+
+
+def _checked_frame(path: Path, frame: int, frames: int) -> int:
+    if not 0 <= frame < frames:
+        raise DataError(f"{path}: frame {frame} of {frames} (counted from 0) does not exist")
+    return frame
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {width} x {height} pixels, more than {MAX_PIXELS:,}; cut tiles of the region in question "
+            "from it or save it smaller"
+        )
+
+
+def _lower_bytes(image: Image.Image) -> np.ndarray:
+    """The lower 8 of 16 bits for each colour, uint8.
+
+    Pillow keeps the upper 8 bits, which are almost empty if the data have 12: read in the other byte
+    order it gives the lower ones.
+    """
+    image.tile = [
+        tile._replace(
+            args=(_DEEP_COLOUR[tile.args[0]], *tile.args[1:])
+            if isinstance(tile.args, tuple)
+            else _DEEP_COLOUR[tile.args]
+        )
+        for tile in image.tile
+    ]
+    return np.asarray(image)
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Colours of any depth as bytes: by the number of bits in use, so that no contrast is changed."""
+    if values.dtype == np.uint8:
+        return values
+    highest = np.percentile(values, PERCENTILES[1])
+    bits = next(bits for bits in (8, 10, 12, 14, 16, 32) if highest < 2**bits)
+    return _between(values, 0, 2**bits - 1)
+
+
+def _eight_bits_by_percentiles(path: Path, values: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    """Grey values of any depth as bytes; padding does not count and is black."""
+    if wrong := int((~np.isfinite(values)).sum()):
+        raise DataError(f"{path}: {wrong:,} pixels are not numbers (nan or infinite)")
+    inside = values[~padding] if not padding.all() else values
+    low, high = np.percentile(inside, PERCENTILES)
+    if low == high:  # nearly one value, such as a mask of little area
+        low, high = inside.min(), inside.max()
+    return np.where(padding, 0, _between(values, low, high)).astype(np.uint8)
+
+
+def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Bytes: black at ``low`` and below, white at ``high`` and above."""
+    share = (values.astype(float) - low) / max(high - low, 1e-9)
+    return np.rint(255 * share.clip(0, 1)).astype(np.uint8)
+
+
+# --- DICOM ----------------------------------------------------------------------------------------
+
+#: All that is read of a DICOM file; name, birth date and every other tag of the patient stay in it.
+_TAGS = [
+    *("SOPClassUID", "Modality", "BurnedInAnnotation", "Rows", "Columns", "NumberOfFrames"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *(
+        f"{colour}PaletteColorLookupTable{part}"
+        for colour in ("Red", "Green", "Blue")
+        for part in ("Descriptor", "Data")
+    ),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+    *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+]
+
+
+def _dicom_pixels(path: Path, frame: int | None) -> np.ndarray:
+    """Grey (rows, columns) or colour (rows, columns, 3) bytes of a DICOM file."""
+    import pydicom
+    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
+
+    syntax = "unknown transfer syntax"
     try:
-        if path.suffix.lower() in {".dcm", ".dicom"}:
-            return _load_dicom(path)
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith(("I", "F")):  # 16-bit and float: PIL would clip at 255
-                return _grey_image(np.asarray(image))
-            return image.convert("RGB")
+        # force: old files lack the preamble
+        dataset = pydicom.dcmread(path, specific_tags=_TAGS, force=True)
+        if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+            raise DataError(f"{path}: truncated, or a DICOM file without an image")
+        if str(dataset.get("BurnedInAnnotation", "NO")).upper() == "YES":
+            raise DataError(f"{path}, field 'BurnedInAnnotation': patient data is burned into the pixels")
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            implicit, _ = dataset.original_encoding
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        syntax = dataset.file_meta.TransferSyntaxUID.name
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        if dataset.get("SOPClassUID") == VLWholeSlideMicroscopyImageStorage and frame is None:
+            raise DataError(_MANY_PAGES.format(path=path, pages=frames))
+        frame = _checked_frame(path, frames // 2 if frame is None else frame, frames)
+        _check_size(path, dataset.Columns, dataset.Rows)
+        stored = pixel_array(dataset, index=frame)  # RGB, if the file has YBR
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            stored = apply_color_lut(stored, dataset)
+        if stored.ndim == 3:
+            return _eight_bits(stored)
+        return _grey(path, stored, _of_frame(dataset, frame))
     except DataError:
         raise
-    except Exception as error:  # PIL and pydicom raise many types for a broken file
-        raise DataError(f"{path}: truncated or unreadable image ({error})") from None
+    except Exception as error:  # pydicom raises many types, and its messages may quote values
+        raise DataError(
+            f"{path}: unreadable DICOM ({type(error).__name__}, {syntax}); converting it to an uncompressed "
+            "transfer syntax or to PNG may help"
+        ) from None
 
 
-def _load_dicom(path: Path) -> Image.Image:
-    """Pixels only: every tag (name, birth date, accession number, ...) stays behind."""
+def _of_frame(dataset, frame: int):
+    """The dataset with rescale and window of this frame, which multi-frame files keep in sequences."""
+    for groups, number in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            if len(dataset.get(groups) or ()) > number and dataset[groups][number].get(name):
+                dataset.update(dataset[groups][number][name][0])
+    return dataset
+
+
+def _grey(path: Path, stored: np.ndarray, dataset) -> np.ndarray:
+    from pydicom.pixels import apply_rescale
+
+    values, padding = apply_rescale(stored, dataset), _padding(stored, dataset)
+    rescaled = dataset.get("RescaleSlope") is not None and dataset.get("RescaleIntercept") is not None
+    if dataset.get("Modality") == "CT" and rescaled:
+        grey = np.stack([_between(values, *window) for window in CT_WINDOWS], axis=-1)
+    else:
+        shown = _windowed(values, dataset)
+        grey = _eight_bits_by_percentiles(path, values, padding) if shown is None else shown
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    grey[padding] = 0
+    return grey
+
+
+def _padding(stored: np.ndarray, dataset) -> np.ndarray:
+    """Which pixels are no part of the image."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, bool)
+    ends = [value, dataset.get("PixelPaddingRangeLimit") or value]
+    low, high = sorted(np.array(ends).astype(stored.dtype))  # a signed value may be written unsigned
+    return (stored >= low) & (stored <= high)
+
+
+def _windowed(values: np.ndarray, dataset) -> np.ndarray | None:
+    """Bytes by VOI LUT or window, from the ends of its output range; None if there is none that works."""
+    from pydicom.pixels import apply_voi, apply_windowing
+
+    if lut := dataset.get("VOILUTSequence"):
+        entries, first, _ = lut[0].LUTDescriptor
+        whole = apply_voi(np.arange(first, first + (entries or 2**16)), dataset)
+        return _between(apply_voi(np.rint(values).astype(np.int64), dataset), whole.min(), whole.max())
+    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+        return None
     try:
-        import pydicom
-        from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
-    except ImportError:
-        raise DataError(f"{path}: DICOM needs `pip install pydicom`") from None
-    dataset = pydicom.dcmread(path)
-    if str(dataset.get("BurnedInAnnotation", "NO")).upper() == "YES":
-        raise DataError(f"{path}, field 'BurnedInAnnotation': patient data is burned into the pixels")
-    pixels, samples = dataset.pixel_array, int(dataset.get("SamplesPerPixel", 1))
-    if pixels.ndim == (3 if samples == 1 else 4):
-        pixels = pixels[len(pixels) // 2]  # the middle frame stands for a stack
-    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)  # the numbers are places in a table of colours
-    if pixels.ndim == 2:
-        pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(float)
-        if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-            pixels = -pixels
-    return _grey_image(pixels)
+        with np.errstate(over="ignore"):  # a sigmoid at its ends
+            low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
+            return _between(apply_windowing(values, dataset), low, high)
+    except ValueError:  # of no width
+        return None
 
 
-def _grey_image(pixels: np.ndarray) -> Image.Image:
-    """Stretch any range of values to 0..255."""
-    pixels = pixels.astype(float) - pixels.min()
-    return Image.fromarray((255 * pixels / max(pixels.max(), 1e-9)).astype(np.uint8)).convert("RGB")
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def scan_problem(image: Image.Image) -> str | None:

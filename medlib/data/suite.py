@@ -15,6 +15,18 @@ from medlib.data.cases import Case, LabelledCase, scenario_hash
 from medlib.data.images import load_image
 
 
+def shown(images_dir: Path, name: str, view: str = "") -> Image.Image:
+    """What every auditor is shown of an image, in training and afterwards: RGB, padded to a square.
+
+    Parameters
+    ----------
+    name : file inside ``images_dir``
+    view : as in `Suite`
+    """
+    image = load_image(images_dir / name, square=True)
+    return corruptions.apply(view, image, name) if view else image
+
+
 @dataclass(frozen=True)
 class Suite:
     """Scenarios, the folder that holds their images, and how those are shown.
@@ -40,9 +52,8 @@ class Suite:
         return replace(self, scenarios=[self.scenarios[i] for i in numbers])
 
     def image(self, scenario: Case) -> Image.Image:
-        """What an auditor is shown; RGB."""
-        image = load_image(self.images_dir / scenario.image)
-        return corruptions.apply(self.view, image, scenario.image) if self.view else image
+        """What an auditor is shown, see `shown`."""
+        return shown(self.images_dir, scenario.image, self.view)
 
     def keys(self) -> list[str]:
         """One SHA-256 a scenario over all that an auditor sees: words, image's bytes and view."""

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from medlib.data.images import PIXELS_VERSION
 
 #: Bytes of main memory after which no further image is kept (MedGemma: 1.3 MB an image in bfloat16).
 MEMORY_BYTES = 2 << 30
@@ -25,6 +28,11 @@ DISK_BYTES = 4 << 30
 _HOUR = 3600
 #: What is known, for as long as a tower lives.
 _KNOWN: weakref.WeakKeyDictionary[torch.nn.Module, _Features] = weakref.WeakKeyDictionary()
+
+
+def pixels_of(processor, image: Image.Image) -> torch.Tensor:
+    """An image as tower and projector take it, float tensor (crops, 3, height, width)."""
+    return processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
 
 
 class View(NamedTuple):
@@ -112,7 +120,7 @@ def keep_on_disk(network, image_processor, folder: Path) -> None:
     known = _known(network)
     if known is None:
         return
-    digest = hashlib.sha256(image_processor.to_json_string().encode())
+    digest = hashlib.sha256(f"{PIXELS_VERSION} {image_processor.to_json_string()}".encode())
     for part in _parts(network):
         for name, tensor in part.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

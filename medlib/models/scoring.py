@@ -243,7 +243,7 @@ def image_features(model: VerdictModel, suite: Suite, scenarios: Sequence[Case])
     """`features.of_images` for the images of some scenarios of a suite."""
 
     def load(scenario: Case) -> torch.Tensor:
-        return model.processor.image_processor(images=[suite.image(scenario)], return_tensors="pt")["pixel_values"]
+        return features.pixels_of(model.processor, suite.image(scenario))
 
     views = [features.View(suite.images_dir / s.image, suite.view) for s in scenarios]
     return features.of_images(model.network, views, [functools.partial(load, s) for s in scenarios])

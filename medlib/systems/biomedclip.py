@@ -29,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 
 from medlib.config import ModelError, NotRun, RunConfig, provenance
 from medlib.data import sources
+from medlib.data.images import PIXELS_VERSION
 from medlib.data.suite import Suite
 from medlib.models import dual_encoder
 from medlib.models.standin.medgemma import MODALITY_NAMES, caption
@@ -166,4 +167,4 @@ def _revision(session: Session, *made_of) -> str:
         files = dual_encoder.fingerprint(session.config.biomedclip)
     except ModelError as error:
         raise NotRun(str(error)) from error
-    return provenance.digest([files, *made_of])
+    return provenance.digest([files, PIXELS_VERSION, *made_of])

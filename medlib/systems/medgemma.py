@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from medlib.config import ANSWERS, METHODS, ModelError, NotRun, adapter_dir, provenance
+from medlib.data.images import PIXELS_VERSION
 from medlib.models import loading, scoring
 from medlib.models.prompts import INSTRUCTION
 from medlib.models.verdict_model import VerdictModel
@@ -72,6 +73,7 @@ def revision(session: Session, adapter: str = "") -> str:
         INSTRUCTION,
         ANSWERS,
         scoring.VERSION,
+        PIXELS_VERSION,
     ]
     return provenance.digest(made_of)
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from medlib.config import ROOT, VERDICTS, NotRun
 from medlib.data.cases import LabelledCase
+from medlib.data.images import PIXELS_VERSION
 from medlib.data.suite import Suite
 from medlib.models import prompts
 from medlib.systems.registry import System, register
@@ -89,7 +90,12 @@ def openai_api(session: Session) -> System:
         with ThreadPoolExecutor(config.api_workers) as pool:
             return pd.DataFrame(pool.map(lambda s: ask(s, suite.image(s)), suite.scenarios))
 
-    made_of = [str(client.base_url.copy_with(userinfo=b"", query=None)), prompts.INSTRUCTION, options]
+    made_of = [
+        str(client.base_url.copy_with(userinfo=b"", query=None)),
+        prompts.INSTRUCTION,
+        options,
+        PIXELS_VERSION,
+    ]
     revision = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return System(f"openai:{model}", revision, predict, chunk=16)
 

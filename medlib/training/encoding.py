@@ -6,13 +6,13 @@ import functools
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from medlib.config import ANSWERS, RunConfig
 from medlib.data.cases import LabelledCase
-from medlib.data.images import load_image
-from medlib.data.suite import Suite
+from medlib.data.suite import Suite, shown
 from medlib.models import features, prompts
 from medlib.models.verdict_model import VerdictModel
 from medlib.training import lora, memory, processes
@@ -28,24 +28,24 @@ def encode(processor, scenarios: list[LabelledCase], images_dirs: list[Path], ba
     list of dict with ``input_ids``, ``token_type_ids``, ``labels`` (1-D int64 tensors of equal length)
     ``file`` of the image and ``pixels``, a function that loads it (float tensor, crops x 3 x height x width)
     """
-    load = functools.partial(functools.partial, _pixels, processor)
     rows = []
     one_batch = len(scenarios) <= batch_size
     for start in tqdm(range(0, len(scenarios), batch_size), desc="encoding", leave=False, disable=one_batch):
         part = slice(start, start + batch_size)
-        files = [folder / s.image for s, folder in zip(scenarios[part], images_dirs[part])]
-        encoded = _encode(processor, scenarios[part], files)
-        rows += [row | {"file": file, "pixels": load(file)} for row, file in zip(encoded, files)]
+        places = [(folder, s.image) for s, folder in zip(scenarios[part], images_dirs[part])]
+        encoded = _encode(processor, scenarios[part], [shown(*place) for place in places])
+        for row, (folder, name) in zip(encoded, places):
+            rows.append(
+                row | {"file": folder / name, "pixels": functools.partial(_pixels, processor, folder, name)}
+            )
     return rows
 
 
-def _pixels(processor, file: Path) -> torch.Tensor:
-    return processor.image_processor(images=[load_image(file)], return_tensors="pt")["pixel_values"]
+def _pixels(processor, images_dir: Path, name: str) -> torch.Tensor:
+    return features.pixels_of(processor, shown(images_dir, name))
 
 
-def _encode(processor, scenarios: list[LabelledCase], files: list[Path]) -> list[dict]:
-    images = [load_image(file) for file in files]
-
+def _encode(processor, scenarios: list[LabelledCase], images: list[Image.Image]) -> list[dict]:
     def tokens(turns, **options):
         return processor.apply_chat_template(
             turns,
