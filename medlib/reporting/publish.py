@@ -191,7 +191,8 @@ def of_run(config: RunConfig) -> RunConfig:
     base = adapters.training_metadata(config)["base_model"]
     if config.model not in (base, STANDIN):  # the stand-in is what a command means that names no model
         raise PublishError(f"the adapter of {config.run_dir} was trained on {base}, not on {config.model}")
-    return config.model_copy(update={"model": base, "images_dir": record.get("images_dir")})
+    folders = {name: record.get(name) for name in ("data_dir", "images_dir")}
+    return config.model_copy(update={"model": base, **folders})
 
 
 # --- the card ---------------------------------------------------------------------------------------
@@ -299,7 +300,7 @@ def _body(config: RunConfig, name: str, merged: bool, metrics: dict, record: dic
         tables="\n".join(tables),
         warning=f"\n> **Stand-in.** {STANDIN_NOTICE}\n" if loading.is_standin(config.model) else "",
         kind="The adapter merged into its base" if merged else "A LoRA adapter",
-        images="the user's own images of the core set" if config.images_dir else "drawn images",
+        trained_on=_trained_on(config),
         licence=_licence_text(config),
         load=LOAD_MERGED if merged else LOAD_ADAPTER.format(model=config.model),
         revision=record["git"].get("revision") or "unknown",
@@ -311,6 +312,13 @@ def _body(config: RunConfig, name: str, merged: bool, metrics: dict, record: dic
         versions=versions,
         data=data,
     )
+
+
+def _trained_on(config: RunConfig) -> str:
+    if config.data_dir:
+        return "Trained and tested on a data set of the user's own, which is no part of this folder."
+    shown = "the user's own images of the core set" if config.images_dir else "drawn images"
+    return GENERATED.format(images=shown)
 
 
 def _licence_text(config: RunConfig) -> str:
@@ -343,6 +351,10 @@ model = AutoModelForImageTextToText.from_pretrained("this repository")
 processor = AutoProcessor.from_pretrained("this repository")
 ```"""
 
+GENERATED = """\
+Trained on a generated suite of counterfactual pairs and on 16 cases of the core set. All images of
+the generated suites are **synthetic**: drawn, of no patient. The core set was shown with {images}."""
+
 BODY = """# {name}
 
 **Not a medical device.** {kind} that says whether a prescribed treatment matches an image and its
@@ -357,8 +369,7 @@ a patient; it was not validated on patients, and no health authority has seen it
 
 ## Data
 
-Trained on a generated suite of counterfactual pairs and on 16 cases of the core set. All images of
-the generated suites are **synthetic**: drawn, of no patient. The core set was shown with {images}.
+{trained_on}
 
 ## Results
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from medlib import stats
 from medlib.config import ADAPTER, MODALITIES, STANDIN_NOTICE, ConfigError, RunConfig
 from medlib.data.cases import LabelledCase
-from medlib.data.images import load_image
 from medlib.data.suite import Suite
 from medlib.evaluation import summary
 from medlib.evaluation.results import Results
@@ -29,12 +28,15 @@ UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2
 
 def disclaimer(config: RunConfig) -> str:
     """What the numbers of this run may be used for."""
+    images = f"images from {data_name(config)}" if config.data_dir else "synthetic images"
     if loading.is_standin(config.model):
-        return f"> **Stand-in model, synthetic images.** {STANDIN_NOTICE} Not a medical device."
-    return (
-        f"> **Research only.** This run used {loading.model_label(config)}. The held-out suite "
-        "has synthetic images, so its numbers say nothing about patients. Not a medical device."
+        return f"> **Stand-in model, {images}.** {STANDIN_NOTICE} Not a medical device."
+    limits = (
+        f"Its numbers hold for cases like those of {data_name(config)}, if for any."
+        if config.data_dir
+        else "The held-out suite has synthetic images, so its numbers say nothing about patients."
     )
+    return f"> **Research only.** This run used {loading.model_label(config)}. {limits} Not a medical device."
 
 
 def table(frame: pd.DataFrame, name: str = "table") -> HTML:
@@ -96,7 +98,7 @@ def banner(config: RunConfig, is_core: bool) -> str:
 
 def scenario_sheet(suite: Suite, scenarios: list[LabelledCase], label: str = "synthetic") -> Figure:
     """Images of scenarios, each with note, treatment and gold verdict below."""
-    images = [load_image(suite.images_dir / s.image) for s in scenarios]
+    images = [suite.image(s) for s in scenarios]
     captions = [
         f"{s.modality}. Note: {s.finding}. Treatment: {s.treatment}. Gold verdict: {s.verdict}" for s in scenarios
     ]

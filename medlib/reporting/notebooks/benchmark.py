@@ -105,6 +105,10 @@ def pair_table(results: Results, config: RunConfig) -> pd.DataFrame:
 def pair_sentence(results: Results) -> str:
     """Pairs of the adapter that are right as a whole, beside its accuracy."""
     single = results.score(ADAPTER, "heldout")["accuracy"]["value"]
+    if set(results.of(ADAPTER, "heldout")["pair_kind"]) == {"given"}:
+        return (
+            "These cases have no twins: what counts as a pair here is a group, such as the cases of one patient."
+        )
     return (
         f"The adapter gets {percent(single)} of the scenarios right, but "
         f"{rate_text(summary.pairs_right(results.of(ADAPTER, 'heldout')))} of the pairs as a whole."
