@@ -15,7 +15,7 @@ from medlib.stats.text import results_table, to_markdown
 # ---- README --------------------------------------------------------------------------------------
 
 README = NOTEBOOKS.parent / "README.md"
-RESULTS_MARKS = "<!-- results: written by `make report` -->", "<!-- end of results -->"
+RESULTS_MARKS = "<!-- results: written by `make report-full` -->", "<!-- end of results -->"
 
 
 def write_heatmap(metrics: dict, file: Path) -> Path:
@@ -29,27 +29,34 @@ def write_heatmap(metrics: dict, file: Path) -> Path:
 
 
 def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
-    """Write the run's tables between the two marks of the README, and its heat map: no figure is typed.
+    """Write the run's main table and heat map into the README, and all its tables into docs/results.md.
+
+    They stand between two marks in each file: no figure is typed.
 
     Raises
     ------
     FileNotFoundError
         If the run has no ``metrics.json``.
     ValueError
-        If the README lacks the marks.
+        If a file lacks the marks.
     """
     readme, metrics_file = Path(readme), Path(run_dir) / "metrics.json"
     if not metrics_file.is_file():
         raise FileNotFoundError(f"{metrics_file}: no results; run the evaluation first")
-    text, (start, end) = readme.read_text(encoding="utf-8"), RESULTS_MARKS
-    if not 0 <= text.find(start) < text.find(end):
-        raise ValueError(f"{readme}: the marks {start!r} and {end!r} are missing")
-    metrics = pages.read_json(metrics_file)
+    metrics, record = pages.read_json(metrics_file), pages.read_json(Path(run_dir) / "run.json")
     write_heatmap(metrics, readme.parent / "docs" / "figures" / "heatmap.png")
-    results = _results_markdown(metrics, pages.read_json(Path(run_dir) / "run.json"))
-    before, after = text.split(start)[0], text.split(end)[1]
-    readme.write_text(f"{before}{start}\n\n{results}\n\n{end}{after}", encoding="utf-8")
+    made_by = _made_by(record)
+    _write(readme, [metrics["headline"], metrics.get("recommendation"), _table(metrics, "heldout"), made_by])
+    _write(readme.parent / "docs" / "results.md", [*_all_tables(metrics), made_by])
     return readme
+
+
+def _write(file: Path, parts: list[str | None]) -> None:
+    text, (start, end) = file.read_text(encoding="utf-8"), RESULTS_MARKS
+    if not 0 <= text.find(start) < text.find(end):
+        raise ValueError(f"{file}: the marks {start!r} and {end!r} are missing")
+    before, after, results = text.split(start)[0], text.split(end)[1], "\n\n".join(filter(None, parts))
+    file.write_text(f"{before}{start}\n\n{results}\n\n{end}{after}", encoding="utf-8")
 
 
 def _row_name(name: str, names: dict[str, str]) -> str:
@@ -59,24 +66,30 @@ def _row_name(name: str, names: dict[str, str]) -> str:
 
 
 SUITE_TITLES = {
-    "heldout": "Held-out suite, generated",
+    "heldout": "Held-out suite, and the adapter with a part of the input withheld",
     "core24_val": "Core set, 8 validation cases",
     "core24_folds": "Core set, all 24, leave one image group out (adapter of the other core cases only)",
 }
 
 
-def _results_markdown(metrics: dict, record: dict) -> str:
-    parameters, names = record["parameters"], metrics.get("names") or {}
-    parts = [metrics["headline"], *filter(None, [metrics.get("recommendation")])]
-    for suite, title in SUITE_TITLES.items():
-        scores = {s: score for s, score in scores_written(metrics, suite).items() if not run_seed(s)[1]}
-        order = [name for name in names if name in scores]
-        order += sorted(set(scores) - set(order))
-        if order:
-            table = results_table({_row_name(name, names): scores[name] for name in order})
-            parts += [f"**{title}**", to_markdown(table)]
-    for title, rows in metrics["tables"].items():
-        parts += [f"**{title}**", to_markdown(pd.DataFrame(rows))]
-    made = f"Model `{parameters['model']}` ({parameters['model_kind']}), seed {parameters['seed']}, "
-    made += f"revision `{str(record['git'].get('revision'))[:10]}`, {record['timestamp'][:10]}."
-    return "\n\n".join([*parts, made])
+def _table(metrics: dict, suite: str, withheld: bool = False) -> str | None:
+    """Markdown table of every system on a suite; ``withheld`` adds the ablations."""
+    names = metrics.get("names") or {}
+    scores = {s: score for s, score in scores_written(metrics, suite).items() if not run_seed(s)[1]}
+    order = [name for name in names if name in scores]
+    order += sorted(name for name in scores if name not in order and (withheld or " " not in name))
+    return to_markdown(results_table({_row_name(n, names): scores[n] for n in order})) if order else None
+
+
+def _all_tables(metrics: dict) -> list[str]:
+    tables = {title: _table(metrics, suite, withheld=True) for suite, title in SUITE_TITLES.items()}
+    tables |= {title: to_markdown(pd.DataFrame(rows)) for title, rows in metrics["tables"].items()}
+    return [f"### {title}\n\n{table}" for title, table in tables.items() if table]
+
+
+def _made_by(record: dict) -> str:
+    parameters = record["parameters"]
+    return (
+        f"Model `{parameters['model']}` ({parameters['model_kind']}), seed {parameters['seed']}, "
+        f"revision `{str(record['git'].get('revision'))[:10]}`, {record['timestamp'][:10]}."
+    )

@@ -106,9 +106,7 @@ def pair_sentence(results: Results) -> str:
     """Pairs of the adapter that are right as a whole, beside its accuracy."""
     single = results.score(ADAPTER, "heldout")["accuracy"]["value"]
     if set(results.of(ADAPTER, "heldout")["pair_kind"]) == {"given"}:
-        return (
-            "These cases have no twins: what counts as a pair here is a group, such as the cases of one patient."
-        )
+        return "These cases have no twins: what counts as a pair here is a group, such as one patient's cases."
     return (
         f"The adapter gets {percent(single)} of the scenarios right, but "
         f"{rate_text(summary.pairs_right(results.of(ADAPTER, 'heldout')))} of the pairs as a whole."

@@ -1,0 +1,53 @@
+"""The README's and the docs' tables are those of a run."""
+
+import json
+
+import pytest
+
+from medlib import stats
+from medlib.reporting import readme
+
+START, END = readme.RESULTS_MARKS
+
+
+def _score(accuracy):
+    rate = stats.proportion(round(accuracy * 100), 100)
+    halves = {"sensitivity": rate, "specificity": rate}
+    return {"accuracy": rate, **halves, "n": 100, "spread": 1.0, "by_modality": {"xray": {"accuracy": rate}}}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run with two systems, one of them with an ablation, and a README with old results."""
+    monkeypatch.setattr(readme, "write_heatmap", lambda metrics, file: file)
+    systems = {"constant": _score(0.5), "medgemma-lora": _score(0.9)}
+    scores = {f"{name}/heldout": score for name, score in systems.items()}
+    scores |= {"medgemma-lora text_only/heldout": _score(0.6), "medgemma-lora/core24_val": _score(0.8)}
+    metrics = {"headline": "It rose.", "names": {}, "systems": systems, "scores": scores, "tables": {}}
+    parameters = {"model": "models/x", "model_kind": "stand-in", "seed": 3}
+    record = {"parameters": parameters, "git": {"revision": "0123456789ab"}, "timestamp": "2026-01-02T00:00:00"}
+    for name, content in {"metrics": metrics, "run": record}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "docs").mkdir()
+    for file in ("README.md", "docs/results.md"):
+        (tmp_path / file).write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    return tmp_path
+
+
+def test_the_readme_has_one_table_and_the_docs_have_all(run):
+    readme.update_readme(run, run / "README.md")
+    main, details = ((run / file).read_text() for file in ("README.md", "docs/results.md"))
+    for text in (main, details):
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert "revision `0123456789`" in text
+    assert "It rose." in main and main.count("|:---") == 1
+    assert "text only" not in main and "text only" in details
+    assert "Core set" not in main and "Core set, 8 validation cases" in details
+    readme.update_readme(run, run / "README.md")
+    assert (run / "README.md").read_text() == main
+
+
+def test_a_file_without_marks_is_named(run):
+    (run / "docs" / "results.md").write_text("nothing")
+    with pytest.raises(ValueError, match="results.md: the marks"):
+        readme.update_readme(run, run / "README.md")
