@@ -14,7 +14,8 @@ Profile = Annotated[
 Model = Annotated[Optional[str], typer.Option(help="hub name or folder, e.g. google/medgemma-4b-it")]
 RunDir = Annotated[Optional[str], typer.Option(help="folder of the run")]
 DataDir = Annotated[
-    Optional[str], typer.Option("--data", help="folder (or hub name) of your own cases or labelled images")
+    Optional[str],
+    typer.Option("--data", "--data-dir", help="folder or hub name of your own cases or labelled images"),
 ]
 Images = Annotated[
     Optional[Path], typer.Option("--images", "--images-dir", help="folder with the real core24 images")

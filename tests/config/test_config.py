@@ -92,6 +92,7 @@ NOT_SETTINGS = {
     "name",
     "repo_id",
     "upload",
+    "check",
     "merged",
     "private",
     "terms",
@@ -108,7 +109,7 @@ def test_flags_use_the_names_of_the_configuration(name):
     for option in typer.main.get_command(app).commands[name].params:
         if option.name in NOT_SETTINGS:
             continue
-        field = "images_dir" if option.name == "images" else option.name
+        field = {"images": "images_dir", "data": "data_dir"}.get(option.name, option.name)
         assert field in RunConfig.model_fields
         assert f"--{field.replace('_', '-')}" in option.opts
 
@@ -147,7 +148,7 @@ def test_every_field_is_in_exactly_one_stage():
 
 @pytest.mark.parametrize("name", fields(Run, Model, Data, Training))
 def test_a_field_that_bears_on_the_adapter_is_in_its_fingerprint_and_a_neutral_one_is_not(name):
-    suites = {split: SimpleNamespace(sha256=split) for split in ("train", "val", "core_train")}
+    suites = {split: SimpleNamespace(sha256=split, keys=lambda: []) for split in ("train", "val", "core_train")}
     config = RunConfig()
     other = config.model_copy(update={name: "something else"})
     same = supervised._train_fingerprint(other, suites) == supervised._train_fingerprint(config, suites)
