@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from medlib.cli import options
-from medlib.cli.options import Images, Masks, Profile, Seed, Settings, configuration
+from medlib.cli.options import DataDir, Images, Masks, Profile, Seed, Settings, configuration
 
 app = options.app()
 
@@ -57,17 +57,52 @@ def _check(where: str, seed: int) -> None:
 @app.command()
 def standin(
     which: Annotated[str, typer.Argument(help="medgemma, biomedclip or both")] = "both",
-    out: Annotated[Path, typer.Option(help="folder that gets medgemma-nano and biomedclip-nano")] = Path("models"),
-    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path, typer.Option(help="folder that gets a folder for each model")] = Path("models"),
+    data: DataDir = None,
+    seed: Annotated[int, typer.Option(help="with --data the seed of the run, which divides the images")] = 0,
+    allow_shared_groups: Annotated[bool, typer.Option("--allow-shared-groups", help="as for a run")] = False,
+    recipe: Annotated[
+        Optional[list[str]], typer.Option("--set", help="with --data: how to fine-tune, name=value; repeatable")
+    ] = None,
 ) -> None:
-    """Rebuild the stand-in models from nothing (about 40 minutes on two cores)."""
+    """Rebuild the stand-in models from nothing (about 40 minutes on two cores).
+
+    With --data fine-tune them instead on the training side of your own labelled images (at most an hour); run
+    again to resume after an interruption.
+    """
     from medlib.config import ConfigError
     from medlib.models.standin import biomedclip, medgemma
 
     if which not in ("both", "medgemma", "biomedclip"):
         raise ConfigError(f"standin {which!r}: expected medgemma, biomedclip or both")
+    if data is not None:
+        _own_standins(which, out, data, seed, allow_shared_groups, recipe or [])
+        return
+    if recipe or allow_shared_groups:
+        raise ConfigError("standin: --set and --allow-shared-groups need --data")
     if which != "biomedclip":
         captions = medgemma.build(out / "medgemma-nano", seed=seed)["captions"]
         print(f"captions of held-out images: {captions['accuracy']:.1%} right (n={captions['n']})")
     if which != "medgemma":
         biomedclip.build(out / "biomedclip-nano", seed=seed)
+
+
+def _own_standins(which: str, out: Path, data: str, seed: int, allow_shared: bool, recipe: list[str]) -> None:
+    from pydantic import ValidationError
+
+    from medlib.config import ConfigError, resolve
+    from medlib.models.standin import own
+
+    where = str(Path(data).resolve()) if Path(data).exists() else data
+    config = resolve("standin", data_dir=where, seed=seed, allow_shared_groups=allow_shared)
+    try:
+        values = dict(item.split("=", 1) for item in recipe)
+        chosen = own.Recipe.model_validate(values)
+    except ValueError as error:
+        listed = error.errors() if isinstance(error, ValidationError) else []
+        reasons = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in listed) or "expected name=value"
+        raise ConfigError(f"--set: {reasons} (names: {', '.join(own.Recipe.model_fields)})") from None
+    for name, measured in own.build(config, out, which, chosen).items():
+        naming = measured["naming"]
+        by_modality = ", ".join(f"{m} {rate['value']:.1%}" for m, rate in naming["by_modality"].items())
+        print(f"{name}, naming on the validation side: {by_modality} (n={naming['all']['n']})")

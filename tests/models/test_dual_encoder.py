@@ -16,6 +16,7 @@ from medlib.data.synthetic.grammar import SEED_BASE
 from medlib.models import dual_encoder, loading
 from medlib.models.dual_encoder import OPEN_CLIP_WEIGHTS, BiomedCLIP
 from medlib.models.standin import biomedclip as biomedclip_standin
+from medlib.models.standin import loop
 from medlib.models.standin import medgemma as medgemma_standin
 
 WIDTH, HEADS, PATCH, SIDE, PROJECTION = 128, 2, 8, 4, 48
@@ -334,19 +335,20 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path, 
     options = {"steps": 4, "batch_size": 4, "every": 2}
     straight = biomedclip_standin.build_model(processor)
     whole = tmp_path / "whole.safetensors"
-    history = biomedclip_standin.train(straight, processor, *noise, whole, **options)
+    sample = biomedclip_standin.drawn_sampler(*noise)
+    history = biomedclip_standin.train(straight, processor, sample, whole, **options)
 
-    keep, file = biomedclip_standin._keep, tmp_path / "broken.safetensors"
+    keep, file = loop.keep, tmp_path / "broken.safetensors"
 
     def keep_and_break(*args):
         keep(*args)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(biomedclip_standin, "_keep", keep_and_break)
-        biomedclip_standin.train(biomedclip_standin.build_model(processor), processor, *noise, file, **options)
+        patch.setattr(loop, "keep", keep_and_break)
+        biomedclip_standin.train(biomedclip_standin.build_model(processor), processor, sample, file, **options)
     resumed = biomedclip_standin.build_model(processor, seed=9)  # every weight must come from the checkpoint
-    assert biomedclip_standin.train(resumed, processor, *noise, file, **options) == history
+    assert biomedclip_standin.train(resumed, processor, sample, file, **options) == history
     assert [row["step"] for row in history] == [2, 4]
     for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values()):
         torch.testing.assert_close(a, b, msg=name, atol=0, rtol=0)

@@ -16,15 +16,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
-from tqdm.auto import tqdm
 from transformers import (
     BertConfig,
     BertTokenizer,
@@ -35,13 +33,15 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from medlib import stats
-from medlib.config import MODALITIES
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
-from medlib.data.synthetic.lexicon import DEGREES, FINDINGS, Finding, findings_of
+from medlib.data.synthetic.lexicon import DEGREES, FINDINGS, Finding
 from medlib.models.dual_encoder import CONTEXT_LENGTH, BiomedCLIP, embed_images, embed_texts
+from medlib.models.standin import loop
 from medlib.models.standin import medgemma as medgemma_standin
-from medlib.models.standin.medgemma import IMAGE_SIZE, MODALITY_NAMES, PATCH_SIZE
+from medlib.models.standin.medgemma import IMAGE_SIZE, PATCH_SIZE
+from medlib.models.standin.words import DRAWN, MODALITY_NAMES, Words, modality_name
+from medlib.models.standin.words import caption as canonical_caption
 
 WIDTH, LAYERS, HEADS = 128, 4, 4
 VOCABULARY = 1024
@@ -86,11 +86,11 @@ def build_model(processor: VisionTextDualEncoderProcessor, seed: int = 0) -> Bio
 # --- training -------------------------------------------------------------------------------------
 
 
-def caption(rng: np.random.Generator, finding: Finding) -> str:
+def caption(rng: np.random.Generator, finding: Finding, words: Words = DRAWN) -> str:
     """One of many ways to caption an image of a finding, in the words of any split."""
-    templates = [p for phrases in finding.phrases.values() for p in phrases] + [finding.label]
-    words = str(rng.choice(templates)).replace("{degree}", str(rng.choice(DEGREES)).lower())
-    return str(rng.choice(CAPTIONS)).format(modality=MODALITY_NAMES[finding.modality], words=words)
+    template = str(rng.choice([*words.phrases(finding), finding.label]))
+    text = template.replace("{degree}", str(rng.choice(DEGREES)).lower())
+    return str(rng.choice(CAPTIONS)).format(modality=modality_name(finding.modality), words=text)
 
 
 def contrastive_loss(images, texts, scale, findings: torch.Tensor) -> torch.Tensor:
@@ -130,102 +130,85 @@ def masked_word_loss(model: BiomedCLIP, tokenizer, sentences: list[str]) -> torc
     return torch.nn.functional.cross_entropy(logits.float(), ids[hidden])
 
 
+#: Labels (n,) and pixels (n, 3, height, width) of so many images, drawn from these generators.
+Sampler = Callable[[int, np.random.Generator, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+
+
+def drawn_sampler(images: np.ndarray, labels: np.ndarray) -> Sampler:
+    """Any of the images (uint8, n x height x width x 3), altered as the other stand-in's are."""
+
+    def sample(count: int, rng: np.random.Generator, generator: torch.Generator):
+        rows = rng.integers(len(labels), size=count)
+        pixels = medgemma_standin.augment(medgemma_standin.to_pixels(images[rows]), generator)
+        return torch.from_numpy(labels[rows]), pixels
+
+    return sample
+
+
 def train(
     model: BiomedCLIP,
     processor,
-    images: np.ndarray,
-    labels: np.ndarray,
+    sample: Sampler,
     checkpoint: Path,
     steps: int = 1200,
     batch_size: int = 64,
     lr: float = 1e-3,
     seed: int = 0,
     every: int = 100,
+    words: Words = DRAWN,
+    score: Callable[[], float] | None = None,
 ) -> list[dict]:
-    """Train in place; goes on from ``checkpoint`` if that file is there.
+    """Train in place; resumes from ``checkpoint`` if that file is there.
 
-    Every step draws from a generator of its own number, so a resumed training sees what an
-    uninterrupted one would have seen.
+    Parameters
+    ----------
+    sample : function
+        Images of ``words.findings``, labelled by their places there.
+    score : function, optional
+        The weights for which it was highest, at every checkpoint, are those that stay.
 
     Returns
     -------
-    Mean losses of each ``every`` steps.
+    Mean losses of each ``every`` steps, as `medlib.models.standin.loop.train` has them.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-        lr=lr,
-        betas=(0.9, 0.98),
-    )
-    first, history = _restore(checkpoint, model, optimizer) if checkpoint.is_file() else (0, [])
-    sentences, labels, recent = grammar.phrases(), torch.from_numpy(labels), []
-    model.train()
-    for step in (bar := tqdm(range(first, steps), desc="dual encoder", initial=first, total=steps)):
+    sentences = words.sentences()
+
+    def losses_at(step: int) -> dict[str, torch.Tensor]:
         rng, generator = np.random.default_rng([seed, step]), torch.Generator().manual_seed(seed + step)
-        torch.manual_seed(seed + step)  # dropout and masks
-        rows = torch.from_numpy(rng.integers(len(labels), size=batch_size))
-        pixels = medgemma_standin.augment(medgemma_standin.to_pixels(images[rows.numpy()]), generator)
-        captions = [caption(rng, FINDINGS[labels[row]]) for row in rows]
+        labels, pixels = sample(batch_size, rng, generator)
+        captions = [caption(rng, words.findings[label], words) for label in labels]
         tokens = processor.tokenizer(captions, padding=True, return_tensors="pt")
-        with medgemma_standin.half_precision():
+        with loop.half_precision():
             shown = model.get_image_features(pixels).pooler_output
             said = model.get_text_features(**tokens).pooler_output
             scale = model.logit_scale.exp().clamp(max=100)
-            contrastive = contrastive_loss(shown, said, scale, labels[rows])
+            contrastive = contrastive_loss(shown, said, scale, labels)
             plain_text = list(rng.choice(sentences, size=batch_size))
-            words = masked_word_loss(model, processor.tokenizer, plain_text)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * medgemma_standin.schedule(step, steps)
-        optimizer.zero_grad()
-        (contrastive + words).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        recent.append((contrastive.item(), words.item()))
-        if step % every == every - 1 or step == steps - 1:
-            means = np.mean(recent, axis=0)
-            history.append({"step": step + 1, "contrastive": means[0], "masked_words": means[1]})
-            recent = []
-            bar.set_postfix(contrastive=f"{means[0]:.3f}", masked_words=f"{means[1]:.3f}")
-            _keep(checkpoint, model, optimizer, step + 1, history)
-    model.eval()
-    return history
+            masked_words = masked_word_loss(model, processor.tokenizer, plain_text)
+        return {"contrastive": contrastive, "masked_words": masked_words}
 
-
-def _keep(file: Path, model, optimizer, step: int, history: list[dict]) -> None:
-    """Write weights and optimizer state as safetensors, in one move."""
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
-    part = file.with_suffix(".part")
-    save_file(state, part, metadata={"step": str(step), "history": json.dumps(history, default=float)})
-    part.replace(file)
-
-
-def _restore(file: Path, model, optimizer) -> tuple[int, list[dict]]:
-    """(next step, history) of an interrupted training; weights and optimizer are set in place."""
-    with safe_open(file, "pt") as opened:
-        facts = opened.metadata()
-    weights: dict[str, torch.Tensor] = {}
-    moments: dict[int, dict] = {}
-    for name, tensor in load_file(file).items():
-        kind, _, rest = name.partition(".")
-        if kind == "model":
-            weights[rest] = tensor
-        else:
-            number, _, moment = rest.partition(".")
-            moments.setdefault(int(number), {})[moment] = tensor
-    model.load_state_dict(weights)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    print(f"resuming at step {facts['step']} of {file.name}")
-    return int(facts["step"]), json.loads(facts["history"])
+    return loop.train({"model": model}, losses_at, checkpoint, steps, lr, seed, every, score, "dual encoder")
 
 
 # --- measuring and building -----------------------------------------------------------------------
 
 
-def measure(processor, model: BiomedCLIP, images: np.ndarray, labels: np.ndarray) -> dict:
+def zero_shot(
+    processor, model: BiomedCLIP, images: np.ndarray, labels: np.ndarray, words: Words = DRAWN
+) -> np.ndarray:
+    """Label that each image gets: of its modality, the finding with the most similar canonical caption."""
+    shown = embed_images(processor, model, map(Image.fromarray, images))
+    modality = np.array([words.findings[label].modality for label in labels])
+    named = np.empty(len(labels), int)
+    for name in words.modalities:
+        places = np.array([i for i, f in enumerate(words.findings) if f.modality == name])
+        prompts = embed_texts(processor, model, [canonical_caption(words.findings[i]) for i in places])
+        rows = modality == name
+        named[rows] = places[(shown[rows] @ prompts.T).argmax(axis=1)]
+    return named
+
+
+def measure(processor, model: BiomedCLIP, images: np.ndarray, labels: np.ndarray, words: Words = DRAWN) -> dict:
     """What the encoder makes of images that it never saw.
 
     Returns
@@ -236,23 +219,15 @@ def measure(processor, model: BiomedCLIP, images: np.ndarray, labels: np.ndarray
         ``image_to_text``: most similar of all phrases words the finding;
         ``text_to_picture``: most similar of all images shows the finding.
     """
-    shown = embed_images(processor, model, map(Image.fromarray, images))
-    modality = np.array([FINDINGS[label].modality for label in labels])
-    right = np.zeros(len(labels), bool)
-    for name in MODALITIES:
-        findings, rows = findings_of(name), modality == name
-        prompts = embed_texts(processor, model, [medgemma_standin.caption(f) for f in findings])
-        similarity = shown[rows] @ prompts.T
-        right[rows] = [
-            findings[best] is FINDINGS[label] for best, label in zip(similarity.argmax(axis=1), labels[rows])
-        ]
+    right = zero_shot(processor, model, images, labels, words) == labels
+    modality = np.array([words.findings[label].modality for label in labels])
     degree = DEGREES[1].lower()
     texts = [
-        (f"{MODALITY_NAMES[f.modality]}: {p.replace('{degree}', degree)}", number)
-        for number, f in enumerate(FINDINGS)
-        for phrases in f.phrases.values()
-        for p in phrases
+        (f"{modality_name(f.modality)}: {p.replace('{degree}', degree)}", number)
+        for number, f in enumerate(words.findings)
+        for p in words.phrases(f)
     ]
+    shown = embed_images(processor, model, map(Image.fromarray, images))
     similarity = shown @ embed_texts(processor, model, [text for text, _ in texts]).T
     about = np.array([number for _, number in texts])
 
@@ -260,7 +235,7 @@ def measure(processor, model: BiomedCLIP, images: np.ndarray, labels: np.ndarray
         return stats.proportion(int(np.sum(hits)), len(hits))
 
     return {
-        "zero_shot": {name: rate(right[modality == name]) for name in MODALITIES} | {"all": rate(right)},
+        "zero_shot": {name: rate(right[modality == name]) for name in words.modalities} | {"all": rate(right)},
         "picture_to_text": rate(about[similarity.argmax(axis=1)] == labels),
         "text_to_picture": rate(labels[similarity.argmax(axis=0)] == about),
     }
@@ -286,7 +261,7 @@ def build(
     images, labels = medgemma_standin.image_pool(per_finding, SEED_BASE["pretrain"])
     drawn = time.time()
     checkpoint = stages / "checkpoint.safetensors"
-    history = train(model, processor, images, labels, checkpoint, steps, seed=seed)
+    history = train(model, processor, drawn_sampler(images, labels), checkpoint, steps, seed=seed)
     trained = time.time()
     model.save_pretrained(out_dir)
     processor.save_pretrained(out_dir)
@@ -314,9 +289,7 @@ def model_card(measured: dict) -> str:
     def cells(rate):
         return f"{rate['value']:.1%} | {rate['low']:.1%} to {rate['high']:.1%} | {rate['n']:,}"
 
-    rows = [
-        f"| {MODALITY_NAMES.get(name, 'all')} | {cells(rate)} |" for name, rate in measured["zero_shot"].items()
-    ]
+    rows = [f"| {modality_name(name)} | {cells(rate)} |" for name, rate in measured["zero_shot"].items()]
     retrieval = {name: cells(measured[name]) for name in ("picture_to_text", "text_to_picture")}
     facts = ("parameters", "pictures", "steps", "seed", "threads", "minutes_drawing", "minutes_training")
     return CARD.format(

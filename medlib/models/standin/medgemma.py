@@ -17,13 +17,13 @@ fine-tuning; it never sees a test image nor any verdict.
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -36,26 +36,14 @@ from medlib.config import ANSWERS, MODALITIES
 from medlib.data.cases import Patient
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
-from medlib.data.synthetic.lexicon import (
-    CARE_ORDER,
-    COMPLAINTS,
-    DEGREES,
-    FINDINGS,
-    TREATMENTS,
-    Finding,
-    findings_of,
-)
+from medlib.data.synthetic.lexicon import CARE_ORDER, COMPLAINTS, DEGREES, FINDINGS, Care, Finding
 from medlib.data.variants import WITHHELD
 from medlib.models.prompts import INSTRUCTION
+from medlib.models.standin.loop import half_precision, schedule
+from medlib.models.standin.words import DRAWN, MODALITY_NAMES, Words, caption, modality_name
 
 IMAGE_SIZE, PATCH_SIZE, IMAGE_TOKENS = 112, 14, 16
 VOCABULARY = 1536
-MODALITY_NAMES = {
-    "xray": "Chest x-ray",
-    "histopathology": "Lung histology",
-    "mri": "Brain MRI",
-    "ultrasound": "Breast ultrasound",
-}
 
 #: Own wording of Gemma 3's turn format: a system turn is put in front of the first user turn.
 CHAT_TEMPLATE = """\
@@ -238,16 +226,6 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return pixels + 0.05 * torch.randn(pixels.shape, generator=generator)
 
 
-def half_precision():
-    """bfloat16 autocast where the processor has it (twice as fast), else a no-op."""
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=supported)
-
-
-def schedule(step: int, steps: int, warm_up: int = 100) -> float:
-    return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.01
-
-
 def warm_up_tower(model, images, labels, steps=1000, batch_size=64, lr=1e-3, seed=0) -> list[float]:
     """Teach the tower to name findings; the linear head is thrown away. Returns the losses."""
     tower = model.model.vision_tower
@@ -291,11 +269,11 @@ def tower_features(model, images, batch_size=128) -> torch.Tensor:
 # --- 3. captions and statements -------------------------------------------------------------------
 
 
-def _clinical(rng, modality: str, finding: str | None, treatment: str | None) -> str:
+def _clinical(rng, modality: str, finding: str | None, treatment: str | None, words: Words = DRAWN) -> str:
     patient = Patient(
         age=int(rng.integers(25, 86)),
         sex=str(rng.choice(["female", "male"])),
-        complaint=str(rng.choice(COMPLAINTS[modality])),
+        complaint=str(rng.choice(words.lexicon.complaints(modality))),
     )
     lines = [f"Patient: {patient.age} years, {patient.sex}. {patient.complaint}."]
     lines += [f"Clinical finding: {finding}."] if finding else []
@@ -303,48 +281,44 @@ def _clinical(rng, modality: str, finding: str | None, treatment: str | None) ->
     return "\n".join(lines)
 
 
-def _any_phrase(rng, finding: Finding) -> str:
-    template = str(rng.choice([p for phrases in finding.phrases.values() for p in phrases]))
-    phrase = template.replace("{degree}", str(rng.choice(DEGREES)).lower())
-    return phrase[0].upper() + phrase[1:]
+def _any_phrase(rng, finding: Finding, words: Words) -> str:
+    return grammar.fill(str(rng.choice(words.phrases(finding))), str(rng.choice(DEGREES)))
 
 
-def _any_treatment(rng, modality: str, care: str) -> str:
-    return str(rng.choice([p for phrases in TREATMENTS[modality, care].values() for p in phrases]))
+def _any_treatment(rng, care: Care, unsuited: tuple[str, ...] = ()) -> str:
+    return str(rng.choice([p for phrases in care.treatments.values() for p in phrases if p not in unsuited]))
 
 
-def caption(finding: Finding) -> str:
-    """What the stand-in should say of an image."""
-    return f"{MODALITY_NAMES[finding.modality]}: {finding.label}"
-
-
-def image_sample(rng, finding: Finding) -> tuple[str, str]:
+def image_sample(rng, finding: Finding, words: Words = DRAWN) -> tuple[str, str]:
     """(question, answer) about an image that shows ``finding``: a caption or one statement."""
     if rng.random() < 0.35:
         return DESCRIBE, caption(finding)
-    others = [f for f in findings_of(finding.modality) if f is not finding]
-    true = rng.random() < 0.5
+    others = [f for f in words.findings_of(finding.modality) if f is not finding]
+    true = rng.random() < 0.5 or not others
     noted = finding if true else others[rng.integers(len(others))]
-    text = _clinical(rng, finding.modality, _any_phrase(rng, noted), None)
+    text = _clinical(rng, finding.modality, _any_phrase(rng, noted, words), None, words)
     return f"{SHOWS}\n\n{text}", "yes" if true else "no"
 
 
-def text_sample(rng) -> tuple[str, str]:
+def text_sample(rng, words: Words = DRAWN) -> tuple[str, str]:
     """(question, answer) without an image: glossary, treatment statement or repetition."""
-    finding = FINDINGS[rng.integers(len(FINDINGS))]
-    modality, kind = finding.modality, rng.random()
+    finding = words.findings[rng.integers(len(words.findings))]
+    cares, kind = words.care_of(finding.modality), rng.random()
     if kind < 0.15:
-        return f"{NAME_FINDING}\n\n{_any_phrase(rng, finding)}.", finding.label
+        return f"{NAME_FINDING}\n\n{_any_phrase(rng, finding, words)}.", finding.label
     if kind < 0.30:
-        care = str(rng.choice(CARE_ORDER[modality]))
-        return f"{NAME_TREATMENT}\n\n{_any_treatment(rng, modality, care)}.", care
+        care = cares[rng.integers(len(cares))]
+        return f"{NAME_TREATMENT}\n\n{_any_treatment(rng, care)}.", care.name
     if kind < 0.40:
-        sentence = str(rng.choice(list(ANSWERS.values()))) if rng.random() < 0.5 else _any_phrase(rng, finding)
+        verdict = rng.random() < 0.5
+        sentence = str(rng.choice(list(ANSWERS.values()))) if verdict else _any_phrase(rng, finding, words)
         return f"{REPEAT}\n\n{sentence}", sentence
-    true = rng.random() < 0.5
-    cares = [c for c in CARE_ORDER[modality] if (c == finding.care) == true]
-    treatment = _any_treatment(rng, modality, str(rng.choice(cares)))
-    return f"{USED}\n\n{_clinical(rng, modality, _any_phrase(rng, finding), treatment)}", "yes" if true else "no"
+    wrong = [care for care in cares if not finding.fits(care.name)]
+    true = rng.random() < 0.5 or not wrong
+    chosen = [care for care in cares if finding.fits(care.name)] if true else wrong
+    treatment = _any_treatment(rng, chosen[rng.integers(len(chosen))], finding.unsuited)
+    text = _clinical(rng, finding.modality, _any_phrase(rng, finding, words), treatment, words)
+    return f"{USED}\n\n{text}", "yes" if true else "no"
 
 
 def encode(processor, question: str, answer: str | None, with_image: bool) -> tuple[list[int], int]:
@@ -400,7 +374,7 @@ def answer_loss(model, batch: dict, features: torch.Tensor | None) -> torch.Tens
 
 
 def pretrain_decoder(
-    model, processor, features, labels, steps=2400, batch_size=32, lr=1.5e-3, seed=0
+    model, processor, features, labels, steps=2400, batch_size=32, lr=1.5e-3, seed=0, words: Words = DRAWN
 ) -> list[dict]:
     """Teach decoder and projector captions and statements; the tower stays frozen."""
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
@@ -413,10 +387,10 @@ def pretrain_decoder(
         kind = ("picture", "text")[step % 2]
         if kind == "picture":
             rows = rng.integers(len(labels), size=batch_size)
-            samples = [image_sample(rng, FINDINGS[labels[row]]) for row in rows]
+            samples = [image_sample(rng, words.findings[labels[row]], words) for row in rows]
             shown = features[torch.from_numpy(rows)]
         else:
-            samples, shown = [text_sample(rng) for _ in range(batch_size)], None
+            samples, shown = [text_sample(rng, words) for _ in range(batch_size)], None
         conversations = [encode(processor, q, a, kind == "picture") for q, a in samples]
         loss = answer_loss(model, collate(processor, conversations), shown)
         optimizer.zero_grad()
@@ -438,7 +412,9 @@ def pretrain_decoder(
 
 
 @torch.no_grad()
-def caption_accuracy(model, processor, images: np.ndarray, labels: np.ndarray, batch_size: int = 64) -> dict:
+def caption_accuracy(
+    model, processor, images: np.ndarray, labels: np.ndarray, batch_size: int = 64, words: Words = DRAWN
+) -> dict:
     """Free captions of images the model never saw, counted right only if the whole caption is.
 
     Returns
@@ -454,29 +430,32 @@ def caption_accuracy(model, processor, images: np.ndarray, labels: np.ndarray, b
         batch.pop("labels")
         output = model.generate(**batch, pixel_values=to_pixels(part), max_new_tokens=24, do_sample=False)
         said += processor.tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
-    by_caption = {caption(f): f for f in FINDINGS}
-    right = np.array([text.strip() == caption(FINDINGS[label]) for text, label in zip(said, labels)])
-    abnormal = np.array([by_caption.get(text.strip(), None) for text in said], dtype=object)
-    told = np.array(
-        [
-            f is not None and (f.name == "normal") == (FINDINGS[label].name == "normal")
-            for f, label in zip(abnormal, labels)
-        ]
-    )
-    modality = np.array([FINDINGS[label].modality for label in labels])
-    per = {
-        m: {
-            "accuracy": right[modality == m].mean(),
-            "n": int((modality == m).sum()),
-            "present_absent": told[modality == m].mean(),
+    by_caption = {caption(f): f for f in words.findings}
+    named = [by_caption.get(text.strip()) for text in said]
+    shown = [words.findings[label] for label in labels]
+    frame = pd.DataFrame(
+        {
+            "modality": [f.modality for f in shown],
+            "accuracy": [n is f for n, f in zip(named, shown)],
+            "present_absent": [
+                n is not None and (n.name == "normal") == (f.name == "normal") for n, f in zip(named, shown)
+            ],
         }
-        for m in MODALITIES
-    }
-    return {"accuracy": right.mean(), "n": len(right), "present_absent": told.mean(), "per_modality": per}
+    )
+
+    def rates(part: pd.DataFrame) -> dict:
+        return {
+            "accuracy": part["accuracy"].mean(),
+            "n": len(part),
+            "present_absent": part["present_absent"].mean(),
+        }
+
+    per = {m: rates(frame[frame["modality"] == m]) for m in words.modalities}
+    return rates(frame) | {"per_modality": per}
 
 
 @torch.no_grad()
-def statement_accuracy(model, processor, images, labels, seed=1, count=600) -> dict:
+def statement_accuracy(model, processor, images, labels, seed=1, count=600, words: Words = DRAWN) -> dict:
     """Share of yes/no statements answered right, about held-out images and about treatments."""
     rng, result = np.random.default_rng(seed), {}
     for kind in ("picture", "text"):
@@ -484,7 +463,10 @@ def statement_accuracy(model, processor, images, labels, seed=1, count=600) -> d
         while total < count:
             rows = rng.integers(len(labels), size=64)
             samples = [
-                image_sample(rng, FINDINGS[labels[r]]) if kind == "picture" else text_sample(rng) for r in rows
+                image_sample(rng, words.findings[labels[r]], words)
+                if kind == "picture"
+                else text_sample(rng, words)
+                for r in rows
             ]
             keep = [i for i, (_, answer) in enumerate(samples) if answer in ("yes", "no")]
             features = tower_features(model, images[rows[keep]]) if kind == "picture" else None
@@ -543,17 +525,19 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
     return measured
 
 
+def caption_table(captions: dict) -> str:
+    """Rows of a Markdown table of `caption_accuracy`."""
+    rows = {modality_name(m): v for m, v in captions["per_modality"].items()} | {"all": captions}
+    return "\n".join(
+        f"| {name} | {v['accuracy']:.1%} | {v['present_absent']:.1%} | {v['n']} |" for name, v in rows.items()
+    )
+
+
 def model_card(measured: dict) -> str:
     """Markdown card with the figures of this build."""
-    rows = [
-        f"| {MODALITY_NAMES[m]} | {v['accuracy']:.1%} | {v['present_absent']:.1%} | {v['n']} |"
-        for m, v in measured["captions"]["per_modality"].items()
-    ]
-    total = measured["captions"]
-    rows.append(f"| all | {total['accuracy']:.1%} | {total['present_absent']:.1%} | {total['n']} |")
     statements = measured["statements"]
     return CARD.format(
-        table="\n".join(rows),
+        table=caption_table(measured["captions"]),
         image=statements["picture"]["accuracy"],
         n_image=statements["picture"]["n"],
         text=statements["text"]["accuracy"],

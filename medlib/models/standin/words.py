@@ -1,0 +1,70 @@
+"""What a stand-in is taught to say: findings, the phrases for them, and the care that they call for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medlib.data.synthetic import grammar
+from medlib.data.synthetic.lexicon import FINDINGS, LEXICON, Care, Finding, Lexicon
+
+MODALITY_NAMES = {
+    "xray": "Chest x-ray",
+    "histopathology": "Lung histology",
+    "mri": "Brain MRI",
+    "ultrasound": "Breast ultrasound",
+}
+
+
+def caption(finding: Finding) -> str:
+    """What the stand-in should say of an image."""
+    return f"{modality_name(finding.modality)}: {finding.label}"
+
+
+def modality_name(modality: str) -> str:
+    """A modality as captions and cards name it."""
+    return MODALITY_NAMES.get(modality, modality)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Findings with the words of every split for them; by default those of the generator.
+
+    Parameters
+    ----------
+    findings : tuple of Finding
+        Labels of images are places in it.
+    lexicon : Lexicon
+        Has their care and complaints.
+    plain : bool
+        Also the phrases for real images.
+    """
+
+    findings: tuple[Finding, ...] = FINDINGS
+    lexicon: Lexicon = LEXICON
+    plain: bool = False
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the findings, in their order."""
+        return tuple(dict.fromkeys(f.modality for f in self.findings))
+
+    def findings_of(self, modality: str) -> list[Finding]:
+        return [f for f in self.findings if f.modality == modality]
+
+    def care_of(self, modality: str) -> list[Care]:
+        """Care that some finding of the modality calls for, from least to most invasive."""
+        called_for = {f.care for f in self.findings_of(modality)}
+        return [care for care in self.lexicon.modalities[modality].care if care.name in called_for]
+
+    def phrases(self, finding: Finding) -> list[str]:
+        """Templates for a finding."""
+        tables = [finding.phrases, (finding.plain_phrases or {}) if self.plain else {}]
+        return [phrase for table in tables for phrases in table.values() for phrase in phrases]
+
+    def sentences(self) -> list[str]:
+        """Every phrase for findings and treatments, slots filled."""
+        return grammar.phrases(lexicon=self.lexicon if self.plain else None)
+
+
+#: The words for images that the project draws.
+DRAWN = Words()
