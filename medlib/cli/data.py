@@ -61,7 +61,7 @@ def standin(
     data: DataDir = None,
     seed: Annotated[int, typer.Option(help="with --data the seed of the run, which divides the images")] = 0,
     allow_shared_groups: Annotated[bool, typer.Option("--allow-shared-groups", help="as for a run")] = False,
-    recipe: Annotated[
+    settings: Annotated[
         Optional[list[str]], typer.Option("--set", help="with --data: how to fine-tune, name=value; repeatable")
     ] = None,
 ) -> None:
@@ -76,9 +76,9 @@ def standin(
     if which not in ("both", "medgemma", "biomedclip"):
         raise ConfigError(f"standin {which!r}: expected medgemma, biomedclip or both")
     if data is not None:
-        _own_standins(which, out, data, seed, allow_shared_groups, recipe or [])
+        _own_standins(which, out, data, seed, allow_shared_groups, settings or [])
         return
-    if recipe or allow_shared_groups:
+    if settings or allow_shared_groups:
         raise ConfigError("standin: --set and --allow-shared-groups need --data")
     if which != "biomedclip":
         captions = medgemma.build(out / "medgemma-nano", seed=seed)["captions"]
@@ -87,7 +87,7 @@ def standin(
         biomedclip.build(out / "biomedclip-nano", seed=seed)
 
 
-def _own_standins(which: str, out: Path, data: str, seed: int, allow_shared: bool, recipe: list[str]) -> None:
+def _own_standins(which: str, out: Path, data: str, seed: int, allow_shared: bool, settings: list[str]) -> None:
     from pydantic import ValidationError
 
     from medlib.config import ConfigError, resolve
@@ -96,7 +96,7 @@ def _own_standins(which: str, out: Path, data: str, seed: int, allow_shared: boo
     where = str(Path(data).resolve()) if Path(data).exists() else data
     config = resolve("standin", data_dir=where, seed=seed, allow_shared_groups=allow_shared)
     try:
-        values = dict(item.split("=", 1) for item in recipe)
+        values = dict(item.split("=", 1) for item in settings)
         chosen = own.Recipe.model_validate(values)
     except ValueError as error:
         listed = error.errors() if isinstance(error, ValidationError) else []
