@@ -93,8 +93,7 @@ def _own_standins(which: str, out: Path, data: str, seed: int, allow_shared: boo
     from medlib.config import ConfigError, resolve
     from medlib.models.standin import own
 
-    where = str(Path(data).resolve()) if Path(data).exists() else data
-    config = resolve("standin", data_dir=where, seed=seed, allow_shared_groups=allow_shared)
+    config = resolve("standin", data_dir=options.data_place(data), seed=seed, allow_shared_groups=allow_shared)
     try:
         values = dict(item.split("=", 1) for item in settings)
         chosen = own.Recipe.model_validate(values)

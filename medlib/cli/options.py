@@ -61,8 +61,8 @@ def configuration(step: str, profile: str | None, settings: list[str] | None, im
     from medlib.config import ConfigError, RunConfig, resolve, runs
 
     values["images_dir"] = str(images.resolve()) if images else None
-    if (data_dir := values.get("data_dir")) and Path(data_dir).exists():  # else the name of a hub data set
-        values["data_dir"] = str(Path(data_dir).resolve())
+    if values.get("data_dir"):
+        values["data_dir"] = data_place(values["data_dir"])
     for item in settings or []:
         name, found, value = item.partition("=")
         if not found:
@@ -79,6 +79,11 @@ def configuration(step: str, profile: str | None, settings: list[str] | None, im
         return runs.settings_for(step, values, profile)
     runs.check_used(step, values)
     return resolve(profile or "standin", **values)
+
+
+def data_place(data: str) -> str:
+    """The folder from anywhere; what is no folder here is the name of a hub data set."""
+    return str(Path(data).resolve()) if Path(data).exists() else data
 
 
 def rows_and_base(names: list[str] | None) -> tuple[tuple[str, ...] | None, str | None]:

@@ -17,7 +17,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from medlib import stats
 from medlib.data.cases import Case
@@ -127,9 +127,18 @@ def blind_words_accuracy(
     cases: Sequence[Case], labels: Sequence[str], groups: Sequence, seed: int = 0
 ) -> BlindScore:
     """How well TF-IDF with logistic regression tells the verdict by the words of the cases only."""
-    texts = np.array([f"{c.modality} {c.finding} {c.treatment} {c.patient.complaint or ''}" for c in cases])
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=2000))
-    return _accuracy("words only", model, texts, labels, groups, seed)
+    return _accuracy("words only", words_model(seed), np.array(words(cases)), labels, groups, seed)
+
+
+def words(cases: Sequence[Case]) -> list[str]:
+    """All that a case says, one text each."""
+    return [f"{c.modality} {c.finding} {c.treatment} {c.patient.complaint or ''}" for c in cases]
+
+
+def words_model(seed: int = 0) -> Pipeline:
+    """TF-IDF and logistic regression over `words`, not fitted."""
+    classifier = LogisticRegression(max_iter=2000, random_state=seed)
+    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), classifier)
 
 
 def sentence(scores: Sequence[BlindScore]) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from medlib.config import DataError
 from medlib.data.cases import LabelledCase
+from medlib.data.split import listing
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.lexicon import LEXICON, Finding, Lexicon
 
@@ -159,14 +160,14 @@ def _choices(
 ) -> Iterator[tuple[int, int, _Choice]]:
     """(number of the pair, its number within the modality, what `grammar.pair` needs), modality by modality."""
     rows = _rows(table, split, lexicon)
-    images = {name: _Images(part, lexicon, max_uses) for name, part in rows.groupby("modality")}
+    every = {name: _Images(part, lexicon, max_uses) for name, part in rows.groupby("modality")}
+    images = {name: part for name, part in every.items() if part.options()}
     alone = [
         f"modality {name!r}: {', '.join(sorted(part.stock))} call for the same care or accept it; "
         f"images of split {split!r} need two findings that do not"
-        for name, part in images.items()
-        if not part.options()
+        for name, part in every.items()
+        if name not in images
     ]
-    images = {name: part for name, part in images.items() if part.options()}
     if not images:
         raise DataError("\n".join(alone))
     for reason in alone:
@@ -195,8 +196,7 @@ def _rows(table: pd.DataFrame, split: str, lexicon: Lexicon) -> pd.DataFrame:
     table = table.reindex(columns=[*COLUMNS, *OPTIONAL]).astype(object).fillna("").astype(str)
     twice = sorted(table.loc[table["file"].duplicated(), "file"].unique())
     if twice:
-        more = f" and {len(twice) - _LISTED} more" if len(twice) > _LISTED else ""
-        raise DataError(f"field 'file': listed more than once: {', '.join(twice[:_LISTED])}{more}")
+        raise DataError(f"field 'file': listed more than once: {listing(twice, _LISTED)}")
     rows = table[table["split"] == split].sort_values("file")
     if rows.empty:
         raise DataError(f"field 'split': no image of split {split!r}")
@@ -216,9 +216,8 @@ class _Images:
 
     def __init__(self, rows: pd.DataFrame, lexicon: Lexicon, max_uses: int) -> None:
         self.max_uses, self.uses = max_uses, Counter()
-        self.first: dict[
-            tuple, str
-        ] = {}  # of two findings and a kind, which was first without its counterpart yet
+        # of a kind and two findings, which was first without its counterpart yet
+        self.first: dict[tuple, str] = {}
         self.finding = {
             f.name: f for f in lexicon.findings_of(rows["modality"].iat[0]) if f.name in set(rows["finding"])
         }

@@ -25,13 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medlib.config import ROOT, DataError
 from medlib.data import tables, values
 from medlib.data.cases import UNSPECIFIED, LabelledCase, Patient, scenario_hash
+from medlib.data.split import SIDES
 from medlib.data.tables import Table
 
 CARD = "dataset.yaml"
 #: Where images that lie inside a table (Parquet, a data set of the hub) are written.
 EXTRACTED = ROOT / "data" / "own"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm", ".dicom"}
-SIDES = ("train", "val", "test")
 Kind = Literal["cases", "images"]
 
 #: Names of columns, best first, that are taken for a field; compared in lower case, with "_" for all but letters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from medlib.data.synthetic.lexicon import Finding, Lexicon
 ASSIGNMENTS = ROOT / "data" / "own"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object a data set, which is a key of what is kept below
 class OwnSuites:
     """A data set, the side of each of its rows, and the suites made of them."""
 
@@ -77,7 +78,8 @@ class OwnSuites:
         findings = self.lexicon.findings_of(modality)
         if self.data.kind == "cases":
             return findings
-        return [f for f in findings if f.name in set(self.data.table["finding"])]
+        present = set(self.data.table["finding"])
+        return [f for f in findings if f.name in present]
 
     def _suite(self, name: str, cases: list[LabelledCase]) -> Suite:
         return Suite(f"{self.data.name}-{name}", cases, self.data.images_dir)
@@ -103,11 +105,15 @@ class OwnSuites:
         return bool(self.data.cases) and all(case.severity in (None, "none") for case in self.data.cases)
 
     def _pairs(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
-        # all that the images can give, in turns over the modalities, and the first of those
-        return counterfactual.cases(self._table, side, None, seed, self.lexicon, use=use)[: 2 * pairs]
+        return self._all_cases(counterfactual.cases, side, seed, use)[: 2 * pairs]
 
     def _notes(self, side: str, pairs: int, seed: int, use: str | None = None) -> list[LabelledCase]:
-        return counterfactual.note_pairs(self._table, side, None, seed, self.lexicon, use=use)[: 2 * pairs]
+        return self._all_cases(counterfactual.note_pairs, side, seed, use)[: 2 * pairs]
+
+    @functools.lru_cache(maxsize=32)
+    def _all_cases(self, make: Callable, side: str, seed: int, use: str | None) -> list[LabelledCase]:
+        """All that the images can give, in turns over the modalities: a run takes the first of those."""
+        return make(self._table, side, None, seed, self.lexicon, use=use)
 
     @functools.cached_property
     def _table(self) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from medlib.data import core24, own_suites, quality, variants
 from medlib.data.cases import LabelledCase, read_scenarios
 from medlib.data.images import check_images, check_split
 from medlib.data.quality import Issue
+from medlib.data.split import SIDES
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar, lexicon
 from medlib.data.synthetic.lexicon import Finding
@@ -52,7 +53,7 @@ def examples(config: RunConfig) -> Suite:
 def described(config: RunConfig) -> list[LabelledCase]:
     """The cases that 01_data describes: the 24 core cases, or all of a data set of one's own."""
     if config.data_dir:
-        return [s for split in ("train", "val", "test") for s in suite(config, split).scenarios]
+        return [s for side in SIDES for s in suite(config, side).scenarios]
     return core24.load_facts()
 
 
@@ -66,13 +67,14 @@ def findings_of(config: RunConfig, modality: str) -> list[Finding]:
 def audit(config: RunConfig) -> list[Issue]:
     """What is wrong with the cases of `described` and with the images in use; refuses nothing."""
     if config.data_dir:
-        suites = {side: suite(config, side) for side in ("train", "val", "test")}
-        side_of = {s.id: side for side, part in suites.items() for s in part.scenarios}
-        return quality.audit(described(config), suites["train"].images_dir, side_of)
-    ensure_core()
-    sides = {split: read_scenarios(CORE_DIR / f"{split}.jsonl") for split in ("train", "val")}
-    splits = {s.id: side for side, scenarios in sides.items() for s in scenarios}
-    return quality.audit(sides["train"] + sides["val"], core_images(config), splits)
+        suites = {side: suite(config, side) for side in SIDES}
+        sides, images_dir = {side: part.scenarios for side, part in suites.items()}, suites["train"].images_dir
+    else:
+        ensure_core()
+        sides = {side: read_scenarios(CORE_DIR / f"{side}.jsonl") for side in ("train", "val")}
+        images_dir = core_images(config)
+    side_of = {s.id: side for side, scenarios in sides.items() for s in scenarios}
+    return quality.audit([s for scenarios in sides.values() for s in scenarios], images_dir, side_of)
 
 
 def core_images(config: RunConfig) -> Path:
@@ -164,7 +166,7 @@ def prepare(config: RunConfig) -> dict[str, Suite]:
 
     With a data set of one's own the core set is left out: its two suites are empty.
     """
-    suites = {split: suite(config, split) for split in ("train", "val", "test")}
+    suites = {side: suite(config, side) for side in SIDES}
     if config.data_dir:
         return {f"core_{split}": suites[split].rows([]) for split in ("train", "val")} | suites
     cores = {f"core_{split}": core(config, split) for split in ("train", "val")}

@@ -90,7 +90,7 @@ def data_name(config: RunConfig) -> str:
 def banner(config: RunConfig, is_core: bool) -> str:
     """What the images of a suite are; generated ones are drawn."""
     if config.data_dir:
-        return f"images from {Path(config.data_dir).name}"
+        return f"images from {data_name(config)}"
     if is_core and config.images_dir:
         return f"images from {Path(config.images_dir).name}"
     return "synthetic"

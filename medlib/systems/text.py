@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
+from medlib.data.blind import words, words_model
 from medlib.data.cases import LabelledCase, scenario_hash
 from medlib.systems.registry import System, register
 from medlib.systems.session import Session
@@ -72,11 +70,4 @@ def keyword_probe(session: Session) -> System:
 
 def fit_keywords(train: list[LabelledCase], seed: int = 0):
     """A fitted scikit-learn pipeline over `words`; its class 1 is CORRECT."""
-    classifier = LogisticRegression(max_iter=2000, random_state=seed)
-    probe = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), classifier)
-    return probe.fit(words(train), [s.verdict == "CORRECT" for s in train])
-
-
-def words(scenarios: list[LabelledCase]) -> list[str]:
-    """All that a case says, one text each."""
-    return [f"{s.modality} {s.finding} {s.treatment} {s.patient.complaint or ''}" for s in scenarios]
+    return words_model(seed).fit(words(train), [s.verdict == "CORRECT" for s in train])
