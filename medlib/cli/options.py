@@ -23,6 +23,10 @@ Images = Annotated[
 Masks = Annotated[
     Optional[bool], typer.Option("--allow-masks/--no-allow-masks", help="accept masks in place of scans")
 ]
+SharedGroups = Annotated[
+    Optional[bool],
+    typer.Option("--allow-shared-groups/--no-allow-shared-groups", help="accept a split that shares groups"),
+]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="another setting, name=value; repeatable")]
 Seed = Annotated[Optional[int], typer.Option(help="seed of everything random")]
 Rows = Annotated[

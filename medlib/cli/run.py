@@ -20,6 +20,7 @@ from medlib.cli.options import (
     RunDir,
     Seed,
     Settings,
+    SharedGroups,
     configuration,
     rows_and_base,
 )
@@ -35,6 +36,7 @@ def train(
     data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
+    allow_shared_groups: SharedGroups = None,
     seed: Seed = None,
     epochs: Annotated[Optional[float], typer.Option(help="passes over the training data")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="scenarios per forward pass")] = None,
@@ -59,6 +61,7 @@ def train(
         model=model,
         run_dir=run_dir,
         allow_masks=allow_masks,
+        allow_shared_groups=allow_shared_groups,
         seed=seed,
         epochs=epochs,
         batch_size=batch_size,
@@ -83,6 +86,7 @@ def evaluate(
     data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
+    allow_shared_groups: SharedGroups = None,
     seed: Seed = None,
     adapter: Adapter = None,
     settings: Settings = None,
@@ -97,6 +101,7 @@ def evaluate(
         data_dir=data,
         run_dir=run_dir,
         allow_masks=allow_masks,
+        allow_shared_groups=allow_shared_groups,
         seed=seed,
         adapter=adapter,
     )
@@ -110,6 +115,7 @@ def run_benchmark(
     data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
+    allow_shared_groups: SharedGroups = None,
     seed: Seed = None,
     adapter: Adapter = None,
     settings: Settings = None,
@@ -124,6 +130,7 @@ def run_benchmark(
         data_dir=data,
         run_dir=run_dir,
         allow_masks=allow_masks,
+        allow_shared_groups=allow_shared_groups,
         seed=seed,
         adapter=adapter,
     )
@@ -137,8 +144,9 @@ def report(
     data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
+    allow_shared_groups: SharedGroups = None,
     seed: Seed = None,
-    update_readme: Annotated[bool, typer.Option(help="write the results into README.md")] = False,
+    update_readme: Annotated[bool, typer.Option(help="write the results on drawn images into README.md")] = False,
     update_reports: Annotated[bool, typer.Option(help="copy the executed notebooks to reports/")] = False,
     settings: Settings = None,
 ) -> None:
@@ -151,7 +159,14 @@ def report(
 
     run_dir = run_dir or f"runs/{provenance.new_run_id(profile or 'standin')}"
     before = runs.recorded(run_dir)
-    options = dict(data_dir=data, model=model, run_dir=run_dir, allow_masks=allow_masks, seed=seed)
+    options = dict(
+        data_dir=data,
+        model=model,
+        run_dir=run_dir,
+        allow_masks=allow_masks,
+        allow_shared_groups=allow_shared_groups,
+        seed=seed,
+    )
     config = configuration("report", profile, settings, images, **options)
     runs.record(config)
     execute.run_notebooks(
@@ -163,10 +178,11 @@ def report(
         processes=jobs.count(config.processes),
     )
     page = pages.render(run_dir)
-    if update_readme:
-        readme.update_readme(run_dir)
     if update_reports:
         gallery.update(run_dir)
+        readme.update_comparison()
+    if update_readme:
+        readme.update_readme(run_dir)
     print(f"report: {page}")
 
 

@@ -21,6 +21,7 @@ ROWS = (
     "constant",
     "heuristics",
     "keyword-probe",
+    "image-statistics",
     "biomedclip",
     "biomedclip-probe",
     "medgemma",

@@ -78,7 +78,8 @@ class OwnSuites:
         findings = self.lexicon.findings_of(modality)
         if self.data.kind == "cases":
             return findings
-        present = set(self.data.table["finding"])
+        table = self.data.table
+        present = set(table.loc[table["modality"] == modality, "finding"])
         return [f for f in findings if f.name in present]
 
     def _suite(self, name: str, cases: list[LabelledCase]) -> Suite:

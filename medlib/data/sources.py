@@ -17,7 +17,7 @@ from medlib.data.quality import Issue
 from medlib.data.split import SIDES
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar, lexicon
-from medlib.data.synthetic.lexicon import Finding
+from medlib.data.synthetic.lexicon import LEXICON, Finding, Lexicon
 
 CORE_DIR = ROOT / "data" / "core24"
 SUITES_DIR = ROOT / "data" / "suites"
@@ -62,6 +62,11 @@ def findings_of(config: RunConfig, modality: str) -> list[Finding]:
     if config.data_dir:
         return own_suites.of(config).findings_of(modality)
     return lexicon.findings_of(modality)
+
+
+def lexicon_of(config: RunConfig) -> Lexicon:
+    """The findings that notes are written of: the repository's, and what a data set of one's own adds."""
+    return own_suites.of(config).lexicon if config.data_dir else LEXICON
 
 
 def audit(config: RunConfig) -> list[Issue]:

@@ -16,15 +16,18 @@ from medlib.evaluation import compare_methods, summary
 from medlib.evaluation.results import Results
 from medlib.evaluation.summary import FUSED
 from medlib.models import loading
-from medlib.systems import Session, novelty
+from medlib.models.standin import own as standin_own
+from medlib.systems import Session, image_statistics, novelty
 from medlib.training import core_folds, record
 
 #: Systems that look, and were fitted to the task: asked about altered and foreign images too.
 LOOKING = ("biomedclip-probe", ADAPTER)
 #: Systems whose answers take a model long enough to be worth a process of their own.
 MODELS = ("biomedclip", "biomedclip-probe", BASE, ADAPTER, *(f"medgemma-{method}" for method in METHODS))
+#: Systems that do not see what an image shows.
+BLIND = ("constant", "heuristics", "keyword-probe", "image-statistics")
 #: Systems that can answer before there is an adapter.
-WITHOUT_ADAPTER = ("constant", "heuristics", "keyword-probe", "biomedclip", "biomedclip-probe", BASE)
+WITHOUT_ADAPTER = (*BLIND, "biomedclip", "biomedclip-probe", BASE)
 #: Answers that a model gives in about the time in which a process starts and loads it.
 MANY = 500
 #: Systems that learned nothing from core24, so that all 24 cases are held out for them.
@@ -37,6 +40,7 @@ class Benchmark:
     def __init__(self, config: RunConfig, systems: tuple[str, ...] | None = None) -> None:
         self.recorded = config
         self.config = config.model_copy(update={"systems": systems}) if systems else config
+        standin_own.check_models(config)
         self.suites = sources.prepare(config)
         self.session = Session(config, self.suites)
         self.parts: dict[tuple[str, str, str], pd.DataFrame] = {}
@@ -46,6 +50,8 @@ class Benchmark:
     def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
         """Put a question to every system about a suite, if it has cases; the table calls it ``label``."""
         for name in names:
+            if name == "image-statistics" and not image_statistics.has_labels(suite):
+                continue
             if name in self.config.systems and len(suite):
                 self.questions.setdefault((name, label, ablation), (name, suite, free and self.config.generate))
 

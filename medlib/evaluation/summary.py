@@ -329,6 +329,7 @@ def figure_names(config: RunConfig) -> dict[str, str]:
         "constant": "Always CORRECT",
         "heuristics": "Hand-written rules",
         "keyword-probe": "Bag of words",
+        "image-statistics": "Image statistics, words known",
         "biomedclip": f"{dual}, zero-shot",
         "biomedclip-probe": f"{dual}, linear probe",
         BASE: f"{model}, untouched",

@@ -1,5 +1,8 @@
 """``reports/``: the executed notebooks of a full run, clean and small, to be read on GitHub.
 
+Those of a run on labelled images of one's own go into ``reports/<name of the data set>/`` and show none of its
+images: of all figures only those of cells tagged ``chart`` stay.
+
 GitHub drops styles and scripts from a notebook's HTML, so tables carry their alignment as attributes.
 """
 
@@ -14,11 +17,13 @@ import nbformat
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from medlib.config import ROOT, STANDIN_NOTICE, ConfigError
+from medlib.config import ROOT, STANDIN_NOTICE, ConfigError, path
+from medlib.data import own
 from medlib.reporting import pages
 from medlib.reporting.execute import NOTEBOOKS, tags
 
 REPORTS = ROOT / "reports"
+METRICS = "metrics.json"
 #: Bytes of the folder; git keeps every version of it.
 MAX_BYTES = 6_000_000
 #: (share of the width, quality of JPEG), tried in this order until the folder is small enough.
@@ -29,12 +34,14 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])(?:/(?:home|root|Users|tmp|work|mnt|co
 
 
 def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
-    """Write the executed notebooks of a run to ``reports/``, with an index; older ones are replaced.
+    """Write the executed notebooks and metrics of a run to ``reports/``, with an index; older ones are replaced.
+
+    A run on a data set of one's own goes into a folder of that name inside.
 
     Returns
     -------
     Path
-        ``reports/README.md``.
+        The index, such as ``reports/README.md``.
 
     Raises
     ------
@@ -44,7 +51,10 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
     """
     run_dir, reports = Path(run_dir), Path(reports)
     record = pages.read_json(run_dir / "run.json")
-    _refuse_private(record.get("parameters") or {})
+    parameters = record.get("parameters") or {}
+    _refuse_private(parameters)
+    data_dir = parameters.get("data_dir")
+    reports = reports / Path(data_dir).name if data_dir else reports
     expected = sorted(path.name for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     missing = [name for name in expected if not (run_dir / "notebooks" / name).is_file()]
     if missing:
@@ -52,16 +62,19 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
             f"{run_dir.name}: not executed: {', '.join(missing)}; run `python -m medlib report` first"
         )
     for share, quality in FIGURE_SIZES:
-        notebooks = {name: cleaned(run_dir / "notebooks" / name, share, quality) for name in expected}
+        notebooks = {
+            name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir)) for name in expected
+        }
         texts = {name: nbformat.writes(notebook) + "\n" for name, notebook in notebooks.items()}
         texts["README.md"] = _index(notebooks, record)
+        texts[METRICS] = (run_dir / METRICS).read_text(encoding="utf-8")
         if (size := sum(len(text.encode()) for text in texts.values())) <= MAX_BYTES:
             break
     else:
         raise ConfigError(
             f"reports: {size / 1e6:.1f} MB at the smallest figures, more than {MAX_BYTES / 1e6:.0f} MB"
         )
-    reports.mkdir(exist_ok=True)
+    reports.mkdir(parents=True, exist_ok=True)
     for old in reports.glob("*.ipynb"):
         old.unlink()
     for name, text in texts.items():
@@ -70,9 +83,10 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
 
 
 def _refuse_private(parameters: dict) -> None:
-    for name in ("data_dir", "images_dir"):
-        if parameters.get(name):
-            raise ConfigError(f"reports: this run shows images of {name}, which must not be published")
+    if parameters.get("images_dir"):
+        raise ConfigError("reports: this run shows images of images_dir, which must not be published")
+    if parameters.get("data_dir") and own.read(path(parameters["data_dir"]), strict=False).kind == "cases":
+        raise ConfigError("reports: this run shows notes of data_dir, which must not be published")
     if parameters.get("ratings"):
         raise ConfigError("reports: this run shows clinicians' ratings, whose comments may hold patient data")
 
@@ -80,7 +94,7 @@ def _refuse_private(parameters: dict) -> None:
 # ---- cleaning ------------------------------------------------------------------------------------
 
 
-def cleaned(file: str | Path, share: float = 1.0, quality: int = 85):
+def cleaned(file: str | Path, share: float = 1.0, quality: int = 85, charts_only: bool = False):
     """An executed notebook without noise, machine paths and styles, its figures made smaller.
 
     Parameters
@@ -89,6 +103,8 @@ def cleaned(file: str | Path, share: float = 1.0, quality: int = 85):
         Of the width and height of a figure.
     quality : int
         Of a figure that is smaller as JPEG.
+    charts_only : bool
+        Leave out every figure and picture of a cell that is not tagged ``chart``.
     """
     notebook = nbformat.read(file, as_version=4)
     notebook.metadata = {
@@ -98,8 +114,19 @@ def cleaned(file: str | Path, share: float = 1.0, quality: int = 85):
         cell.metadata = {"tags": tags(cell)} if tags(cell) else {}
         cell.source = _without_root(cell.source)
         if cell.cell_type == "code":
-            cell.outputs = [_clean_output(o, share, quality) for o in cell.outputs if not pages.is_noise(o)]
+            outputs = [output for output in cell.outputs if not pages.is_noise(output)]
+            if charts_only and "chart" not in tags(cell):
+                outputs = [_without_pictures(output) for output in outputs]
+            cell.outputs = [_clean_output(output, share, quality) for output in outputs]
     return notebook
+
+
+def _without_pictures(output):
+    """The output as text: no picture, none inside HTML either."""
+    data = output.get("data", {})
+    if any(kind.startswith("image/") for kind in data) or "<img" in data.get("text/html", ""):
+        return nbformat.v4.new_output("stream", name="stdout", text="(a picture, which may not be published)\n")
+    return output
 
 
 def _clean_output(output, share: float, quality: int):
@@ -161,9 +188,18 @@ def _index(notebooks: dict, record: dict) -> str:
         f"| [{Path(name).stem}]({name}) | {pages.introduction(notebook, Path(name).stem)[0]} |"
         for name, notebook in notebooks.items()
     ]
+    data_dir, model = parameters.get("data_dir"), str(parameters.get("model"))
+    if Path(model).is_absolute():
+        model = Path(model).name
+    images = (
+        f"The images are those of `{Path(data_dir).name}`, which may not be shown here, so pictures are left out. "
+        "Charts, tables and sentences are complete."
+        if data_dir
+        else "All images are drawn by a program."
+    )
     standin = [f"> **{STANDIN_NOTICE}**", ""] if pages.is_stand_in(record) else []
     made = (
-        f"Model `{parameters.get('model')}`, seed {parameters.get('seed')}, "
+        f"Model `{model}`, seed {parameters.get('seed')}, "
         f"revision `{str((record.get('git') or {}).get('revision'))[:10]}`, {str(record.get('timestamp'))[:10]}."
     )
     return "\n".join(
@@ -174,7 +210,7 @@ def _index(notebooks: dict, record: dict) -> str:
             "only the outputs of a small test run that are equal on every machine, which the tests compare.",
             "",
             *standin,
-            f"{pages.NOT_A_DEVICE} All images are drawn by a program.",
+            f"{pages.NOT_A_DEVICE} {images}",
             "",
             "| Notebook | Question |",
             "|---|---|",

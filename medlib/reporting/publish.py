@@ -19,6 +19,7 @@ from medlib.config import ADAPTER, BASE, STANDIN, STANDIN_NOTICE, ConfigError, R
 from medlib.config.provenance import write_json_atomic
 from medlib.evaluation.summary import scores_written
 from medlib.models import loading
+from medlib.models.standin import own as standin_own
 from medlib.stats.text import number, results_table, to_markdown
 from medlib.training import adapters
 
@@ -119,6 +120,8 @@ def export(
         No metrics, metrics older than the adapter, or a folder that :func:`check` refuses.
     """
     config, run = of_run(config), run_dir(config)
+    if seen := standin_own.data_seen(config.model):
+        raise PublishError(f"{config.model} was taught images of {seen['name']}, which forbid publishing it")
     out = Path(out) if out else run / "published" / ("merged" if merged else "adapter")
     text = card(config, repo_id or config_name(config, merged), merged)
     shutil.rmtree(out, ignore_errors=True)

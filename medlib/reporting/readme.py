@@ -8,14 +8,15 @@ import pandas as pd
 
 from medlib.evaluation.results import run_seed
 from medlib.evaluation.summary import scores_written
-from medlib.reporting import pages, plots
+from medlib.reporting import gallery, pages, plots
 from medlib.reporting.execute import NOTEBOOKS
-from medlib.stats.text import results_table, to_markdown
+from medlib.stats.text import points, rate_text, results_table, to_markdown
 
 # ---- README --------------------------------------------------------------------------------------
 
 README = NOTEBOOKS.parent / "README.md"
 RESULTS_MARKS = "<!-- results: written by `make report-full` -->", "<!-- end of results -->"
+COMPARISON_MARKS = "<!-- drawn against real: written by `--update-reports` -->", "<!-- end of comparison -->"
 
 
 def write_heatmap(metrics: dict, file: Path) -> Path:
@@ -51,8 +52,42 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     return readme
 
 
-def _write(file: Path, parts: list[str | None]) -> None:
-    text, (start, end) = file.read_text(encoding="utf-8"), RESULTS_MARKS
+def update_comparison(readme: str | Path = README, reports: Path = gallery.REPORTS) -> None:
+    """Write `drawn_against` of every data set in ``reports/`` into the README, if there is one."""
+    drawn, others = reports / gallery.METRICS, sorted(reports.glob(f"*/{gallery.METRICS}"))
+    if drawn.is_file() and others:
+        tables = [
+            to_markdown(drawn_against(pages.read_json(drawn), pages.read_json(file), file.parent.name))
+            for file in others
+        ]
+        _write(Path(readme), tables, COMPARISON_MARKS)
+
+
+def drawn_against(drawn: dict, other: dict, name: str) -> pd.DataFrame:
+    """Every system on the held-out drawn images and on the held-out images of a data set of one's own.
+
+    Parameters
+    ----------
+    drawn, other : the ``metrics.json`` of either run
+    name : the data set's
+    """
+    names, both = drawn.get("names") or {}, [s for s in drawn["systems"] if s in other["systems"]]
+    return pd.DataFrame(
+        [
+            {
+                "System": names.get(system, system),
+                "Drawn images": rate_text(drawn["systems"][system]["accuracy"]),
+                f"Images of {name}": rate_text(other["systems"][system]["accuracy"]),
+                "Spread (points)": " / ".join(points(m["systems"][system]["spread"]) for m in (drawn, other)),
+            }
+            for system in both
+            if not run_seed(system)[1]
+        ]
+    )
+
+
+def _write(file: Path, parts: list[str | None], marks: tuple[str, str] = RESULTS_MARKS) -> None:
+    text, (start, end) = file.read_text(encoding="utf-8"), marks
     if not 0 <= text.find(start) < text.find(end):
         raise ValueError(f"{file}: the marks {start!r} and {end!r} are missing")
     before, after, results = text.split(start)[0], text.split(end)[1], "\n\n".join(filter(None, parts))

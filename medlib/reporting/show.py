@@ -139,7 +139,14 @@ GROUPS = {
     "pair_kind": "Kind of pair",
     "modality": "Modality",
     "image_finding": "What the image shows",
+    "dataset": "Where the image comes from",
+    "population": "Population",
 }
+
+
+def groups(frame: pd.DataFrame) -> dict[str, str]:
+    """Columns of `GROUPS` that the cases have, with their titles; drawn images have no population."""
+    return {column: title for column, title in GROUPS.items() if column in frame and frame[column].notna().any()}
 
 
 def group_figure(frame: pd.DataFrame, column: str) -> Figure:

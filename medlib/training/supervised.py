@@ -15,6 +15,7 @@ from medlib.config.settings import Data, Model, Run, Training
 from medlib.data import augment, sources
 from medlib.data.suite import Suite
 from medlib.models import loading
+from medlib.models.standin import own as standin_own
 from medlib.training import adapters, encoding, forecast, processes, record, trainer
 from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints
 
@@ -75,6 +76,7 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     process = processes.state()
     with process.main_process_first():  # who comes later finds what the first has drawn
         adapter = run_dir(config) / "adapter"
+        standin_own.check_models(config)
         suites = sources.prepare(config)
     fingerprint = _train_fingerprint(config, suites)
     if resume and adapters.read_metadata(adapter).get("fingerprint") == fingerprint:
@@ -93,7 +95,8 @@ def train(config: RunConfig, resume: bool = True) -> Path:
             f"effective batch {effective}, not {EFFECTIVE_BATCH} as in every profile: this trains another adapter"
         )
     model = loading.load_for(config)
-    seen = augment.augmented(suites["train"], config.paraphrase_copies, config.pair_copies, config.seed)
+    copies, lexicon = (config.paraphrase_copies, config.pair_copies), sources.lexicon_of(config)
+    seen = augment.augmented(suites["train"], *copies, config.seed, lexicon)
     shown = [suites["core_train"], seen]
     if config.note_pairs:
         shown.append(sources.contradiction(config, "train", config.note_pairs))

@@ -65,6 +65,7 @@ def folders(tmp_path, monkeypatch):
         "timestamp": "2026-01-02T03:04:05",
     }
     (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.json").write_text("{}")
     monkeypatch.setattr(gallery, "NOTEBOOKS", notebooks)
     return run, notebooks, tmp_path / "reports"
 
@@ -73,6 +74,8 @@ def test_the_committed_reports_belong_to_the_notebooks():
     if not gallery.REPORTS.is_dir():
         pytest.skip("no reports/ yet: `make report-full` writes it")
     assert gallery.problems() == []
+    for folder in gallery.REPORTS.iterdir():
+        assert not folder.is_dir() or gallery.problems(folder) == []
 
 
 def test_an_executed_notebook_becomes_clean_and_small(folders):
@@ -109,6 +112,47 @@ def test_what_must_stay_private_is_refused(folders, name):
     with pytest.raises(ConfigError, match="must not be published|patient data"):
         gallery.update(run, reports)
     assert not reports.exists()
+
+
+@pytest.fixture
+def own_run(folders):
+    """The same run on labelled images of one's own; a function writes its record."""
+    run, _, _ = folders
+    record = json.loads((run / "run.json").read_text())
+
+    def on(table):
+        folder = run.parent / "clinic"
+        folder.mkdir()
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+        (folder / "cases.csv").write_text(table)
+        record["parameters"] |= {"data_dir": str(folder), "model": str(run.parent / "models" / "tuned")}
+        (run / "run.json").write_text(json.dumps(record))
+
+    return on
+
+
+def test_of_images_of_ones_own_only_charts_are_kept(folders, own_run):
+    run, notebooks, reports = folders
+    own_run("file,modality,finding,group\na.png,xray,normal,1\n")
+    notebook = executed()
+    chart = new_code_cell("chart()", metadata={"tags": ["chart"]}, outputs=notebook.cells[3].outputs[-3:-1])
+    notebook.cells.append(chart)
+    nbformat.write(notebook, run / "notebooks" / "00_one.ipynb")
+    index = gallery.update(run, reports)
+    assert index == reports / "clinic" / "README.md"
+    text = index.read_text()
+    assert "pictures are left" in text and "`tuned`" in text and str(run.parent) not in text
+    cells = nbformat.read(index.parent / "00_one.ipynb", as_version=4).cells
+    pictures = [[k for o in c.get("outputs", []) for k in o.get("data", {}) if "image" in k] for c in cells]
+    assert pictures[3] == [] and len(pictures[-1]) == 2
+    assert sum("may not be published" in o.get("text", "") for o in cells[3].outputs) == 2
+
+
+def test_notes_of_ones_own_are_not_published(folders, own_run):
+    run, _, reports = folders
+    own_run("id,image,finding,treatment,verdict\n1,a.png,Clear lungs,None,CORRECT\n")
+    with pytest.raises(ConfigError, match="notes of data_dir"):
+        gallery.update(run, reports)
 
 
 def test_an_incomplete_run_and_one_that_is_too_large_are_refused(folders, monkeypatch):

@@ -51,3 +51,27 @@ def test_a_file_without_marks_is_named(run):
     (run / "docs" / "results.md").write_text("nothing")
     with pytest.raises(ValueError, match="results.md: the marks"):
         readme.update_readme(run, run / "README.md")
+
+
+def test_drawn_and_real_images_stand_side_by_side(tmp_path):
+    reports, file = tmp_path / "reports", tmp_path / "README.md"
+    metrics = {"systems": {"constant": _score(0.5), "medgemma-lora": _score(0.9)}, "names": {"constant": "Always"}}
+    (reports / "real").mkdir(parents=True)
+    (reports / "metrics.json").write_text(json.dumps(metrics))
+    start, end = readme.COMPARISON_MARKS
+    file.write_text(f"before\n{start}\n{end}\nafter\n")
+    readme.update_comparison(file, reports)
+    assert file.read_text() == f"before\n{start}\n{end}\nafter\n"  # nothing to compare with yet
+    metrics["systems"] = {"constant": _score(0.5), "medgemma-lora": _score(0.7), "medgemma-ppo:1": _score(0.6)}
+    (reports / "real" / "metrics.json").write_text(json.dumps(metrics))
+    readme.update_comparison(file, reports)
+    rows = [line for line in file.read_text().splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in rows[0].split("|")][1:4] == ["System", "Drawn images", "Images of real"]
+    assert rows[1].startswith("| Always | 50.0%") and "90.0%" in rows[2] and "70.0%" in rows[2] and len(rows) == 3
+
+
+def test_the_readme_compares_what_stands_in_reports(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.README.read_text())
+    readme.update_comparison(copy)
+    assert copy.read_text() == readme.README.read_text()

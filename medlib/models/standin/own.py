@@ -128,6 +128,19 @@ def fingerprint(suites: OwnSuites, seed: int) -> dict:
     }
 
 
+def data_seen(model: str) -> dict | None:
+    """The `fingerprint` of the data set whose images a stand-in was taught; None if there is none."""
+    file = Path(loading.locate(model)) / "standin.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("data") if file.is_file() else None
+
+
+def check_models(config: RunConfig) -> None:
+    """`check_split` of a run's model and dual encoder, if it has a data set of one's own."""
+    if config.data_dir:
+        for model in (config.model, config.biomedclip):
+            check_split(model, own_suites.of(config), config.seed)
+
+
 def check_split(model: str, suites: OwnSuites, seed: int) -> None:
     """Refuse a stand-in that was taught images of this data set by another split.
 
@@ -136,9 +149,11 @@ def check_split(model: str, suites: OwnSuites, seed: int) -> None:
     DataError
         Its training images may be among those of the run's validation or test side.
     """
-    file, now = Path(loading.locate(model)) / "standin.json", fingerprint(suites, seed)
-    seen = json.loads(file.read_text()).get("data") if file.is_file() else None
-    if not seen or (seen["name"] != now["name"] and seen["sha256"] != now["sha256"]):
+    seen = data_seen(model)
+    if not seen:
+        return
+    now = fingerprint(suites, seed)
+    if seen["name"] != now["name"] and seen["sha256"] != now["sha256"]:
         return
     if any(seen[key] != now[key] for key in ("sha256", "split_sha256")):
         raise DataError(

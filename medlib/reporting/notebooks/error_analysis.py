@@ -15,7 +15,7 @@ from medlib.data.suite import Suite
 from medlib.evaluation.results import Results
 from medlib.models import loading, occlusion
 from medlib.models.verdict_model import VerdictModel
-from medlib.reporting import maps
+from medlib.reporting import maps, show
 from medlib.reporting.notebooks import evaluate as evaluate_page
 from medlib.reporting.notebooks.evaluate import ABLATION_NAMES
 from medlib.reporting.show import GROUPS
@@ -34,6 +34,7 @@ def with_factors(frame: pd.DataFrame, scenarios: list[LabelledCase]) -> pd.DataF
                 "finding": s.finding,
                 "treatment": s.treatment,
                 "image": s.image,
+                **{name: s.factors.get(name) for name in ("dataset", "population")},
             }
             for s in scenarios
         ]
@@ -44,7 +45,7 @@ def with_factors(frame: pd.DataFrame, scenarios: list[LabelledCase]) -> pd.DataF
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
     """What solving each group would buy: its share of all misses, in points of accuracy."""
     parts = []
-    for column, label in GROUPS.items():
+    for column, label in show.groups(frame).items():
         part = stats.by_group(frame, column).rename(columns={column: "Group"})
         parts.append(part.assign(Grouped=label, Group=part["Group"].str.replace("_", " ")))
     groups = pd.concat(parts, ignore_index=True)
