@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -86,7 +87,7 @@ def drawn_against(drawn: dict, other: dict, name: str) -> pd.DataFrame:
     )
 
 
-def _write(file: Path, parts: list[str | None], marks: tuple[str, str] = RESULTS_MARKS) -> None:
+def _write(file: Path, parts: Sequence[str | None], marks: tuple[str, str] = RESULTS_MARKS) -> None:
     text, (start, end) = file.read_text(encoding="utf-8"), marks
     if not 0 <= text.find(start) < text.find(end):
         raise ValueError(f"{file}: the marks {start!r} and {end!r} are missing")
