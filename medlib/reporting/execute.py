@@ -41,19 +41,19 @@ NEEDS = {
 }
 #: Seconds of each step as a first guess: the stand-in on two cores (benchmarks/README.md).
 SECONDS = {
-    "first": 75,
-    "ahead": 300,
-    "00_quickstart": 20,
-    "01_data": 30,
-    "02_data_audit": 40,
-    "03_train_lora": 420,
-    "04_evaluate": 120,
-    "05_collect_feedback": 20,
-    "06_reward_model": 80,
-    "07_rl": 240,
-    "08_benchmark": 150,
-    "09_error_analysis": 40,
-    "10_cost": 30,
+    "first": 17,
+    "ahead": 100,
+    "00_quickstart": 12,
+    "01_data": 24,
+    "02_data_audit": 42,
+    "03_train_lora": 160,
+    "04_evaluate": 100,
+    "05_collect_feedback": 24,
+    "06_reward_model": 90,
+    "07_rl": 180,
+    "08_benchmark": 90,
+    "09_error_analysis": 73,
+    "10_cost": 37,
 }
 EVERY = 25.0  # seconds between two lines on the progress
 

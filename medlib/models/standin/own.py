@@ -88,7 +88,7 @@ def _resized(image: Image.Image, size: int, box: tuple | None = None) -> Image.I
 
 def words_of(suites: OwnSuites) -> Words:
     """The findings of the training side, in the order of the lexicon, and the lexicon's words for them."""
-    rows = _rows(suites, "train")
+    rows = image_rows(suites, "train")
     present = set(zip(rows["modality"], rows["finding"]))
     for modality, finding in sorted(present):
         suites.lexicon.finding(modality, finding)  # a DataError if it is unknown
@@ -99,7 +99,7 @@ def words_of(suites: OwnSuites) -> Words:
 def load_side(suites: OwnSuites, side: str, words: Words, size: int) -> Side:
     """The images of a side whose findings ``words`` has, at most ``size`` pixels per side."""
     place = {(f.modality, f.name): number for number, f in enumerate(words.findings)}
-    rows = _rows(suites, side)
+    rows = image_rows(suites, side)
     rows = rows[[key in place for key in zip(rows["modality"], rows["finding"])]]
     images = []
     for file in tqdm(rows["file"], desc=f"images of {side}"):
@@ -109,7 +109,8 @@ def load_side(suites: OwnSuites, side: str, words: Words, size: int) -> Side:
     return Side(images, labels, rows["group"].to_numpy())
 
 
-def _rows(suites: OwnSuites, side: str) -> pd.DataFrame:
+def image_rows(suites: OwnSuites, side: str) -> pd.DataFrame:
+    """Rows of the data set that stand for the images of a side, one each."""
     if suites.data.kind != "images":
         raise DataError(f"{suites.data.name}: a stand-in learns from labelled images, and these are cases")
     return suites.data.table.iloc[suites.sides.rows(side)].drop_duplicates("file")
