@@ -1,0 +1,89 @@
+"""The three ways of the README to data of one's own, each from one command to a training that would start."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+from medlib.cli import main as cli
+from medlib.data import own_suites
+from medlib.data.synthetic import grammar
+from medlib.data.synthetic.draw import draw, save
+from medlib.models import prompts
+
+PATIENT = "**Patient Information:**\n- Age: {age}\n- Gender: {sex}\n- Complaint: {complaint}\n\n"
+NOTE = "**Clinical Finding:**\n{finding}\n\n**Prescribed Treatment:**\n{treatment}\n\n**Your Assessment:**"
+
+
+@pytest.fixture
+def scenarios(tmp_path):
+    """24 generated cases, each pair of which is a group, and their images in ``tmp_path/own/images``."""
+    cases = grammar.generate("train", 12, 0)
+    (tmp_path / "own" / "images").mkdir(parents=True)
+    for case in cases:
+        seed = int(case.factors["image_seed"])
+        save(draw(case.modality, case.factors["image_finding"], seed, 64), tmp_path / "own" / "images" / case.image)
+    return cases
+
+
+def a_table(folder, cases):
+    with open(folder / "cases.csv", "w", newline="", encoding="cp1252") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["Case ID", "Image", "Age", "Finding", "Therapy", "Appropriate", "Patient"])
+        for number, case in enumerate(cases):
+            answer = "ja" if number == 0 else {"CORRECT": "yes", "ERROR": "no"}[case.verdict]  # the first is unread
+            pair = case.factors["pair"]
+            row = (case.id, f"images/{case.image}", "062Y", case.finding, case.treatment, answer, pair)
+            writer.writerow(row)
+
+
+def labelled_folders(folder, cases):
+    for number, case in enumerate(cases):
+        for copy in range(2):
+            finding = str(case.factors["image_finding"])
+            place = folder / case.modality / finding
+            place.mkdir(parents=True, exist_ok=True)
+            save(draw(case.modality, finding, 9_000_000 + 2 * number + copy, 64), place / f"{number}_{copy}.png")
+
+
+def the_original_format(folder, cases):
+    for name, part in (("train", cases[:16]), ("val", cases[16:])):
+        lines = []
+        for case in part:
+            facts = case.patient.model_dump() | {"finding": case.finding, "treatment": case.treatment}
+            lines.append(
+                {
+                    "id": case.id,
+                    "instruction": "Review.",
+                    "input": (PATIENT + NOTE).format(**facts),
+                    "output": prompts.ANSWERS[case.verdict],
+                    "image_path": f"images/{case.image}",
+                    "metadata": {"modality": case.modality, "cost_impact": case.cost_impact or 0},
+                }
+            )
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize("way", [a_table, labelled_folders, the_original_format])
+def test_each_way_of_the_readme_leads_to_training(way, scenarios, tmp_path, small_config, monkeypatch, capsys):
+    folder = tmp_path / "own"
+    if way is labelled_folders:
+        folder = tmp_path / "labelled"
+    way(folder, scenarios)
+    monkeypatch.setattr(own_suites, "ASSIGNMENTS", tmp_path / "sides")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["medlib", "train", "--dry-run", "--data", str(folder), "--model", small_config.model]
+        + ["--run-dir", small_config.run_dir, "--set", "train_pairs=4", "--set", "val_pairs=2"]
+        + ["--set", "test_pairs=2"],
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    output = capsys.readouterr().out
+    assert end.value.code == 0, output
+    counts = json.loads(output[output.index("{\n") :])
+    assert counts["training_scenarios"] > 4 and counts["tokens_of_first_scenario"] > 50
+    if way is a_table:
+        assert "cases.csv, row 2" in output and "Appropriate" in output  # the row that cannot be read
