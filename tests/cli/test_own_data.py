@@ -22,8 +22,8 @@ def scenarios(tmp_path):
     cases = grammar.generate("train", 12, 0)
     (tmp_path / "own" / "images").mkdir(parents=True)
     for case in cases:
-        seed = int(case.factors["image_seed"])
-        save(draw(case.modality, case.factors["image_finding"], seed, 64), tmp_path / "own" / "images" / case.image)
+        drawn = draw(case.modality, str(case.factors["image_finding"]), int(case.factors["image_seed"]), 64)
+        save(drawn, tmp_path / "own" / "images" / case.image)
     return cases
 
 
@@ -32,7 +32,8 @@ def a_table(folder, cases):
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["Case ID", "Image", "Age", "Finding", "Therapy", "Appropriate", "Patient"])
         for number, case in enumerate(cases):
-            answer = "ja" if number == 0 else {"CORRECT": "yes", "ERROR": "no"}[case.verdict]  # the first is unread
+            # the first cannot be read
+            answer = "ja" if number == 0 else {"CORRECT": "yes", "ERROR": "no"}[case.verdict]
             pair = case.factors["pair"]
             row = (case.id, f"images/{case.image}", "062Y", case.finding, case.treatment, answer, pair)
             writer.writerow(row)
