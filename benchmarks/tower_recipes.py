@@ -1,0 +1,72 @@
+"""What each switch of the stand-in's tower does on images of one's own: mean recall over the findings, validation side.
+
+Every variant differs from the first in one setting and trains as long. An interruption costs one variant.
+
+    python benchmarks/tower_recipes.py --data DIR --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medlib.cli.options import data_place
+from medlib.config import resolve
+from medlib.data import own_suites
+from medlib.models import loading
+from medlib.models.standin import own
+from medlib.stats.text import percent, to_markdown
+
+VARIANTS: dict[str, dict] = {
+    "as it is": {},
+    "smaller crops, up to 0.2 of the area": {"crop": 0.2},
+    "hardly any crop, 0.8 of the area": {"crop": 0.8},
+    "half of the views with equalised histogram": {"equalised": 0.5},
+    "all views cropped to what is not black": {"content": 1.0},
+    "one rectangle hidden in half of the views": {"erased": 0.5},
+    "all images equally often, not all findings": {"balanced": 0.0},
+    "contrastive warm-up of two epochs": {"warm_up_epochs": 2},
+    "learning rate 0.001": {"lr": 1e-3},
+    "168 pixels per side": {"size": 168},
+}
+
+
+def measured(data: str, out: Path, epochs: float, seed: int) -> pd.DataFrame:
+    """One row a variant: mean recall over the findings of the best epoch, and minutes."""
+    suites = own_suites.of(resolve("standin", data_dir=data_place(data), seed=seed))
+    words, rows = own.words_of(suites), []
+    sides = [own.load_side(suites, side, words, 336) for side in ("train", "val")]
+    for name, change in tqdm(VARIANTS.items(), desc="variants"):
+        recipe = own.Recipe(epochs=epochs, **change)
+        folder = out / "-".join(map(str, ["base", *(part for item in change.items() for part in item)]))
+        kept = folder / "measured.json"
+        if not kept.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            model, started = loading.load(own.BASES["medgemma"], dtype="float32").network.to("cpu"), time.time()
+            own.resize_tower(model, recipe.size)
+            _, history = own.train_tower(model.model.vision_tower, *sides, words, recipe, folder, seed)
+            best = max(row["score"] for row in history)
+            kept.write_text(json.dumps({"recall": best, "minutes": (time.time() - started) / 60}))
+        row = json.loads(kept.read_text())
+        rows.append({"Recipe": name, "Mean recall": percent(row["recall"]), "Minutes": round(row["minutes"], 1)})
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of labelled images")
+    parser.add_argument("--out", type=Path, required=True, help="where finished variants are kept")
+    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(to_markdown(measured(arguments.data, arguments.out, arguments.epochs, arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()
