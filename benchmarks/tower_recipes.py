@@ -1,4 +1,4 @@
-"""What each switch of the stand-in's tower does on images of one's own: mean recall over the findings, validation side.
+"""What each switch of the tower's recipe does on images of one's own: mean recall over the findings, validation.
 
 Every variant differs from the first in one setting and trains as long. An interruption costs one variant.
 
