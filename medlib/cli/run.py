@@ -78,62 +78,32 @@ def train(
     processes.say(f"adapter: {supervised.train(config)}")
 
 
-@app.command()
-def evaluate(
-    model: Rows = None,
-    profile: Profile = None,
-    run_dir: RunDir = None,
-    data: DataDir = None,
-    images: Images = None,
-    allow_masks: Masks = None,
-    allow_shared_groups: SharedGroups = None,
-    seed: Seed = None,
-    adapter: Adapter = None,
-    settings: Settings = None,
-) -> None:
-    """Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations."""
-    _score(
-        "evaluate",
-        model,
-        profile,
-        settings,
-        images,
-        data_dir=data,
-        run_dir=run_dir,
-        allow_masks=allow_masks,
-        allow_shared_groups=allow_shared_groups,
-        seed=seed,
-        adapter=adapter,
-    )
+def _scoring(step: str, about: str) -> None:
+    """A command that scores systems: both take the same flags."""
+
+    def command(
+        model: Rows = None,
+        profile: Profile = None,
+        run_dir: RunDir = None,
+        data: DataDir = None,
+        images: Images = None,
+        allow_masks: Masks = None,
+        allow_shared_groups: SharedGroups = None,
+        seed: Seed = None,
+        adapter: Adapter = None,
+        settings: Settings = None,
+    ) -> None:
+        shared = dict(allow_masks=allow_masks, allow_shared_groups=allow_shared_groups, seed=seed)
+        _score(step, model, profile, settings, images, data_dir=data, run_dir=run_dir, adapter=adapter, **shared)
+
+    app.command(step, help=about)(command)
 
 
-@app.command("benchmark")
-def run_benchmark(
-    model: Rows = None,
-    profile: Profile = None,
-    run_dir: RunDir = None,
-    data: DataDir = None,
-    images: Images = None,
-    allow_masks: Masks = None,
-    allow_shared_groups: SharedGroups = None,
-    seed: Seed = None,
-    adapter: Adapter = None,
-    settings: Settings = None,
-) -> None:
-    """Score every row of the ladder, or the rows named, on every suite."""
-    _score(
-        "benchmark",
-        model,
-        profile,
-        settings,
-        images,
-        data_dir=data,
-        run_dir=run_dir,
-        allow_masks=allow_masks,
-        allow_shared_groups=allow_shared_groups,
-        seed=seed,
-        adapter=adapter,
-    )
+_scoring(
+    "evaluate",
+    "Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations.",
+)
+_scoring("benchmark", "Score every row of the ladder, or the rows named, on every suite.")
 
 
 @app.command()
