@@ -100,8 +100,7 @@ def _scoring(step: str, about: str) -> None:
 
 
 _scoring(
-    "evaluate",
-    "Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations.",
+    "evaluate", "Score base and adapter (or the rows named): core24, folds over core24, held-out suite, ablations."
 )
 _scoring("benchmark", "Score every row of the ladder, or the rows named, on every suite.")
 

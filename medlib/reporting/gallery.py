@@ -229,14 +229,24 @@ def problems(reports: Path = REPORTS, notebooks: Path = NOTEBOOKS) -> list[str]:
     """Why ``reports/`` does not belong to the committed notebooks, one sentence each; empty if it does."""
     reports, again = Path(reports), "; run `make report-full` again"
     committed = {path.name: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
-    names = sorted(path.name for path in reports.glob("*.ipynb"))
-    issues = [f"{name}: not in {reports.name}/{again}" for name in committed if name not in names]
-    issues += [f"{name}: no such notebook any more{again}" for name in names if name not in committed]
-    for name in (name for name in names if name in committed):
-        report = nbformat.read(reports / name, as_version=4)
-        if _cells(report) != _cells(nbformat.read(committed[name], as_version=4)):
+    executed = {path.name: nbformat.read(path, as_version=4) for path in sorted(reports.glob("*.ipynb"))}
+    issues = [f"{name}: not in {reports.name}/{again}" for name in committed if name not in executed]
+    issues += [f"{name}: no such notebook any more{again}" for name in executed if name not in committed]
+    for name in executed.keys() & committed.keys():
+        if _cells(executed[name]) != _cells(nbformat.read(committed[name], as_version=4)):
             issues.append(f"{name}: its cells are not those of the committed notebook{again}")
-        issues += [f"{name}: {what}" for what in _unclean(report)]
+    return issues + unpublishable(reports)
+
+
+def unpublishable(reports: Path) -> list[str]:
+    """What must not stand in a folder of executed notebooks, one sentence each.
+
+    A folder of images of one's own, which not everybody can make again, states its revision; it is checked for no
+    more than this.
+    """
+    issues = []
+    for path in sorted(reports.glob("*.ipynb")):
+        issues += [f"{path.name}: {what}" for what in _unclean(nbformat.read(path, as_version=4))]
     size = sum(path.stat().st_size for path in reports.iterdir())
     if size > MAX_BYTES:
         issues.append(f"{reports.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")

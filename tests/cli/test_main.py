@@ -77,7 +77,10 @@ def test_help_of_train_lists_the_flags():
         (["preferences", "out.jsonl", "--set", "ppo_lr=1"], "ppo_lr: would not take effect"),
         (["bulk-merge", "x.jsonl", "--system", "constant", "--set", "lr=1"], "lr: would not take effect"),
         (["sweep", "--set", "test_pairs=8", "--set", "systems=[constant]"], "systems: would not take effect"),
-        (["evaluate", "--profile", "tiny", "--adapter", "/no/such/adapter"], "adapter_model.safetensors is missing"),
+        (
+            ["evaluate", "--profile", "tiny", "--adapter", "/no/such/adapter"],
+            "adapter_model.safetensors is missing",
+        ),
         (["train", "--profile", "tiny", "--model", "models/no-such-model"], "models/no-such-model"),
     ],
 )

@@ -75,7 +75,7 @@ def test_the_committed_reports_belong_to_the_notebooks():
         pytest.skip("no reports/ yet: `make report-full` writes it")
     assert gallery.problems() == []
     for folder in gallery.REPORTS.iterdir():
-        assert not folder.is_dir() or gallery.problems(folder) == []
+        assert not folder.is_dir() or gallery.unpublishable(folder) == []
 
 
 def test_an_executed_notebook_becomes_clean_and_small(folders):
