@@ -245,9 +245,9 @@ def unpublishable(reports: Path) -> list[str]:
     more than this.
     """
     issues = []
-    for path in sorted(reports.glob("*.ipynb")):
-        issues += [f"{path.name}: {what}" for what in _unclean(nbformat.read(path, as_version=4))]
-    size = sum(path.stat().st_size for path in reports.iterdir())
+    for file in sorted(reports.glob("*.ipynb")):
+        issues += [f"{file.name}: {what}" for what in _unclean(nbformat.read(file, as_version=4))]
+    size = sum(file.stat().st_size for file in reports.iterdir())
     if size > MAX_BYTES:
         issues.append(f"{reports.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
     return issues
