@@ -42,11 +42,12 @@ data: $(INSTALLED)  ## make the scenarios and their images
 standin: $(INSTALLED)  ## make the two small stand-in models that know no medicine
 	$(BIN)/python -m medlib standin $(ARGS)
 
-lint: $(INSTALLED)  ## check style, formatting, spelling and types
+lint: $(INSTALLED)  ## check style, formatting, spelling, types and the licences of dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy medlib
+	$(BIN)/python tests/licences.py
 
 # torch's build tag, such as +cpu, is dropped: the lock names a version, TORCH_INDEX chooses the build.
 lock: $(INSTALLED)  ## write the installed versions to requirements.lock

@@ -7,6 +7,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import licences
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -70,6 +72,30 @@ def test_every_import_of_medlib_is_a_declared_dependency():
         needed = imported(path) - set(sys.stdlib_module_names) - {"medlib"}
         packages = {canonicalize_name(PACKAGE_OF.get(name, name)) for name in needed}
         assert packages <= declared, f"{path.relative_to(ROOT)}: {sorted(packages - declared)}"
+
+
+@pytest.mark.parametrize(
+    "told, fits",
+    [
+        ("License-Expression: BSD-3-Clause AND MIT", True),
+        ("Classifier: License :: OSI Approved :: Apache Software License", True),
+        ("License-Expression: GPL-3.0-or-later", False),
+        ("Classifier: License :: OSI Approved :: GNU General Public License v3 (GPLv3)", False),
+        ("License: LGPLv3", False),
+        ("License-Expression: MIT AND AGPL-3.0-only", False),
+        ("Summary: says nothing", False),
+    ],
+)
+def test_a_licence_that_does_not_fit_apache_is_named(tmp_path, told, fits):
+    folder = tmp_path / "guest-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: guest\nVersion: 1.0\n{told}\n")
+    listed = licences.problems({"guest": metadata.Distribution.at(folder)})
+    assert [line.split(":")[0] for line in listed] == ([] if fits else ["guest 1.0"])
+
+
+def test_licences_are_read_of_what_a_dependency_needs_in_turn():
+    assert {"papermill", "nbclient", "traitlets", "fonttools"} <= set(licences.needed(["papermill", "matplotlib"]))
 
 
 def imported(path):

@@ -58,6 +58,15 @@ def test_alpha_of_krippendorffs_example():
     assert nominal["low"] < nominal["value"] < nominal["high"] <= 1
 
 
+def test_alpha_of_two_observers_without_gaps():
+    """Sections A and B of the same article: binary data give 0.095, five categories 0.692."""
+    binary = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
+    letters = [list("aabbdcccedda"), list("babbbccceddd")]
+    nominal = [["abcde".index(letter) for letter in observer] for observer in letters]
+    assert agreement.alpha(pd.DataFrame(binary, dtype=float).T, 2)["value"] == pytest.approx(0.095, abs=5e-4)
+    assert agreement.alpha(pd.DataFrame(nominal, dtype=float).T, 5)["value"] == pytest.approx(0.692, abs=5e-4)
+
+
 def test_fleiss_kappa_of_his_example():
     """Fourteen raters, ten subjects, five categories: the table in Fleiss' article gives 0.210."""
     counts = np.array(
