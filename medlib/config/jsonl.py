@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from medlib.config import provenance
+from filelock import FileLock
+
+from medlib.config import files
 from medlib.config.errors import DataError
 
 
@@ -36,8 +40,34 @@ def read(file: str | Path) -> Iterator[tuple[int, dict]]:
 
 def write(file: str | Path, records: Iterable[dict], ensure_ascii: bool = True) -> Path:
     """Write one object per line; the file is replaced as a whole."""
-    file = Path(file)
     text = "".join(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records)
-    with provenance.replacement(file) as temporary:
-        temporary.write_bytes(text.encode())  # bytes: no platform line endings
-    return file
+    return files.write_text(file, text)
+
+
+def append(file: str | Path, records: Iterable[dict]) -> None:
+    """Add one object per line; they are on disk when this returns.
+
+    Several processes may append to one file. A last line that an interruption cut off is dropped first; what
+    stands before it is never written again.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    with FileLock(file.with_suffix(".lock")), open(file, "ab+") as out:
+        out.truncate(_whole_lines(out))
+        out.write(text.encode())
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _whole_lines(file: BinaryIO, block: int = 1 << 16) -> int:
+    """Number of bytes up to the last line end, found from behind."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

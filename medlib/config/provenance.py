@@ -6,23 +6,19 @@ gave the results; it names no person, no host and no folder outside the project.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 import medlib
 from medlib.config import hardware
+from medlib.config.files import replacement, to_json  # noqa: F401
 from medlib.config.paths import ROOT
 
 # The packages that can change a number; the rest only carry it.
@@ -83,62 +79,6 @@ def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": _package_versions(),
     }
-
-
-def write_json_atomic(path: str | Path, obj) -> Path:
-    """Write ``obj`` as JSON so that a reader sees the old file or the new one, never a half.
-
-    Takes what `to_json` takes; missing folders are made.
-
-    Raises
-    ------
-    TypeError
-        If ``obj`` holds something that JSON has no form for; the old file is then untouched.
-    """
-    path = Path(path)
-    text = json.dumps(to_json(obj), indent=2, ensure_ascii=False) + "\n"
-    with replacement(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
-
-
-@contextlib.contextmanager
-def replacement(path: Path) -> Iterator[Path]:
-    """A path to write to; its file takes the place of ``path`` at the end, or vanishes after an error.
-
-    So a reader sees the old file or the new one, never a half. Missing folders are made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def to_json(obj):
-    """Copy ``obj`` into plain JSON types.
-
-    numpy scalars and arrays become numbers and lists, paths become strings, and NaN and
-    infinities become None, for which JSON has no number.
-    """
-    if isinstance(obj, dict):
-        return {str(key): to_json(value) for key, value in obj.items()}
-    if isinstance(obj, (list, tuple)):
-        return [to_json(value) for value in obj]
-    if isinstance(obj, np.ndarray):
-        return to_json(obj.tolist())
-    if isinstance(obj, np.generic):
-        return to_json(obj.item())
-    if isinstance(obj, Path):
-        return obj.as_posix()
-    if isinstance(obj, float) and not math.isfinite(obj):
-        return None
-    return obj
 
 
 def _without_absolute_paths(value):

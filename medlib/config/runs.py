@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from medlib.config import provenance
+from filelock import FileLock, Timeout
+
+from medlib.config import files, provenance
 from medlib.config.errors import ConfigError
 from medlib.config.paths import path
 from medlib.config.profiles import load_profile
@@ -67,6 +70,9 @@ FINISHED = (
 )
 #: Settings that ``run.json`` may not name as they are, such as folders outside the project; never published.
 LOCAL = "local_settings.json"
+#: Names the run's folder that this process, or the one that started it, holds.
+HOLDS = "MEDLIB_HOLDS"
+LOCK_SECONDS = 5  # processes of a killed command end a moment after it
 
 
 def adapter_dir(config: RunConfig) -> Path:
@@ -79,6 +85,39 @@ def run_dir(config: RunConfig) -> Path:
     folder = path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """Hold a run's folder; processes started meanwhile, such as a report's notebooks, belong to the holder.
+
+    Raises
+    ------
+    ConfigError
+        If another command is at work in the folder: two would delete each other's checkpoints.
+    """
+    folder = path(folder).resolve()
+    if os.environ.get(HOLDS) == str(folder):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise ConfigError(
+            f"{folder.name}: another command is at work in this run's folder; wait for it, or choose another "
+            "run_dir"
+        ) from None
+    before = os.environ.get(HOLDS)
+    os.environ[HOLDS] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(HOLDS)
+        if before:
+            os.environ[HOLDS] = before
+        lock.release()
 
 
 # --- run.json -----------------------------------------------------------------------------------------
@@ -95,7 +134,7 @@ def record(config: RunConfig, data_hashes: dict[str, str] | None = None, model_k
     folder = run_dir(config)
     before = _read(folder / "run.json")
     known = before.get("parameters", {})
-    settings = provenance.to_json(config.model_dump())
+    settings = files.to_json(config.model_dump())
     hashes = before.get("data_hashes", {}) if data_hashes is None else data_hashes
     new = before | provenance.run_record(settings, hashes)
     parameters = new["parameters"]
@@ -104,14 +143,14 @@ def record(config: RunConfig, data_hashes: dict[str, str] | None = None, model_k
         parameters["model_kind"] = kind
     local = {name: value for name, value in settings.items() if name != "run_dir" and parameters[name] != value}
     if local or (folder / LOCAL).is_file():
-        provenance.write_json_atomic(folder / LOCAL, local)
-    return provenance.write_json_atomic(folder / "run.json", new)
+        files.write_json(folder / LOCAL, local)
+    return files.write_json(folder / "run.json", new)
 
 
 def add(folder: str | Path, **parts: Any) -> Path:
     """Put further parts into a run's ``run.json``; one that is there already is replaced."""
     file = path(folder) / "run.json"
-    return provenance.write_json_atomic(file, _read(file) | parts)
+    return files.write_json(file, _read(file) | parts)
 
 
 def recorded(folder: str | Path) -> RunConfig | None:

@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from medlib import stats
 from medlib.data.cases import Case
-from medlib.data.images import load_image
+from medlib.data.images import FORMATS, load_image
 
 SIDE = 256  # pixels of the longer side, on which statistics are taken
 FOLDS = 5
@@ -88,7 +88,7 @@ def statistics_of_file(path: str | Path) -> dict[str, float]:
 def file_size(path: str | Path) -> tuple[int, int] | None:
     """(width, height) as the file states them, before anything is turned or resized; None if it does not say."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.size
     except Exception:  # DICOM, or a file that `load_image` refuses
         return None

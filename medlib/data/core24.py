@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from medlib.config import ROOT, DataError, jsonl
+from medlib.config import ROOT, DataError, files, jsonl
 from medlib.data.cases import LabelledCase, Patient, write_scenarios
 
 FACTS = ROOT / "data" / "core24" / "facts.jsonl"
@@ -149,7 +149,7 @@ def build(out_dir: str | Path = "data/core24", draw_images: bool = True) -> dict
     write_scenarios(out_dir / "train.jsonl", train)
     write_scenarios(out_dir / "val.jsonl", val)
     text = json.dumps(counts, indent=2) + "\n"
-    (out_dir / "dataset_stats.json").write_bytes(text.encode())
+    files.write_text(out_dir / "dataset_stats.json", text)
     if draw_images:
         _draw_images(scenarios, out_dir / "images")
     return counts
@@ -168,7 +168,8 @@ def _draw_images(scenarios: list[LabelledCase], images_dir: Path) -> None:
             draw.save(image, path)
         else:
             note = f"synthetic {scenario.modality}, {finding}, seed {seed}"
-            image.save(path, "JPEG", quality=JPEG_QUALITY, comment=note)
+            with files.replacement(path, sync=False) as unfinished:
+                image.save(unfinished, "JPEG", quality=JPEG_QUALITY, comment=note)
 
 
 def verify(out_dir: str | Path = "data/core24") -> None:

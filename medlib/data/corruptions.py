@@ -81,7 +81,7 @@ def _blur(image: Image.Image, deviation: float, rng: np.random.Generator) -> Ima
 def _jpeg(image: Image.Image, quality: int, rng: np.random.Generator) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
+    return Image.open(buffer, formats=["JPEG"]).convert("RGB")
 
 
 def _rotation(image: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:

@@ -7,6 +7,7 @@ go through it (see `medlib.data.suite.shown`). What it returns holds pixels and 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import BinaryIO, Iterable
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from medlib.config import DataError
+from medlib.data import dicom_limits
 from medlib.data.cases import LabelledCase
 
 #: Part of what kept features and answers are known by: raise it whenever the pixels of some image change.
@@ -73,7 +75,8 @@ def load_image(
     ------
     DataError
         If the file is missing, truncated or not an image, has several pages or too many pixels, pixels that
-        are not numbers, or patient data in them by its own account. No message repeats a DICOM value.
+        are not numbers, or patient data in them by its own account; or if it is a saved screen that does not say
+        that there are none. No message repeats a DICOM value.
     """
     path = Path(path)
     if not path.is_file():
@@ -213,7 +216,8 @@ def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 #: All that is read of a DICOM file; name, birth date and every other tag of the patient stay in it.
 _TAGS = [
-    *("SOPClassUID", "Modality", "BurnedInAnnotation", "Rows", "Columns", "NumberOfFrames"),
+    *dicom_limits.TAGS,
+    *("Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
@@ -237,12 +241,12 @@ def _dicom_pixels(path: Path, frame: int | None) -> np.ndarray:
 
     syntax = "unknown transfer syntax"
     try:
+        dicom_limits.check_deflated(path)
         # force: old files lack the preamble
         dataset = pydicom.dcmread(path, specific_tags=_TAGS, force=True)
         if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise DataError(f"{path}: truncated, or a DICOM file without an image")
-        if str(dataset.get("BurnedInAnnotation", "NO")).upper() == "YES":
-            raise DataError(f"{path}, field 'BurnedInAnnotation': patient data is burned into the pixels")
+        dicom_limits.check_annotation(path, dataset)
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, _ = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -252,6 +256,7 @@ def _dicom_pixels(path: Path, frame: int | None) -> np.ndarray:
             raise DataError(_MANY_PAGES.format(path=path, pages=frames))
         frame = _checked_frame(path, frames // 2 if frame is None else frame, frames)
         _check_size(path, dataset.Columns, dataset.Rows)
+        dicom_limits.check_frame(path, dataset, frame, frames)
         stored = pixel_array(dataset, index=frame)  # RGB, if the file has YBR
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             stored = apply_color_lut(stored, dataset)
@@ -318,6 +323,16 @@ def _windowed(values: np.ndarray, dataset) -> np.ndarray | None:
             return _between(apply_windowing(values, dataset), low, high)
     except ValueError:  # of no width
         return None
+
+
+def is_whole(path: Path) -> bool:
+    """True for a PNG or JPEG file that ends as such files end; an image that was cut off is drawn again."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-min(12, path.stat().st_size), os.SEEK_END)
+            return file.read().endswith((b"IEND\xaeB`\x82", b"\xff\xd9"))
+    except OSError:
+        return False
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def near_duplicates(prints: pd.DataFrame, max_distance: int = MAX_DISTANCE, bloc
 def _recompressed(image: Image.Image) -> Image.Image:
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=50)
-    return Image.open(buffer).convert("RGB")
+    return Image.open(buffer, formats=["JPEG"]).convert("RGB")
 
 
 def _cropped(image: Image.Image) -> Image.Image:

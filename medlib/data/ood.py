@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medlib.config import MODALITIES
+from medlib.config import MODALITIES, files
 from medlib.data import sources
 from medlib.data.cases import LabelledCase
-from medlib.data.images import load_image
+from medlib.data.images import is_whole, load_image
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.lexicon import findings_of
@@ -110,9 +110,10 @@ def out_of_distribution(out_dir: str | Path | None = None, seed: int = 0) -> Sui
     (folder / "images").mkdir(exist_ok=True)
     for scenario, (package, file, *_) in zip(scenarios, rows.values(), strict=True):
         path = folder / "images" / scenario.image
-        if not (same and path.is_file()):
+        if not (same and is_whole(path)):
             # from the array: no metadata of the source comes along
-            Image.fromarray(np.asarray(_outside_image(package, file))).save(path)
+            with files.replacement(path, sync=False) as unfinished:
+                Image.fromarray(np.asarray(_outside_image(package, file))).save(unfinished, "PNG")
     return Suite("out_of_distribution", scenarios, folder / "images")
 
 

@@ -22,9 +22,10 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medlib.config import ROOT, DataError
+from medlib.config import ROOT, DataError, files
 from medlib.data import tables, values
 from medlib.data.cases import UNSPECIFIED, LabelledCase, Patient, scenario_hash
+from medlib.data.images import FORMATS
 from medlib.data.split import SIDES
 from medlib.data.tables import Table
 
@@ -373,8 +374,8 @@ def _extracted(source: _Source, folder: Path) -> _Source:
             return ""
         suffix = Path(path or "").suffix.lower()
         file = folder / (hashlib.sha256(content).hexdigest()[:32] + (suffix or _suffix(content)))
-        if not file.is_file():
-            file.write_bytes(content)
+        if not (file.is_file() and file.stat().st_size == len(content)):
+            files.write_bytes(file, content)
         return file.name
 
     frame = source.table.frame.map(written)
@@ -383,7 +384,7 @@ def _extracted(source: _Source, folder: Path) -> _Source:
 
 def _suffix(content: bytes) -> str:
     try:
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
             return f".{(image.format or 'png').lower()}"
     except Exception:  # named as a broken image by whoever loads it
         return ".png"
@@ -702,9 +703,9 @@ class _ImageFinder:
     def _index(self) -> dict[str, str]:
         """Names and stems in lower case, where only one image has them, and their path."""
         found: dict[str, set[str]] = {}
-        for folder, folders, files in os.walk(self.root):
+        for folder, folders, names in os.walk(self.root):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
+            for name in names:
                 path = Path(folder, name)
                 if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve().is_relative_to(self.root):
                     place = path.resolve().relative_to(self.root).as_posix()

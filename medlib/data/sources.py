@@ -12,7 +12,7 @@ from pathlib import Path
 from medlib.config import ROOT, RunConfig, path
 from medlib.data import core24, own_suites, quality, variants
 from medlib.data.cases import LabelledCase, read_scenarios
-from medlib.data.images import check_images, check_split
+from medlib.data.images import check_images, check_split, is_whole
 from medlib.data.quality import Issue
 from medlib.data.split import SIDES
 from medlib.data.suite import Suite
@@ -39,8 +39,9 @@ def core(config: RunConfig, split: str) -> Suite:
 
 
 def ensure_core() -> None:
-    """Rebuild the core set if a file or image is missing, then check it against its hash."""
-    if not (CORE_DIR / "val.jsonl").is_file() or len(list((CORE_DIR / "images").glob("*.*"))) < 24:
+    """Rebuild the core set if a file or image is missing or cut off, then check it against its hash."""
+    images = {CORE_DIR / "images" / s.image for s in core24.load_facts()}
+    if not (CORE_DIR / "val.jsonl").is_file() or not all(map(is_whole, images)):
         core24.build(CORE_DIR)
     core24.verify(CORE_DIR)
 

@@ -21,7 +21,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medlib.config import DataError, provenance
+from medlib.config import DataError, files
 from medlib.data import leakage
 
 SIDES = ("train", "val", "test")
@@ -65,11 +65,11 @@ class Assignment:
     def write(self, folder: str | Path) -> Path:
         """Write ``split.csv`` (the table) and ``split.json`` (how it was made); the folder is made if missing."""
         folder = Path(folder)
-        with provenance.replacement(folder / "split.csv") as temporary:
+        with files.replacement(folder / "split.csv") as temporary:
             self.table.to_csv(temporary, index=False)
         facts = {k: v for k, v in asdict(self).items() if k not in ("table", "duplicates")}
         counts = self.table.groupby("split").agg(rows=("id", "size"), groups=("group", "nunique"))
-        provenance.write_json_atomic(folder / "split.json", facts | {"counts": counts.to_dict("index")})
+        files.write_json(folder / "split.json", facts | {"counts": counts.to_dict("index")})
         return folder / "split.csv"
 
 

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from pathlib import Path
 
 import pandas as pd
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, METHODS, NotRun, RunConfig, adapter_dir, jobs, path, provenance, settings
+from medlib.config import (
+    ADAPTER,
+    BASE,
+    METHODS,
+    DataError,
+    NotRun,
+    RunConfig,
+    adapter_dir,
+    files,
+    jobs,
+    path,
+    provenance,
+    runs,
+    settings,
+)
 from medlib.data import ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
@@ -114,21 +129,23 @@ def evaluate(config: RunConfig) -> Results:
     ModelError
         If there is no adapter yet.
     """
-    run = Benchmark(config, (BASE, ADAPTER))
-    _evaluate(run)
-    run.answer()
-    return _written(run)
+    with runs.alone(config.run_dir):
+        run = Benchmark(config, (BASE, ADAPTER))
+        _evaluate(run)
+        run.answer()
+        return _written(run)
 
 
 def benchmark(config: RunConfig, systems: tuple[str, ...] | None = None) -> Results:
     """These systems, by default those of ``config.systems``, on all suites."""
-    run = Benchmark(config, systems)
-    if ADAPTER in run.config.systems:
-        _evaluate(run)
-    _ask_everyone(run)
-    run.answer()
-    _add_novelty(run)
-    return _written(run)
+    with runs.alone(config.run_dir):
+        run = Benchmark(config, systems)
+        if ADAPTER in run.config.systems:
+            _evaluate(run)
+        _ask_everyone(run)
+        run.answer()
+        _add_novelty(run)
+        return _written(run)
 
 
 def _ask_everyone(run: Benchmark) -> None:
@@ -149,13 +166,14 @@ def _ask_everyone(run: Benchmark) -> None:
 def after_feedback(config: RunConfig) -> Results:
     """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
     names = compare_methods.run_names(config)
-    run = Benchmark(config, (*names, FUSED))
-    run.ask([*names, FUSED], sources.calibration(config), "calibration")
-    run.ask(names, sources.contradiction(config, "val"), "val_contradiction")
-    run.ask([*names, FUSED], run.suites["test"], "heldout")
-    run.ask([*names, FUSED], sources.contradiction(config, "test"), "contradiction")
-    run.answer()
-    return _written(run)
+    with runs.alone(config.run_dir):
+        run = Benchmark(config, (*names, FUSED))
+        run.ask([*names, FUSED], sources.calibration(config), "calibration")
+        run.ask(names, sources.contradiction(config, "val"), "val_contradiction")
+        run.ask([*names, FUSED], run.suites["test"], "heldout")
+        run.ask([*names, FUSED], sources.contradiction(config, "test"), "contradiction")
+        run.answer()
+        return _written(run)
 
 
 def _add_novelty(run: Benchmark) -> None:
@@ -196,13 +214,23 @@ def _written(run: Benchmark) -> Results:
     folder = path(run.config.run_dir)
     file, stamp, made_of = folder / "predictions.jsonl", folder / "predictions.sha256", _made_of(run)
     same = file.is_file() and stamp.is_file() and stamp.read_text() == made_of
-    results = Results.join((Results.read(file).parts if same else {}) | run.parts)
+    results = Results.join((_earlier(file) if same else {}) | run.parts)
     if len(results):
+        if not same:  # between the two writes no stamp may stand beside predictions that it does not name
+            stamp.unlink(missing_ok=True)
         stats.write_predictions(file, results.table)
-        stamp.write_text(made_of)
+        files.write_text(stamp, made_of)
     summary.write_metrics(run.config, results, run.not_run)
     record.write_record(run.recorded, run.suites)
     return results
+
+
+def _earlier(file: Path) -> dict:
+    """The parts of the table on disk; none if it was cut off: the answers that made it are still there."""
+    try:
+        return Results.read(file).parts
+    except DataError:
+        return {}
 
 
 def _made_of(run: Benchmark) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, METHODS, RunConfig, path, provenance
+from medlib.config import ADAPTER, BASE, METHODS, RunConfig, files, path
 from medlib.data import corruptions
 from medlib.evaluation import compare_methods
 from medlib.evaluation.results import Results
@@ -276,7 +276,7 @@ def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] |
     if results.has(ADAPTER, "val"):
         record["calibration"] = calibration_table(results).to_dict(orient="records")
     record["tables"] = {title: table.to_dict(orient="records") for title, table in tables.items()}
-    return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)
+    return files.write_json(path(config.run_dir) / "metrics.json", record)
 
 
 def scores_written(metrics: dict, suite: str) -> dict[str, dict]:

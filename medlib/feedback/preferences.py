@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medlib.config import ANSWERS, DataError, RunConfig, jsonl, path, provenance
+from medlib.config import ANSWERS, DataError, RunConfig, files, jsonl, path, provenance
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.feedback import queue, rating_store, simulated
@@ -42,7 +42,7 @@ def _simulated(config: RunConfig) -> Path:
     file = path(config.run_dir) / "feedback" / f"simulated-{provenance.digest(contents)[:16]}.sqlite"
     if file.is_file():
         return file
-    with provenance.replacement(file) as unfinished:
+    with files.replacement(file) as unfinished:
         for name in NAMES:
             ratings = simulated.simulate(suite.scenarios, shown, name, config.rater_noise, config.seed)
             rating_store.add(

@@ -10,7 +10,6 @@ half rejected, so a collator that adds the images is enough for a multimodal rew
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers import PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from medlib import stats
-from medlib.config import VERDICTS, RunConfig, adapter_dir, path, provenance
+from medlib.config import VERDICTS, RunConfig, adapter_dir, files, path, provenance, runs
 from medlib.config.settings import Model, Reward, Run, Training
 from medlib.data.suite import Suite
 from medlib.feedback.preferences import training_side
@@ -57,9 +56,7 @@ def fingerprint(config: RunConfig) -> str:
 
 def metadata(config: RunConfig) -> dict:
     """Metadata of the trained reward model; empty if there is none."""
-    file = folder(config) / "training_metadata.json"
-    complete = file.is_file() and (file.parent / "adapter_model.safetensors").is_file()
-    return json.loads(file.read_text()) if complete else {}
+    return adapters.read_metadata(folder(config))
 
 
 def slices(preferences: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,9 +78,14 @@ def train(config: RunConfig) -> Path:
     -------
     Folder with the adapter and its head (safetensors) and ``training_metadata.json``.
     """
-    out, current = folder(config), fingerprint(config)
-    if metadata(config).get("fingerprint") == current:
+    with runs.alone(config.run_dir):
+        out, current = folder(config), fingerprint(config)
+        if metadata(config).get("fingerprint") != current:
+            _train(config, out, current)
         return out
+
+
+def _train(config: RunConfig, out: Path, current: str) -> None:
     suite, preferences = training_side(config)
     learned, withheld = slices(preferences, config.seed)
     model, processor = _start(config)
@@ -121,7 +123,6 @@ def train(config: RunConfig) -> Path:
         },
     )
     clear_checkpoints(out)
-    return out
 
 
 def _load(config: RunConfig):
@@ -241,7 +242,7 @@ def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Pat
 
 def _save(model, processor, config: RunConfig, out: Path, written: dict) -> None:
     adapters.save_adapter(model, processor, config, out)
-    provenance.write_json_atomic(out / "training_metadata.json", written)
+    files.write_json(out / adapters.METADATA, written)
 
 
 # --- inference -------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ foreign images share them. On disk a feature is named by its image's bytes and b
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from medlib.config import files
 from medlib.data.images import PIXELS_VERSION
 
 #: Bytes of main memory after which no further image is kept (MedGemma: 1.3 MB an image in bfloat16).
@@ -85,9 +85,8 @@ class _Features:
         _make_room(self.folder, sum(f.nbytes for f in features.values()))
         content = hashlib.sha256("".join(sorted(features)).encode()).hexdigest()[:16]
         file = self.folder / f"{self.made_by}-{content}.safetensors"
-        begun = file.with_name(f"{file.stem}.{os.getpid()}-{time.time_ns()}.tmp")
-        save_file({name: f.contiguous() for name, f in features.items()}, begun)
-        os.replace(begun, file)
+        with files.replacement(file, sync=False) as unfinished:
+            save_file({name: f.contiguous() for name, f in features.items()}, unfinished)
         self.files |= dict.fromkeys(features, file)
 
 

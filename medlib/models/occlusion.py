@@ -156,7 +156,7 @@ def lesion_patches(image: str | Path, grid: int = 8) -> np.ndarray | None:
     ndarray of bool, shape (grid, grid), or None
         None for a real image, and for a finding without one place, such as diffuse infiltrates.
     """
-    with Image.open(image) as opened:
+    with Image.open(image, formats=["PNG"]) as opened:
         content = json.loads(opened.info.get("content", "{}"))
     if "centre" not in content:
         return None

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -132,13 +132,10 @@ def run_notebooks(
     if first:
         steps["first"] = first
         needs = {name: needs.get(name, set()) | {"first"} for name in steps if name != "first"}
-    watch = _Watch(list(sources), steps, run_dir / "progress")
-    try:
+    with runs.alone(run_dir.resolve()), _watch(list(sources), steps, run_dir / "progress") as watch:
         _run_steps(
             steps, {name: needs.get(name, set()) & steps.keys() for name in steps}, min(2, processes), watch
         )
-    finally:
-        watch.close()
     durations = {name: _record(target).get("duration") or 0 for name, target in targets.items()}
     facts = {
         "seconds": round(watch.seconds, 1),
@@ -150,6 +147,15 @@ def run_notebooks(
     }
     runs.add(run_dir.resolve(), report=facts)
     return list(targets.values())
+
+
+@contextlib.contextmanager
+def _watch(names: list[str], steps: dict, folder: Path) -> Iterator[_Watch]:
+    watch = _Watch(names, steps, folder)
+    try:
+        yield watch
+    finally:
+        watch.close()
 
 
 def _needs(names: list[str]) -> dict[str, set[str]]:

@@ -17,7 +17,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from medlib.config import ROOT, STANDIN_NOTICE, ConfigError, path
+from medlib.config import ROOT, STANDIN_NOTICE, ConfigError, files, path
 from medlib.data import own
 from medlib.reporting import pages
 from medlib.reporting.execute import NOTEBOOKS, tags
@@ -74,11 +74,11 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         raise ConfigError(
             f"reports: {size / 1e6:.1f} MB at the smallest figures, more than {MAX_BYTES / 1e6:.0f} MB"
         )
-    reports.mkdir(parents=True, exist_ok=True)
-    for old in reports.glob("*.ipynb"):
-        old.unlink()
     for name, text in texts.items():
-        (reports / name).write_text(text, encoding="utf-8")
+        files.write_text(reports / name, text)
+    for old in reports.glob("*.ipynb"):
+        if old.name not in texts:
+            old.unlink()
     return reports / "README.md"
 
 
@@ -172,7 +172,7 @@ def plain_html(html: str) -> str:
 
 def _smaller(png: str, share: float, quality: int) -> tuple[str, str]:
     """(type, base64) of a figure: PNG of few colours, or JPEG where that is smaller, as for images."""
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    image = Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]).convert("RGB")
     image = image.resize([round(side * share) for side in image.size], Image.Resampling.LANCZOS)
     drawn, photo = io.BytesIO(), io.BytesIO()
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(drawn, "PNG", optimize=True)

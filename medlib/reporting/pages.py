@@ -21,13 +21,16 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
-from medlib.config import STANDIN_NOTICE
+from medlib.config import STANDIN_NOTICE, files
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
 from medlib.stats import text
 
 # The browser itself refuses scripts and anything from a network, whatever a cell has put out.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; form-action 'none'; "
+    "base-uri 'none'"
+)
 
 #: nbconvert takes the folder ``medlib`` in it for a template; the page of a notebook is its ``index.html.j2``.
 TEMPLATES = Path(__file__).parent / "templates"
@@ -90,14 +93,12 @@ def render(run_dir: str | Path) -> Path:
         })  # fmt: skip
 
     report = run_dir / "report"
-    report.mkdir(exist_ok=True)
-    for old in report.glob("*.html"):
-        old.unlink()
     for page, notebook in zip(pages[1:], notebooks):
-        html = _notebook_html(notebook, page, pages)
-        (report / page["file"]).write_text(html, encoding="utf-8")
-    index = report / "index.html"
-    index.write_text(_index_html(pages, record, metrics), encoding="utf-8")
+        files.write_text(report / page["file"], _notebook_html(notebook, page, pages))
+    index = files.write_text(report / "index.html", _index_html(pages, record, metrics))
+    for old in report.glob("*.html"):
+        if old.name not in {page["file"] for page in pages}:
+            old.unlink()
     return index
 
 
@@ -171,10 +172,13 @@ def is_noise(output) -> bool:
 
 
 def _without_network(html: str) -> str:
-    """Drop scripts, frames, progress bars and everything that would be loaded from elsewhere."""
+    """Drop scripts, frames, forms, redirects, progress bars and everything that would be loaded from elsewhere."""
     soup = BeautifulSoup(html, "html.parser")
-    for element in soup(["script", "link", "iframe", "object", "embed", "base"]):
+    for element in soup(["script", "link", "iframe", "object", "embed", "base", "form"]):
         element.decompose()
+    for element in soup("meta"):  # a policy forbids neither refresh nor what stands before it
+        if str(element.get("http-equiv", "")).strip().lower() not in ("", "content-security-policy"):
+            element.decompose()
     for element in soup("progress"):
         (element.parent if element.parent.table is None else element).decompose()
     for element in soup(src=True):

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from medlib.config import ADAPTER, BASE, STANDIN, STANDIN_NOTICE, ConfigError, RunConfig, run_dir
-from medlib.config.provenance import write_json_atomic
+from medlib.config import ADAPTER, BASE, STANDIN, STANDIN_NOTICE, ConfigError, RunConfig, files, run_dir
 from medlib.evaluation.summary import scores_written
 from medlib.models import loading
 from medlib.models.standin import own as standin_own
@@ -137,7 +136,7 @@ def export(
         shutil.copyfile(run / name, out / name)
     metadata = adapters.training_metadata(config)
     facts = {name: metadata[name] for name in FACTS if name in metadata}
-    write_json_atomic(out / "training.json", facts)
+    files.write_json(out / "training.json", facts)
     if is_medgemma(config):
         (out / "NOTICE").write_text(NOTICE)
     if terms:

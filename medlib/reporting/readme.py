@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from medlib.config import files
 from medlib.evaluation.results import run_seed
 from medlib.evaluation.summary import scores_written
 from medlib.reporting import gallery, pages, plots
@@ -25,8 +26,8 @@ def write_heatmap(metrics: dict, file: Path) -> Path:
     names = metrics.get("names") or {}
     scores = {names.get(name, name): score for name, score in metrics["systems"].items()}
     figure = plots.modality_heatmap(scores, "accuracy", "Accuracy on the held-out suite")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=800 / plots.WIDTH, metadata={"Software": None})
+    with files.replacement(file) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=800 / plots.WIDTH, metadata={"Software": None})
     return file
 
 
@@ -92,7 +93,7 @@ def _write(file: Path, parts: Sequence[str | None], marks: tuple[str, str] = RES
     if not 0 <= text.find(start) < text.find(end):
         raise ValueError(f"{file}: the marks {start!r} and {end!r} are missing")
     before, after, results = text.split(start)[0], text.split(end)[1], "\n\n".join(filter(None, parts))
-    file.write_text(f"{before}{start}\n\n{results}\n\n{end}{after}", encoding="utf-8")
+    files.write_text(file, f"{before}{start}\n\n{results}\n\n{end}{after}")
 
 
 def _row_name(name: str, names: dict[str, str]) -> str:

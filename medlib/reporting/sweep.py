@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from medlib.config import ROOT, ConfigError, RunConfig, path, run_dir, runs
+from medlib.config import ROOT, ConfigError, RunConfig, files, path, run_dir, runs
 from medlib.config.settings import Data, Model, Run, Training, fields, is_neutral
 from medlib.reporting import execute
 from medlib.training import adapters
@@ -134,13 +134,11 @@ def write_best(study: optuna.Study, file: str | Path) -> Path:
     if not done:
         raise ConfigError(f"study {study.study_name}: no trial has finished")
     best, file = study.best_trial, path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     head = (
         f"# Trial {best.number} of study {study.study_name}, the best of {len(done)}: "
         f"validation loss {best.value:.4g}.\n"
     )
-    file.write_text(head + yaml.safe_dump(best.params, sort_keys=False))
-    return file
+    return files.write_text(file, head + yaml.safe_dump(best.params, sort_keys=False))
 
 
 # --- what may change -------------------------------------------------------------------------------

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from medlib import stats
 from medlib.config import DataError, jsonl
 
 
 def keep_answers(file: Path, keys: list[str], answers: pd.DataFrame) -> dict[str, dict]:
-    """Append answers to a JSONL file, one line per scenario; returns them by key.
-
-    Several processes may append to one file; a line that an interruption cut off is dropped first.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Append answers to a JSONL file, one line per scenario; returns them by key."""
     rows = [stats.without_missing(row) for row in answers.to_dict(orient="records")]
-    text = "".join(json.dumps({"key": key, **row}) + "\n" for key, row in zip(keys, rows))
-    with FileLock(file.with_suffix(".lock")), file.open("ab+") as out:
-        out.seek(0)
-        out.truncate(out.read().rfind(b"\n") + 1)
-        out.write(text.encode())
+    jsonl.append(file, [{"key": key, **row} for key, row in zip(keys, rows)])
     return dict(zip(keys, rows))
 
 

@@ -16,6 +16,7 @@ import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
@@ -39,8 +40,9 @@ OPTIONAL = ("logprobs", "top_logprobs", "seed")  # an endpoint may refuse these 
 def openai_api(session: Session) -> System:
     """``openai:<model>`` through the official client, which retries 429, 5xx and timeouts with back-off.
 
-    The key is read from ``OPENAI_API_KEY``; the endpoint is ``api_base_url``, else ``OPENAI_BASE_URL``,
-    else the client's default. ``api_timeout_s``, ``api_retries`` and ``api_workers`` bound a request.
+    The endpoint is ``api_base_url``, else ``OPENAI_BASE_URL``, else OpenAI's. The key is read from
+    ``MEDLIB_API_KEY``; that of ``OPENAI_API_KEY`` goes to OpenAI's host and to that of ``OPENAI_BASE_URL`` alone.
+    Redirects are not followed: they would take images and key elsewhere. ``api_timeout_s``, ``api_retries`` and ``api_workers`` bound a request.
 
     Returns
     -------
@@ -54,8 +56,8 @@ def openai_api(session: Session) -> System:
         endpoint refuses, or stays out of reach after all retries.
     """
     config, model = session.config, session.variant
-    key = os.environ.get("OPENAI_API_KEY")
     address = config.api_base_url or os.environ.get("OPENAI_BASE_URL")
+    key = api_key(config.api_base_url)
     if not model:
         raise NotRun("no model named: write openai:<model>, for example openai:gpt-4o-mini")
     if not key and not address:
@@ -75,6 +77,7 @@ def openai_api(session: Session) -> System:
         base_url=address,  # a server of one's own asks for no key
         timeout=config.api_timeout_s,
         max_retries=config.api_retries,
+        http_client=openai.DefaultHttpxClient(follow_redirects=False),
     )
     host, price = client.base_url.host, load_price(client.base_url.host, model)
     options = {"model": model, "seed": config.seed, **DECODING}
@@ -98,6 +101,17 @@ def openai_api(session: Session) -> System:
     ]
     revision = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return System(f"openai:{model}", revision, predict, chunk=16)
+
+
+def api_key(base_url: str | None) -> str | None:
+    """The key for an endpoint: ``MEDLIB_API_KEY``, else OpenAI's own where ``base_url`` is no other host."""
+    if key := os.environ.get("MEDLIB_API_KEY"):
+        return key
+    elsewhere = base_url and urlsplit(base_url).hostname not in (
+        "api.openai.com",
+        urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname,
+    )
+    return None if elsewhere else os.environ.get("OPENAI_API_KEY")
 
 
 def chat(scenario: LabelledCase, image: Image.Image) -> list[dict]:
@@ -204,7 +218,8 @@ def probability(parsed: str | None, tokens: list) -> float:
 
 def letters(token: str) -> str:
     """A token without quotes, spaces and markup around its word."""
-    return re.sub(r"^[\W_]+|[\W_]+$", "", token)
+    inside = [place for place, letter in enumerate(token) if letter.isalnum()]
+    return token[inside[0] : inside[-1] + 1] if inside else ""
 
 
 def begins(token: str) -> str | None:
@@ -229,5 +244,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, openai.APIStatusError):
         # a code such as insufficient_quota says what to do; free text may repeat what was sent
         codes = [code for code in (error.code, error.type) if re.fullmatch("[a-z_]{1,40}", str(code))]
-        return f"HTTP {error.status_code} {' '.join(codes)}".strip()
+        moved = "; redirects are not followed, give the final address" if error.status_code // 100 == 3 else ""
+        return f"HTTP {error.status_code} {' '.join(codes)}".strip() + moved
     return "the answer is not a chat completion; is the address right (most end in /v1)?"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
-from medlib.config import METHODS, ModelError, RunConfig, adapter_dir, path
+from medlib.config import METHODS, ModelError, RunConfig, adapter_dir, files, path
 from medlib.models import loading
+
+METADATA = "training_metadata.json"
 
 
 def read_metadata(adapter: Path) -> dict:
-    file = adapter / "training_metadata.json"
-    complete = file.is_file() and (adapter / "adapter_model.safetensors").is_file()
-    return json.loads(file.read_text()) if complete else {}
+    """What training wrote beside an adapter, last of all; empty if it is not whole, then it is trained again."""
+    with contextlib.suppress(OSError, ValueError):
+        if (adapter / "adapter_model.safetensors").is_file():
+            return json.loads((adapter / METADATA).read_text(encoding="utf-8"))
+    return {}
 
 
 def training_metadata(config: RunConfig) -> dict:
@@ -26,6 +31,8 @@ def training_metadata(config: RunConfig) -> dict:
 def save_adapter(model, processor, config: RunConfig, out: Path, weights: dict | None = None) -> None:
     """Write the adapter "default" and the processor's files, so that they load on any machine.
 
+    The metadata of an earlier adapter go first: `METADATA` is written when everything else is there.
+
     Parameters
     ----------
     weights : state dict, where no process holds the whole model
@@ -33,8 +40,10 @@ def save_adapter(model, processor, config: RunConfig, out: Path, weights: dict |
     model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
     # embeddings are untouched; "auto" would ask the hub
     options = dict(selected_adapters=["default"], save_embedding_layers=False, state_dict=weights)
-    model.save_pretrained(out, **options)
-    processor.save_pretrained(out)
+    (out / METADATA).unlink(missing_ok=True)
+    with files.replacements(out) as unfinished:
+        model.save_pretrained(unfinished, **options)
+        processor.save_pretrained(unfinished)
 
 
 # --- runs -------------------------------------------------------------------------------------------
@@ -47,9 +56,7 @@ def rl_folder(config: RunConfig, method: str, seed: int | None = None) -> Path:
 
 def rl_metadata(config: RunConfig, method: str, seed: int) -> dict:
     """What a finished run wrote about itself; empty if it has not finished."""
-    file = rl_folder(config, method, seed) / "adapter" / "training_metadata.json"
-    complete = file.is_file() and (file.parent / "adapter_model.safetensors").is_file()
-    return json.loads(file.read_text()) if complete else {}
+    return read_metadata(rl_folder(config, method, seed) / "adapter")
 
 
 def rl_adapter(config: RunConfig, method: str, seed: int) -> Path:

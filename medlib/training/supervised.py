@@ -7,9 +7,10 @@ A run is a folder: ``adapter/``, ``answers/`` (one file a system), ``predictions
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from medlib.config import ModelError, RunConfig, hardware, provenance, run_dir
+from medlib.config import ModelError, RunConfig, hardware, provenance, run_dir, runs
 from medlib.config.hardware import EFFECTIVE_BATCH
 from medlib.config.settings import Data, Model, Run, Training
 from medlib.data import augment, sources
@@ -73,6 +74,12 @@ def train(config: RunConfig, resume: bool = True) -> Path:
     Early stopping looks at the validation suite; neither the core validation cases nor the
     held-out suite are read. Called in several processes (`medlib.training.processes`), they train together.
     """
+    process = processes.state()
+    with runs.alone(config.run_dir) if process.is_main_process else contextlib.nullcontext():
+        return _train(config, resume)
+
+
+def _train(config: RunConfig, resume: bool) -> Path:
     process = processes.state()
     with process.main_process_first():  # who comes later finds what the first has drawn
         adapter = run_dir(config) / "adapter"

@@ -14,7 +14,7 @@ from peft import get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
-from medlib.config import RunConfig, jobs
+from medlib.config import RunConfig, files, jobs
 from medlib.models.verdict_model import VerdictModel
 from medlib.training import adapters, encoding, hooks, lora, memory, processes
 from medlib.training.checkpoints import clear_checkpoints, last_whole_checkpoint
@@ -104,7 +104,7 @@ def _train(untrained: VerdictModel, train_rows, val_rows, config, out_dir, extra
         if processes.state().is_main_process:
             adapters.save_adapter(model, processor, config, out_dir, weights)
             metadata = _metadata(model, trainer, result, config, time.time() - started, epochs_before)
-            (out_dir / "training_metadata.json").write_text(json.dumps(metadata | extra, indent=2) + "\n")
+            files.write_text(out_dir / adapters.METADATA, json.dumps(metadata | extra, indent=2) + "\n")
 
 
 class Progress(TrainerCallback):

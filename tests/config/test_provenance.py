@@ -7,15 +7,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from medlib.config import provenance
+from medlib.config import files, provenance
 
 
 def test_run_json_holds_what_a_rerun_needs(tmp_path):
     parameters = {"seed": 7, "rank": 16, "rate": 1e-4}
     record = provenance.run_record(parameters, {"core24.jsonl": "ab" * 32}, device="cpu")
-    path = provenance.write_json_atomic(tmp_path / "run.json", record)
+    path = files.write_json(tmp_path / "run.json", record)
     assert path == tmp_path / "run.json"
     record = json.loads(path.read_text())
     assert record["parameters"] == parameters
@@ -69,28 +68,6 @@ def test_git_gives_revision_and_dirty_flag(tmp_path):
     assert provenance._git(tmp_path)["dirty"] is True
     (tmp_path / "inside").mkdir()  # a folder of someone else's checkout is not ours
     assert provenance._git(tmp_path / "inside") == {"revision": None, "dirty": None}
-
-
-def test_json_takes_numpy_paths_and_nan(tmp_path):
-    numbers = {"a": np.float32(0.5), "b": np.arange(3), "c": float("nan"), "d": (np.int64(1),)}
-    path = provenance.write_json_atomic(tmp_path / "new" / "x.json", numbers | {"e": Path("p/q")})
-    expected = {"a": 0.5, "b": [0, 1, 2], "c": None, "d": [1], "e": "p/q"}
-    assert json.loads(path.read_text()) == expected
-
-
-@pytest.mark.parametrize("broken", ["serialise", "replace"])
-def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, broken):
-    path = provenance.write_json_atomic(tmp_path / "x.json", {"version": 1})
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    if broken == "replace":
-        monkeypatch.setattr(provenance.os, "replace", fail)
-    with pytest.raises((TypeError, OSError)):
-        provenance.write_json_atomic(path, {"version": object() if broken == "serialise" else 2})
-    assert json.loads(path.read_text()) == {"version": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_run_ids_sort_by_time_and_differ():

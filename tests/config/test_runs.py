@@ -1,6 +1,9 @@
 """A run knows its settings: what is recorded, what a later step may change, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -154,3 +157,36 @@ def test_every_step_knows_its_settings():
     for parts in (*runs.USES.values(), *runs.RETRAINS.values()):
         assert set(runs.fields(*parts)) <= set(RunConfig.model_fields)
     assert set(runs.RETRAINS) <= set(runs.USES)
+
+
+# --- one command at a time ------------------------------------------------------------------------------
+
+
+OTHER = """
+import sys
+from medlib.config import ConfigError, runs
+runs.LOCK_SECONDS = 0
+try:
+    with runs.alone(sys.argv[1]):
+        print("free")
+except ConfigError as error:
+    print(error)
+"""
+
+
+def other_process(folder, **environment):
+    """What another process finds that wants to work in the folder."""
+    kept = {name: value for name, value in os.environ.items() if name != runs.HOLDS}
+    command = [sys.executable, "-c", OTHER, str(folder)]
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path):
+    with runs.alone(tmp_path / "run"):
+        assert "run: another command is at work" in other_process(tmp_path / "run")
+        assert other_process(tmp_path / "second") == "free\n"
+        with runs.alone(tmp_path / "run"):  # a step of the same command
+            pass
+        # a process that this one started, such as a notebook of a report
+        assert other_process(tmp_path / "run", **{runs.HOLDS: os.environ[runs.HOLDS]}) == "free\n"
+    assert other_process(tmp_path / "run") == "free\n" and runs.HOLDS not in os.environ

@@ -1,5 +1,6 @@
 """Pixels of odd files: rotation, depth, transparency, colour spaces, pages, DICOM; and that nobody is named."""
 
+import ast
 import hashlib
 import struct
 import warnings
@@ -13,10 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    VLWholeSlideMicroscopyImageStorage,
+)
 
 from medlib.config import ROOT, DataError
-from medlib.data import images
+from medlib.data import blind, dicom_limits, images
 from medlib.data.core24 import load_facts
 from medlib.data.images import load_image, pad_to_square, pixel_hash
 from medlib.data.suite import Suite, shown
@@ -253,7 +262,7 @@ def dicom(path, pixels, **tags):
     """A DICOM file with a patient's name; tags may replace all that follows from the pixels."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = tags.get("SOPClassUID", pydicom.uid.SecondaryCaptureImageStorage)
+    meta.MediaStorageSOPClassUID = tags.get("SOPClassUID", pydicom.uid.ComputedRadiographyImageStorage)
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["test"])
     dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID
@@ -461,6 +470,104 @@ def test_no_tag_of_the_patient_is_read(tmp_path, monkeypatch):
     image = load_image(path)
     assert read and "PixelData" in read[0] and "PatientName" not in read[0] and "PatientID" not in read[0]
     assert not image.info
+
+
+# --- what a file may cost, and what it may show -----------------------------------------------------
+
+
+def test_a_png_that_is_postscript_starts_no_program(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(DataError, match="x.png: truncated or unreadable image"):
+        load_image(path)
+    assert blind.file_size(path) is None
+
+
+def test_every_file_is_opened_as_one_of_named_formats():
+    """Without a list Pillow tries all of its formats, among them EPS, which starts Ghostscript."""
+    for file in (ROOT / "medlib").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
+                assert "formats" in {word.arg for word in node.keywords}, f"{file}, line {node.lineno}"
+
+
+def compressed(path, syntax, packed=None, **tags):
+    """A DICOM file in another transfer syntax; ``packed``: its one frame as it is stored."""
+    dataset = pydicom.dcmread(dicom(path, STORED, **tags))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if packed is not None:
+        dataset.PixelData = pydicom.encaps.encapsulate([packed])
+        dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_deflated_file_loads_and_a_deflated_bomb_does_not_unpack(tmp_path, monkeypatch):
+    path = compressed(tmp_path / "a.dcm", DeflatedExplicitVRLittleEndian)
+    assert (grey(path) == grey(dicom(tmp_path / "plain.dcm", STORED))).all()
+    bomb = compressed(tmp_path / "bomb.dcm", DeflatedExplicitVRLittleEndian, Rows=8, TextComments="0" * 5_000_000)
+    assert bomb.stat().st_size < 20_000
+    monkeypatch.setattr(dicom_limits, "MAX_BYTES", 2 << 20)
+    monkeypatch.setattr(pydicom, "dcmread", lambda *_, **__: pytest.fail("unpacked"))
+    with pytest.raises(DataError, match="bomb.dcm: unpacks to more than 2 MiB"):
+        load_image(bomb)
+
+
+def rle(*segments):
+    """One frame of run-length code."""
+    starts = [64 + sum(map(len, segments[:n])) for n in range(len(segments))]
+    header = struct.pack("<16L", len(segments), *starts, *[0] * (15 - len(segments)))
+    return header + b"".join(segments)
+
+
+def test_run_length_code_loads_and_a_bomb_of_it_does_not_unpack(tmp_path, monkeypatch):
+    runs = b"\x81\x07" * 8  # 128 times 7, eight times: 32 x 32 pixels
+    path = compressed(tmp_path / "a.dcm", RLELossless, rle(runs, runs))
+    assert grey(path).shape == (32, 32)
+    bomb = compressed(tmp_path / "bomb.dcm", RLELossless, rle(b"\x81\x07" * 50_000, runs))
+    assert dicom_limits._rle_bytes(b"\x81\x07\x02abc\x80\x00z") == 128 + 3 + 1
+    monkeypatch.setattr(dicom_limits, "MAX_BYTES", 2 << 20)
+    monkeypatch.setattr(pydicom.pixels.decoders.rle, "_rle_decode_frame", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(DataError, match="bomb.dcm: unpacks to more than 2 MiB"):
+        load_image(bomb)
+
+
+def test_of_many_frames_one_is_decoded(tmp_path, monkeypatch):
+    decoded, decode = [], pydicom.pixels.decoders.base.DecodeRunner._decode_frame
+    monkeypatch.setattr(
+        pydicom.pixels.decoders.base.DecodeRunner,
+        "_decode_frame",
+        lambda runner, src: decoded.append(1) or decode(runner, src),
+    )
+    runs = rle(b"\x81\x07" * 8, b"\x81\x07" * 8)
+    dataset = pydicom.dcmread(compressed(tmp_path / "a.dcm", RLELossless, runs, NumberOfFrames=300))
+    dataset.PixelData = pydicom.encaps.encapsulate([runs] * 300)
+    dataset.save_as(tmp_path / "a.dcm")
+    assert grey(tmp_path / "a.dcm").shape == (32, 32) and len(decoded) == 1
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SOPClassUID": SecondaryCaptureImageStorage},
+        {"SOPClassUID": MultiFrameTrueColorSecondaryCaptureImageStorage},
+        {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
+        {"ConversionType": "WSD"},
+        {"Modality": "OT"},
+    ],
+)
+def test_a_saved_screen_must_say_that_no_patient_data_is_in_it(tmp_path, monkeypatch, tags):
+    path = dicom(tmp_path / "screen.dcm", STORED, **tags)
+    with pytest.raises(DataError, match=f"screen.dcm, field 'BurnedInAnnotation'.*{dicom_limits.SWITCH}=1"):
+        load_image(path)
+    assert load_image(dicom(tmp_path / "clean.dcm", STORED, BurnedInAnnotation="NO", **tags)).size == (32, 32)
+    monkeypatch.setenv(dicom_limits.SWITCH, "1")
+    assert load_image(path).size == (32, 32)
+    with pytest.raises(DataError, match="patient data is burned into the pixels"):
+        load_image(dicom(tmp_path / "burned.dcm", STORED, BurnedInAnnotation="YES", **tags))
 
 
 # --- real images ----------------------------------------------------------------------------------

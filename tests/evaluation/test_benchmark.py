@@ -217,3 +217,30 @@ def test_targets_are_plain():
 def test_core24_all_is_both_sides(config):
     prepared = sources.prepare(config)
     assert len(benchmark.core24_all(prepared)) == 24
+
+
+def test_predictions_that_were_cut_off_are_made_again(config):
+    cheap = config.model_copy(update={"systems": ("constant", "heuristics")})
+    file = run_dir(config) / "predictions.jsonl"
+    benchmark.benchmark(cheap)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    benchmark.benchmark(cheap)
+    assert file.read_bytes() == whole
+
+
+def test_a_kill_between_predictions_and_their_stamp_mixes_no_two_runs(config, monkeypatch):
+    cheap = config.model_copy(update={"systems": ("constant",)})
+    benchmark.benchmark(cheap)
+    write_text = benchmark.files.write_text
+
+    def killed(path, text):
+        if path.name == "predictions.sha256":
+            raise KeyboardInterrupt
+        return write_text(path, text)
+
+    monkeypatch.setattr(benchmark.files, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.benchmark(cheap.model_copy(update={"seed": 1, "systems": ("constant", "heuristics")}))
+    monkeypatch.setattr(benchmark.files, "write_text", write_text)
+    assert set(benchmark.benchmark(cheap).table["system"]) == {"constant"}

@@ -137,3 +137,36 @@ def test_note_pairs_are_trained_on_if_asked_for(small_config):
     assert adapters.training_metadata(more)["steps"] == 6  # 24 + 16 + 8 scenarios, 8 a batch
     supervised.train(small_config)
     assert adapters.training_metadata(small_config)["steps"] == 5
+
+
+def test_a_core_image_that_was_cut_off_is_drawn_again(small_config):
+    sources.ensure_core()
+    for image in (next((sources.CORE_DIR / "images").glob(f"*{suffix}")) for suffix in (".jpg", ".png")):
+        whole = image.read_bytes()
+        image.write_bytes(whole[:-100])
+        sources.ensure_core()
+        assert image.read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", ["", '{"fingerprint": "', None])
+def test_an_adapter_without_whole_metadata_counts_as_not_trained(tmp_path, text):
+    (tmp_path / "adapter_model.safetensors").touch()
+    if text is not None:
+        (tmp_path / adapters.METADATA).write_text(text)
+    assert adapters.read_metadata(tmp_path) == {}
+    (tmp_path / adapters.METADATA).write_text('{"fingerprint": "x"}')
+    assert adapters.read_metadata(tmp_path) == {"fingerprint": "x"}
+
+
+def test_old_metadata_never_stand_beside_new_weights(small_config, monkeypatch):
+    adapter, write_text = supervised.train(small_config), trainer.files.write_text
+
+    def killed(path, text):
+        if path.name == adapters.METADATA:
+            raise KeyboardInterrupt
+        return write_text(path, text)
+
+    monkeypatch.setattr(trainer.files, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        supervised.train(small_config.model_copy(update={"lr": 1e-3}))
+    assert adapters.read_metadata(adapter) == {}

@@ -14,15 +14,16 @@ exactly 50% there. Each split has its own finding phrases, treatment phrases and
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from medlib.config import MODALITIES, jobs
+from medlib.config import MODALITIES, DataError, files, jobs
 from medlib.data.cases import LabelledCase, Patient, read_scenarios, scenario_hash, write_scenarios
+from medlib.data.images import is_whole
 from medlib.data.synthetic.lexicon import (
     CARE_ORDER,
     DEGREES,
@@ -270,13 +271,13 @@ def _error(shown: Finding, noted: Finding, care: str, lexicon: Lexicon) -> tuple
 
 
 def draw_images(scenarios: list[LabelledCase], images_dir: str | Path, size: int = 224) -> int:
-    """Draw the images of generated scenarios that are not on disk yet; returns how many.
+    """Draw the images of generated scenarios that are not on disk yet, or cut off; returns how many.
 
     Many are drawn in several processes (`medlib.config.jobs.cores`).
     """
     images_dir = Path(images_dir)
     images_dir.mkdir(parents=True, exist_ok=True)
-    missing = list({s.image: s for s in scenarios if not (images_dir / s.image).is_file()}.values())
+    missing = list({s.image: s for s in scenarios if not is_whole(images_dir / s.image)}.values())
     parts = [(missing[i : i + 64], images_dir, size) for i in range(0, len(missing), 64)]
     # a few images are drawn sooner than processes start
     jobs.run(_draw, parts, jobs.cores() if len(parts) > 4 else 1, f"drawing images of {images_dir.parent.name}")
@@ -304,11 +305,12 @@ def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Pat
 
 def keep(scenarios: list[LabelledCase], folder: str | Path, card: dict) -> bool:
     """Write ``scenarios.jsonl`` and ``suite.json``; returns whether the same rows were there already."""
-    path, name = Path(folder) / "scenarios.jsonl", scenario_hash(scenarios)
-    same = path.is_file() and scenario_hash(read_scenarios(path)) == name
+    path, name, same = Path(folder) / "scenarios.jsonl", scenario_hash(scenarios), False
+    with contextlib.suppress(OSError, DataError):  # cut off, it is written again
+        same = scenario_hash(read_scenarios(path)) == name
     if not same:
         write_scenarios(path, scenarios)
-    path.with_name("suite.json").write_text(json.dumps(card | {"sha256": name}, indent=2) + "\n")
+    files.write_json(path.with_name("suite.json"), card | {"sha256": name})
     return same
 
 

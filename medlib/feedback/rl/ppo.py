@@ -28,7 +28,7 @@ from torch.distributions import Categorical, kl_divergence
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from medlib.config import provenance
+from medlib.config import files
 from medlib.feedback.rl import packing, trl_hooks
 from medlib.models.prompts import answer_tokens
 from medlib.training import hooks, memory
@@ -299,7 +299,7 @@ def _checkpoint(task, learner: _Learner, file: Path, update: int) -> None:
         "schedule": learner.schedule.state_dict(),
     }
     tensors = {name: value.detach().contiguous() for name, value in (_weights(task, learner) | moments).items()}
-    with provenance.replacement(file) as unfinished:
+    with files.replacement(file) as unfinished:
         save_file(tensors, unfinished, {"state": json.dumps(state)})
 
 

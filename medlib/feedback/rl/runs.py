@@ -23,7 +23,7 @@ import pandas as pd
 from peft import PeftModel
 from transformers import set_seed
 
-from medlib.config import METHODS, VERDICTS, ConfigError, RunConfig, adapter_dir, jobs, provenance
+from medlib.config import METHODS, VERDICTS, ConfigError, RunConfig, adapter_dir, files, jobs, provenance, runs
 from medlib.config.settings import RL
 from medlib.data import sources
 from medlib.data.suite import Suite
@@ -52,6 +52,12 @@ def improve(config: RunConfig) -> pd.DataFrame:
     """
     if unknown := set(config.rl_methods) - set(METHODS):
         raise ConfigError(f"rl_methods: {', '.join(sorted(unknown))} not known; methods: {', '.join(METHODS)}")
+    with runs.alone(config.run_dir):
+        _improve_missing(config)
+    return history(config)
+
+
+def _improve_missing(config: RunConfig) -> None:
     current = fingerprint(config)
     missing = [(m, s) for m in config.rl_methods for s in seeds(config) if _stored(config, m, s) != current[m]]
     if missing:
@@ -60,7 +66,6 @@ def improve(config: RunConfig) -> pd.DataFrame:
         count = jobs.count(config.processes)
         parts = [[run] for run in missing] if count > 1 else [missing]
         jobs.run(_improve, [(config, part) for part in parts], count, "learning from feedback")
-    return history(config)
 
 
 def _improve(config: RunConfig, missing: list[tuple[str, int]]) -> None:
@@ -190,7 +195,7 @@ def _save(task: Task, method: str, fingerprint: str, seconds: float) -> None:
         "device": str(next(model.parameters()).device),
         "config": task.config.model_dump(),
     }
-    provenance.write_json_atomic(out / "training_metadata.json", metadata)
+    files.write_json(out / adapters.METADATA, metadata)
     record.write_record(task.config, sources.prepare(task.config))
 
 

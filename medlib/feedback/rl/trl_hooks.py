@@ -17,9 +17,12 @@ import torch
 from safetensors.torch import save
 from transformers import PrinterCallback, TrainerCallback
 
-from medlib.config import provenance
+from medlib.config import files, provenance
 from medlib.training import hooks, memory, processes
 from medlib.training.checkpoints import checkpoint_folder, last_whole_checkpoint
+
+#: A checkpoint's last file: what the monitor has seen up to there.
+HISTORY = "history.json"
 
 
 def arguments(task, lr: float, folder: Path) -> dict:
@@ -84,7 +87,7 @@ class MonitorCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **_) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        provenance.write_json_atomic(folder / "history.json", self.task.monitor.history)
+        files.write_json(folder / HISTORY, self.task.monitor.history)
 
 
 def run(task, trainer) -> None:
@@ -92,9 +95,9 @@ def run(task, trainer) -> None:
     hooks.float_adapter(task.model)
     trainer.remove_callback(PrinterCallback)
     folder = Path(trainer.args.output_dir)
-    last = last_whole_checkpoint(folder)
+    last = last_whole_checkpoint(folder, HISTORY)
     if last:
-        task.monitor.history[:] = json.loads((Path(last) / "history.json").read_text())
+        task.monitor.history[:] = json.loads((Path(last) / HISTORY).read_text())
     trainer.train(resume_from_checkpoint=last)
     shutil.rmtree(folder, ignore_errors=True)
 

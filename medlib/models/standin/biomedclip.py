@@ -13,7 +13,6 @@ guidelines. The wording of every split is seen; no test image and no verdict eve
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from medlib import stats
+from medlib.config import files
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
 from medlib.data.synthetic.lexicon import DEGREES, FINDINGS, Finding
@@ -263,8 +263,9 @@ def build(
     checkpoint = stages / "checkpoint.safetensors"
     history = train(model, processor, drawn_sampler(images, labels), checkpoint, steps, seed=seed)
     trained = time.time()
-    model.save_pretrained(out_dir)
-    processor.save_pretrained(out_dir)
+    with files.replacements(out_dir) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     unseen = medgemma_standin.image_pool(held_out, SEED_BASE["pretrain_held_out"])
     measured = measure(processor, model, *unseen)
     measured |= {
@@ -277,8 +278,8 @@ def build(
         "threads": torch.get_num_threads(),
         "history": history,
     }
-    (out_dir / "standin.json").write_text(json.dumps(measured, indent=2, default=float) + "\n")
-    (out_dir / "README.md").write_text(model_card(measured))
+    files.write_text(out_dir / "README.md", model_card(measured))
+    files.write_json(out_dir / "standin.json", measured)
     shutil.rmtree(stages)
     return measured
 

@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from medlib.config import files
+
 Parts = Mapping[str, torch.nn.Module]
 
 
@@ -114,9 +116,8 @@ def keep(file: Path, parts: Parts, optimizer, step: int, history: list[dict], be
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
-    part = file.with_suffix(".part")
-    save_file(tensors, part, metadata={"step": str(step), "history": json.dumps(history)})
-    part.replace(file)
+    with files.replacement(file) as unfinished:
+        save_file(tensors, unfinished, metadata={"step": str(step), "history": json.dumps(history)})
 
 
 def restore(file: Path, parts: Parts, optimizer) -> tuple[int, list[dict], dict[str, torch.Tensor]]:

@@ -32,7 +32,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Pro
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from medlib.config import ANSWERS, MODALITIES
+from medlib.config import ANSWERS, MODALITIES, files
 from medlib.data.cases import Patient
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
@@ -501,12 +501,14 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
         model.model.vision_tower.load_state_dict(load_file(tower_file))
     else:
         warm_up_tower(model, images, labels, steps=tower_steps, seed=seed)
-        save_file(model.model.vision_tower.state_dict(), tower_file)
+        with files.replacement(tower_file) as unfinished:
+            save_file(model.model.vision_tower.state_dict(), unfinished)
     features = tower_features(model, images)
     history = pretrain_decoder(model, processor, features, labels, steps=decoder_steps, seed=seed)
     model.config.standin = True
-    model.save_pretrained(out_dir)
-    processor.save_pretrained(out_dir)
+    with files.replacements(out_dir) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     measured = {
         "captions": caption_accuracy(model, processor, *held_out),
         "statements": statement_accuracy(model, processor, *held_out),
@@ -519,8 +521,8 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
         "minutes": round((time.time() - started) / 60, 1),
         "threads": torch.get_num_threads(),
     }
-    (out_dir / "standin.json").write_text(json.dumps(measured, indent=2, default=float) + "\n")
-    (out_dir / "README.md").write_text(model_card(measured))
+    files.write_text(out_dir / "README.md", model_card(measured))
+    files.write_json(out_dir / "standin.json", measured)
     shutil.rmtree(stages)
     return measured
 

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm.auto import tqdm
 
 from medlib import stats
-from medlib.config import DataError, RunConfig
+from medlib.config import DataError, RunConfig, files
 from medlib.data import own_suites
 from medlib.data.own_suites import OwnSuites
 from medlib.data.suite import shown
@@ -353,8 +353,8 @@ def build(config: RunConfig, out: str | Path, which: str = "both", recipe: Recip
         facts = chosen[name](folder, train, val, words, recipe, stages, config.seed)
         facts |= made_of | {"sides": sides, "seed": config.seed, "threads": torch.get_num_threads()}
         facts |= {"minutes": round((time.time() - started) / 60, 1)}
-        (folder / "README.md").write_text(card(name, facts, suites))
-        (folder / "standin.json").write_text(json.dumps(facts, indent=2, default=float) + "\n")
+        files.write_text(folder / "README.md", card(name, facts, suites))
+        files.write_json(folder / "standin.json", facts)
         shutil.rmtree(stages)
         measured[name] = facts
     return measured
@@ -375,7 +375,7 @@ def _stages(folder: Path, made_of: dict) -> Path:
         shutil.rmtree(stages)
     stages.mkdir(parents=True, exist_ok=True)
     (folder / "standin.json").unlink(missing_ok=True)
-    file.write_text(json.dumps(made_of))
+    files.write_text(file, json.dumps(made_of))
     return stages
 
 
@@ -400,8 +400,9 @@ def _medgemma(folder: Path, train: Side, val: Side, words: Words, recipe: Recipe
         words=words,
     )
     model.config.standin = True
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with files.replacements(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     unseen = val.pixels(recipe.size), val.labels
     return {
         "naming": rates(named(model.model.vision_tower, head, *unseen, words), val.labels, words),
@@ -436,8 +437,9 @@ def _biomedclip(
         words,
         lambda: balanced(biomedclip.zero_shot(processor, model, *unseen, words), val.labels),
     )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with files.replacements(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     return {
         "naming": rates(biomedclip.zero_shot(processor, model, *unseen, words), val.labels, words),
         **biomedclip.measure(processor, model, *unseen, words=words),

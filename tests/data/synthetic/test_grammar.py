@@ -150,3 +150,14 @@ def test_words_alone_are_at_chance_on_image_pairs():
         assert image_pairs.groupby("pair").p_correct.nunique().max() == 1
     # bag of words: no relation between finding and treatment, so little above chance over all
     assert (probe.predicted == probe.verdict).mean() < 0.70
+
+
+def test_what_a_kill_or_a_power_cut_left_is_made_again(tmp_path):
+    scenarios = grammar.build_suite("s", "train", 2, 0, tmp_path)
+    files = {file: file.read_bytes() for file in (tmp_path / "s").rglob("*.*") if file.is_file()}
+    torn = [tmp_path / "s" / "scenarios.jsonl", *(tmp_path / "s" / "images" / s.image for s in scenarios[:2])]
+    for file in torn:
+        file.write_bytes(files[file][:-20])
+    torn[1].write_bytes(b"")
+    assert grammar.build_suite("s", "train", 2, 0, tmp_path) == scenarios
+    assert {file: file.read_bytes() for file in files} == files

@@ -11,13 +11,13 @@ Each modality is one module with ``FINDINGS`` and
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from medlib.config import files
 from medlib.data.synthetic.draw import histopathology, mri, ultrasound, xray
 
 GENERATOR_VERSION = "1"
@@ -86,7 +86,5 @@ def save(image: Image.Image, path: str | Path) -> None:
     for key, value in image.info.items():
         chunks.add_text(key, str(value))
     # Level 1: noise hardly compresses, so higher levels cost time and save nothing.
-    # Renamed when it is whole, so that no other process ever reads a part of it.
-    part = Path(f"{path}.{os.getpid()}.tmp")
-    image.save(part, format="PNG", pnginfo=chunks, compress_level=1)
-    os.replace(part, path)
+    with files.replacement(path, sync=False) as unfinished:  # one that a power cut leaves empty is drawn again
+        image.save(unfinished, format="PNG", pnginfo=chunks, compress_level=1)

@@ -1,0 +1,113 @@
+"""Result files are there whole or not at all: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacement(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """A path to write to; its file takes the place of ``path`` at the end, or vanishes after an error.
+
+    So a reader sees the old file or the new one, never a half, whenever this process is killed. Missing folders
+    are made.
+
+    Parameters
+    ----------
+    sync : False for what is made again in a moment: then a power cut may leave an empty file
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        if sync:
+            _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacements(folder: str | Path) -> Iterator[Path]:
+    """A folder to write to, for a library that names its files itself; at the end they move into ``folder``.
+
+    Other files of ``folder`` stay. Each file is replaced whole, but they move one after another: what says that
+    all of them are there must be written afterwards.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(folder / "files")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in [file for file in temporary.rglob("*") if file.is_file()]:
+            _sync(file)
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    # Same folder, because a rename is atomic only within one file system.
+    return path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Replace a file as a whole."""
+    with replacement(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Replace a text as a whole, UTF-8 and the line ends as they are."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, obj) -> Path:
+    """Replace a JSON file as a whole; takes what `to_json` takes.
+
+    Raises
+    ------
+    TypeError
+        If ``obj`` holds something that JSON has no form for; the old file is then untouched.
+    """
+    return write_text(path, json.dumps(to_json(obj), indent=2, ensure_ascii=False) + "\n")
+
+
+def to_json(obj):
+    """Copy ``obj`` into plain JSON types.
+
+    numpy scalars and arrays become numbers and lists, paths become strings, and NaN and
+    infinities become None, for which JSON has no number.
+    """
+    if isinstance(obj, dict):
+        return {str(key): to_json(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [to_json(value) for value in obj]
+    if isinstance(obj, np.ndarray):
+        return to_json(obj.tolist())
+    if isinstance(obj, np.generic):
+        return to_json(obj.item())
+    if isinstance(obj, Path):
+        return obj.as_posix()
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return obj

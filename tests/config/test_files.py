@@ -1,0 +1,52 @@
+"""Files are replaced whole; several files move together; old ones survive an error."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medlib.config import files
+
+
+def test_json_takes_numpy_paths_and_nan(tmp_path):
+    numbers = {"a": np.float32(0.5), "b": np.arange(3), "c": float("nan"), "d": (np.int64(1),)}
+    path = files.write_json(tmp_path / "new" / "x.json", numbers | {"e": Path("p/q")})
+    expected = {"a": 0.5, "b": [0, 1, 2], "c": None, "d": [1], "e": "p/q"}
+    assert json.loads(path.read_text()) == expected
+
+
+@pytest.mark.parametrize("broken", ["serialise", "replace"])
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, broken):
+    path = files.write_json(tmp_path / "x.json", {"version": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    if broken == "replace":
+        monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises((TypeError, OSError)):
+        files.write_json(path, {"version": object() if broken == "serialise" else 2})
+    assert json.loads(path.read_text()) == {"version": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_librarys_files_move_in_together_and_others_stay(tmp_path):
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "same").write_text("old")
+    with files.replacements(tmp_path) as unfinished:
+        (unfinished / "inside").mkdir()
+        (unfinished / "inside" / "new").write_text("new")
+        (unfinished / "same").write_text("new")
+        assert (tmp_path / "same").read_text() == "old"
+    assert {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == {
+        "old": "old", "same": "new", "inside/new": "new",
+    }  # fmt: skip
+
+
+def test_after_an_error_none_of_a_librarys_files_stays(tmp_path):
+    (tmp_path / "same").write_text("old")
+    with pytest.raises(OSError), files.replacements(tmp_path) as unfinished:
+        (unfinished / "same").write_text("half")
+        raise OSError("disk full")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("same", "old")]
