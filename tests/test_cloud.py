@@ -88,3 +88,22 @@ def test_skypilot_reads_it(file, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     name, cards = done.stdout.split()[-2:]
     assert name == read(file)["name"] and int(cards) >= 1
+
+
+def test_skypilot_sends_nothing_that_git_ignores():
+    git, sky = ((ROOT / name).read_text().splitlines() for name in (".gitignore", ".skyignore"))
+    assert set(git) <= set(sky)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ratings.sqlite",
+        "ratings.sqlite-journal",
+        "data/store.db",
+        "preferences.jsonl",
+        "runs/mine/report/index.html",
+    ],
+)
+def test_git_ignores_ratings_and_what_is_made_of_them(name):
+    assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", name]).returncode == 0

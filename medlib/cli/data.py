@@ -28,6 +28,7 @@ def data(
     settings: Settings = None,
 ) -> None:
     """Rebuild the core set and the suites, check them and audit the core set; or check a data set of your own."""
+    from medlib.config.errors import printable
     from medlib.data import core24, sources
 
     if check is not None:
@@ -39,17 +40,18 @@ def data(
     print(f"core24, hashes match: {json.dumps(counts)}")
     if audit:
         for issue in sources.audit(config):
-            print(f"{issue.severity.upper():8} {issue.check}: {issue.message}")
+            print(printable(f"{issue.severity.upper():8} {issue.check}: {issue.message}"))
     for name, suite in sources.prepare(config).items():
         print(f"{name}: {len(suite.scenarios)} scenarios, sha256 {suite.sha256[:16]}")
 
 
 def _check(where: str, seed: int) -> None:
     """Print what there is to know about a data set; exit status 1 if a row cannot be read."""
+    from medlib.config.errors import printable
     from medlib.data.check import check
 
     report = check(where, seed, progress=sys.stderr.isatty())
-    print(report.text())
+    print(printable(report.text()))
     if report.data.unread:
         raise typer.Exit(1)
 

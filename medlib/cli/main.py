@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from medlib.cli import data, feedback, options, run, share
+from medlib.config.errors import printable
 
 app = options.app()
 app.info.help = "Fine-tune MedGemma with LoRA to audit clinical decisions, and measure it."
@@ -23,4 +24,4 @@ def main() -> None:
     except RuntimeError as error:
         if "notebook" not in str(error):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")

@@ -75,7 +75,7 @@ def configuration(step: str, profile: str | None, settings: list[str] | None, im
             raise ConfigError(f"--set {item!r}: {name!r} is not one of {', '.join(RunConfig.model_fields)}")
         try:
             values[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a number of 5,000 digits
             raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
         if values[name] is None:
             raise ConfigError(f"--set {item!r}: no value; a setting that is to stay as it is, is omitted")

@@ -14,8 +14,14 @@ from pathlib import Path
 import numpy as np
 
 
+def private_folder(path: Path) -> Path:
+    """A folder, made if missing so that nobody else may look into it; what is in it may be about patients."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
 @contextlib.contextmanager
-def replacement(path: str | Path, sync: bool = True) -> Iterator[Path]:
+def replacement(path: str | Path, sync: bool = True, private: bool = False) -> Iterator[Path]:
     """A path to write to; its file takes the place of ``path`` at the end, or vanishes after an error.
 
     So a reader sees the old file or the new one, never a half, whenever this process is killed. Missing folders
@@ -24,11 +30,14 @@ def replacement(path: str | Path, sync: bool = True) -> Iterator[Path]:
     Parameters
     ----------
     sync : False for what is made again in a moment: then a power cut may leave an empty file
+    private : a file that nobody else may read
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
+        if private:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         if sync:
             _sync(temporary)
@@ -69,16 +78,16 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
 
 
-def write_bytes(path: str | Path, content: bytes) -> Path:
+def write_bytes(path: str | Path, content: bytes, private: bool = False) -> Path:
     """Replace a file as a whole."""
-    with replacement(path) as temporary:
+    with replacement(path, private=private) as temporary:
         temporary.write_bytes(content)
     return Path(path)
 
 
-def write_text(path: str | Path, text: str) -> Path:
+def write_text(path: str | Path, text: str, private: bool = False) -> Path:
     """Replace a text as a whole, UTF-8 and the line ends as they are."""
-    return write_bytes(path, text.encode())
+    return write_bytes(path, text.encode(), private)
 
 
 def write_json(path: str | Path, obj) -> Path:

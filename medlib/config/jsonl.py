@@ -26,7 +26,7 @@ def parse(file: str | Path, row: int, line: bytes) -> dict:
     """The object on one line; DataError if there is none."""
     try:
         content = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, or a thousand brackets
         raise DataError(f"{file}, row {row}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise DataError(f"{file}, row {row}: a JSON object is needed, not {line[:40].decode(errors='replace')!r}")
@@ -38,10 +38,10 @@ def read(file: str | Path) -> Iterator[tuple[int, dict]]:
     return ((row, parse(file, row, line)) for row, line in lines(file))
 
 
-def write(file: str | Path, records: Iterable[dict], ensure_ascii: bool = True) -> Path:
+def write(file: str | Path, records: Iterable[dict], ensure_ascii: bool = True, private: bool = False) -> Path:
     """Write one object per line; the file is replaced as a whole."""
     text = "".join(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records)
-    return files.write_text(file, text)
+    return files.write_text(file, text, private)
 
 
 def append(file: str | Path, records: Iterable[dict]) -> None:
@@ -51,7 +51,7 @@ def append(file: str | Path, records: Iterable[dict]) -> None:
     stands before it is never written again.
     """
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    files.private_folder(file.parent)
     text = "".join(json.dumps(record) + "\n" for record in records)
     with FileLock(file.with_suffix(".lock")), open(file, "ab+") as out:
         out.truncate(_whole_lines(out))

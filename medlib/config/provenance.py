@@ -10,16 +10,19 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import medlib
 from medlib.config import hardware
 from medlib.config.files import replacement, to_json  # noqa: F401
-from medlib.config.paths import ROOT
+from medlib.config.paths import ROOT, path
+from medlib.config.settings import RunConfig
 
 # The packages that can change a number; the rest only carry it.
 PACKAGES = (
@@ -27,6 +30,14 @@ PACKAGES = (
     "tokenizers", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "statsmodels",
     "pillow",
 )  # fmt: skip
+
+#: Parts of ``run.json``.
+PARTS = (
+    "timestamp", "parameters", "seed", "data_hashes", "device", "git", "medlib", "python", "platform", "packages",
+    "report",
+)  # fmt: skip
+#: Settings that say where a user's own data are.
+PLACES = ("data_dir", "images_dir", "ratings", "adapter")
 
 
 def new_run_id(seed_text: str = "") -> str:
@@ -64,12 +75,12 @@ def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None
     -------
     dict
         ``parameters``, ``data_hashes``, ``packages`` (name to version), ``medlib``, ``python``,
-        ``platform``, ``git``, ``device``, ``seed`` and ``timestamp`` (UTC, ISO 8601). Absolute
-        paths in parameters are written relative to the working folder, or cut to their name.
+        ``platform``, ``git``, ``device``, ``seed`` and ``timestamp`` (UTC, ISO 8601). Parameters are those that
+        `public` lets through.
     """
     return {
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "parameters": to_json(_without_absolute_paths(parameters)),
+        "parameters": to_json(public_value(parameters)),
         "seed": to_json(parameters.get("seed")),
         "data_hashes": dict(data_hashes),
         "device": _device(device),
@@ -81,18 +92,45 @@ def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None
     }
 
 
-def _without_absolute_paths(value):
-    """Write absolute paths relative to the working folder, or as their last part."""
+def public(record: dict) -> dict:
+    """What of a record may be shown and published: the parts known here, and of settings what names nobody."""
+    parts = {name: value for name, value in record.items() if name in PARTS}
+    parameters = parts.get("parameters") or {}
+    known = {*RunConfig.model_fields, "model_kind"}
+    return parts | {"parameters": {name: public_value(v, name) for name, v in parameters.items() if name in known}}
+
+
+def public_value(value, name: str = ""):
+    """A setting as it may be shown.
+
+    Of an address remains scheme and host. A path inside the working folder is written relative to it; any other
+    one, and every place of a user's own data, is a hash: folders are named after people.
+    """
     if isinstance(value, dict):
-        return {key: _without_absolute_paths(item) for key, item in value.items()}
+        return {key: public_value(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_absolute_paths(item) for item in value]
-    if isinstance(value, (str, Path)):
-        path = Path(value).expanduser() if str(value).startswith("~") else Path(value)
-        if path.is_absolute():
-            inside = path.is_relative_to(Path.cwd())
-            return path.relative_to(Path.cwd()).as_posix() if inside else path.name
-    return value
+        return [public_value(item, name) for item in value]
+    if not isinstance(value, (str, Path)):
+        return value
+    text = str(value)
+    if "://" in text:
+        parts = urlsplit(text)
+        return f"{parts.scheme}://{parts.hostname or ''}"
+    place = Path(text).expanduser()
+    if re.match("(path|address)-[0-9a-f]{12}$", text) or not text:
+        return text
+    if name == "api_base_url":
+        return _hashed("address", text)
+    if name in PLACES and (place.is_absolute() or path(place).exists()):
+        return _hashed("path", text)
+    if place.is_absolute() or re.match(r"[A-Za-z]:[\\/]", text):
+        inside = place.is_relative_to(Path.cwd())
+        return place.relative_to(Path.cwd()).as_posix() if inside else _hashed("path", text)
+    return text
+
+
+def _hashed(what: str, text: str) -> str:
+    return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _package_versions() -> dict[str, str | None]:

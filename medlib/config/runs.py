@@ -81,10 +81,8 @@ def adapter_dir(config: RunConfig) -> Path:
 
 
 def run_dir(config: RunConfig) -> Path:
-    """The run's folder, made if missing."""
-    folder = path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """The run's folder, made if missing; notes, answers and reports in it are for its owner."""
+    return files.private_folder(path(config.run_dir))
 
 
 @contextlib.contextmanager
@@ -100,8 +98,7 @@ def alone(folder: str | Path) -> Iterator[None]:
     if os.environ.get(HOLDS) == str(folder):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(files.private_folder(folder) / ".lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
@@ -170,7 +167,7 @@ def recorded(folder: str | Path) -> RunConfig | None:
 def _read(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid JSON ({error})") from None
 
 

@@ -230,7 +230,7 @@ def read_card(path: Path) -> Card:
         # every scalar as text: YAML would turn a written yes or 1 into something else
         content = yaml.load(tables.decode(path.read_bytes())[0], Loader=yaml.BaseLoader) or {}
         card = Card.model_validate(content)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path.name}: not valid YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
         known = ", ".join(Card.model_fields)

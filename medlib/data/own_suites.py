@@ -83,7 +83,9 @@ class OwnSuites:
         return [f for f in findings if f.name in present]
 
     def _suite(self, name: str, cases: list[LabelledCase]) -> Suite:
-        return Suite(f"{self.data.name}-{name}", cases, self.data.images_dir)
+        # a folder may be named after a patient; what the data set's card calls it may be shown
+        label = self.data.card.name or f"own-{self.data.sha256[:8]}"
+        return Suite(f"{label}-{name}", cases, self.data.images_dir)
 
     def _cases(self, side: str) -> list[LabelledCase]:
         return [self._with_factors(i) for i in self.sides.rows(side)]

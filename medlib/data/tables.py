@@ -162,7 +162,7 @@ def headings(text: str) -> dict[str, str]:
     """
     found = {}
     for name, below in re.findall(r"\*\*(.+?):?\*\*:?(.*?)(?=\*\*|\Z)", text, re.DOTALL):
-        items = re.findall(r"^\s*[-*•]\s*([^:\n]+):[ \t]*(.*)$", below, re.MULTILINE)
+        items = re.findall(r"^[ \t]*[-*•][ \t]*([^:\n]+):[ \t]*(.*)$", below, re.MULTILINE)
         found |= dict(items) if items else {name.strip(): below.strip()} if below.strip() else {}
     return found
 

@@ -65,9 +65,9 @@ def age(text: str) -> int | None:
         return None
     written = plain(text).replace("–", "-").replace(",", ".")
     unit = r"\s*(years?|yrs?|y/?o|y|months?|mo|m|weeks?|wks?|w|days?|d)?\.?(\s+old)?"
-    if match := re.fullmatch(rf"(\d+)\s*(?:-|to)\s*(\d+){unit}", written):
+    if match := re.fullmatch(rf"(\d{{1,9}})\s*(?:-|to)\s*(\d{{1,9}}){unit}", written):
         years = _years((int(match[1]) + int(match[2])) / 2, match[3])
-    elif match := re.fullmatch(rf"([<>]?)=?\s*(\d+(?:\.\d+)?)(\+?){unit}", written):
+    elif match := re.fullmatch(rf"([<>]?)=?\s*(\d{{1,9}}(?:\.\d{{1,9}})?)(\+?){unit}", written):
         value = float(match[2])
         if match[1] == "<":
             value = max(0.0, value - 1)
@@ -139,7 +139,9 @@ def dollars(text: str) -> int | None:
     """Whole US dollars, of ``$5,000``, ``5000.00`` or ``USD 5000``."""
     if is_missing(text):
         return None
-    match = re.fullmatch(r"(?:us)?\s*(?:\$|usd)?\s*(\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?\s*(?:\$|usd)?", plain(text))
+    match = re.fullmatch(
+        r"(?:us)?\s*(?:\$|usd)?\s*(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:\.\d*)?\s*(?:\$|usd)?", plain(text)
+    )
     if not match:
         raise ValueError(f"{shorten(text)} is no amount in US dollars")
     return int(match[1].replace(",", ""))

@@ -76,7 +76,8 @@ _LABELS = [
     for group in DIAGNOSES.values()
     for pattern in (*group.values(), NORMAL, BENIGN, ABNORMAL)
 ]
-_LABEL = re.compile(rf"[\w-]*(?:{'|'.join(_LABELS)}|\b(?:{'|'.join(DEGREES)})\b)[\w-]*", re.IGNORECASE)
+# only from the start of a word: from each letter of a long one the time would grow with its square
+_LABEL = re.compile(rf"(?<![\w-])[\w-]*(?:{'|'.join(_LABELS)}|\b(?:{'|'.join(DEGREES)})\b)[\w-]*", re.IGNORECASE)
 _NEGATED = re.compile(NEGATED, re.IGNORECASE)
 
 

@@ -148,13 +148,13 @@ def _side(config: RunConfig, heldout: bool) -> tuple[Suite, pd.DataFrame]:
     if table.empty:
         raise DataError(
             f"{ratings_in_use(config)}: no case with a consensus on the "
-            f"{'held-out' if heldout else 'training'} side; rate more cases in 05_collect_feedback"
+            f"{'held-out' if heldout else 'training'} side; rate more cases"
         )
     return suite.rows(table["row"]), table.drop(columns="row")
 
 
 def export(config: RunConfig, file: str | Path) -> Path:
-    """Write the preferences as JSONL in TRL's conversational shape for images.
+    """Write the preferences, which nobody else may read, as JSONL in TRL's conversational shape for images.
 
     ``datasets.load_dataset("json", data_files=...)`` reads it. Each row has ``prompt``, ``chosen``,
     ``rejected``, ``images`` (file names in the pool's image folder), ``severity``, ``raters``,
@@ -184,4 +184,4 @@ def export(config: RunConfig, file: str | Path) -> Path:
                 "key": preference["key"],
             }
         )
-    return jsonl.write(path(file), records)
+    return jsonl.write(path(file), records, private=True)

@@ -11,6 +11,12 @@ A comment may contain patient data. It stays in the store: no log, report or exp
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
+import hmac
+import os
+import re
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -51,6 +57,19 @@ CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON ratings
 CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON ratings WHEN EXISTS (
     SELECT 1 FROM ratings WHERE id = NEW.id OR withdraws = NEW.withdraws)
     BEGIN SELECT RAISE(ABORT, 'ratings are only added, never replaced'); END;
+CREATE TABLE IF NOT EXISTS raters (
+    name TEXT PRIMARY KEY,    -- pseudonym
+    time TEXT NOT NULL,
+    salt BLOB NOT NULL,
+    hash BLOB NOT NULL        -- of the secret that only the rater knows
+);
+CREATE TRIGGER IF NOT EXISTS no_update_of_raters BEFORE UPDATE ON raters
+    BEGIN SELECT RAISE(ABORT, 'raters are only added, never changed'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete_of_raters BEFORE DELETE ON raters
+    BEGIN SELECT RAISE(ABORT, 'raters are only added, never deleted'); END;
+CREATE TRIGGER IF NOT EXISTS no_replacing_of_raters BEFORE INSERT ON raters WHEN EXISTS (
+    SELECT 1 FROM raters WHERE name = NEW.name)
+    BEGIN SELECT RAISE(ABORT, 'raters are only added, never replaced'); END;
 """
 COLUMNS = (
     "id",
@@ -117,13 +136,14 @@ def verdict_of(shown: str, agree: bool) -> str:
 
 
 def pseudonym(text: str) -> str:
-    """A pseudonym in lower case, stripped; DataError if it could be a real name."""
+    """A pseudonym in lower case, stripped; DataError if it could be a real name: names have no digit."""
     name = text.strip().lower()
     with contextlib.suppress(ValidationError):
         Rating(rater=name, key="0" * 64, shown="CORRECT", p_correct=1, agree=True, severity="none")
-        return name
+        if re.search("[0-9]", name):
+            return name
     raise DataError(
-        f"{text!r} is no pseudonym. Use 2 to 20 letters, digits and hyphens, such "
+        f"{text[:40]!r} is no pseudonym. Use 2 to 20 letters, digits and hyphens, at least one digit, such "
         f"as reader-7, and not a person's name; {PREFIX}... is for simulated raters"
     )
 
@@ -134,15 +154,17 @@ def pseudonym(text: str) -> str:
 @contextlib.contextmanager
 def _connected(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
     """One transaction; errors of sqlite name the file. Reading never creates a file."""
-    if write:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    elif not file.is_file():
+    if not write and not file.is_file():
         raise DataError(
-            f"{file}: no ratings there; collect some in 05_collect_feedback, or omit the parameter "
+            f"{file}: no ratings there; collect some on the rating page (docs/feedback.md), or omit the parameter "
             "`ratings` to use simulated raters"
         )
     connection = None
     try:
+        if write:
+            _make_private(file)
+        else:
+            _recover(file)
         uri = f"{file.resolve().as_uri()}?mode={'rwc' if write else 'ro'}"
         connection = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
         columns = [column for _, column, *_ in connection.execute("PRAGMA table_info(ratings)")]
@@ -157,11 +179,68 @@ def _connected(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
         yield connection
         if write:
             connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise DataError(f"{file}: {error}; is it a store of ratings of 05_collect_feedback?") from error
+    except (sqlite3.Error, OSError) as error:
+        raise DataError(f"{file}: {_reason(error)}") from error
     finally:
         if connection is not None:
             connection.close()  # without COMMIT nothing was written
+
+
+def _make_private(file: Path) -> None:
+    """An empty file that nobody else may read, if there is none; comments may contain patient data."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _recover(file: Path) -> None:
+    """Undo what a killed writer has begun: its journal is beside the file, and reading alone may not use it."""
+    if file.with_name(f"{file.name}-journal").is_file():
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(file, timeout=30)) as connection,
+        ):
+            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+
+
+def _reason(error: sqlite3.Error | OSError) -> str:
+    """What kept a store from being used, and what to do."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return "another program has been writing to it for 30 seconds; try again"
+    if name.startswith("SQLITE_FULL") or getattr(error, "errno", None) == errno.ENOSPC:
+        return "the disk is full; nothing of this was saved"
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")) or isinstance(error, OSError):
+        return "it may not be written; check the rights of the file and of its folder"
+    return f"{error}; is it a store of ratings of 05_collect_feedback?"
+
+
+# --- raters -----------------------------------------------------------------------------------------
+
+
+def enrol(file: str | Path, rater: str) -> str | None:
+    """The secret of a new rater, said this once; None if the pseudonym is taken."""
+    secret, salt = secrets.token_hex(4), secrets.token_bytes(16)
+    with _connected(path(file), write=True) as connection:
+        if connection.execute("SELECT 1 FROM raters WHERE name = ?", (rater,)).fetchone():
+            return None
+        connection.execute("INSERT INTO raters VALUES (?, ?, ?, ?)", (rater, _now(), salt, _hash(secret, salt)))
+    return secret
+
+
+def check_secret(file: str | Path, rater: str, secret: str) -> None:
+    """DataError unless this is the secret that the rater was given."""
+    with _connected(path(file), write=True) as connection:
+        known = connection.execute("SELECT salt, hash FROM raters WHERE name = ?", (rater,)).fetchone()
+    if known is None or not hmac.compare_digest(known[1], _hash(secret, known[0])):
+        raise DataError(f"{rater}: that is not the secret of this pseudonym")
+
+
+def _hash(secret: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(secret.strip().lower().encode(), salt=salt, n=2**14, r=8, p=1)
+
+
+# --- ratings ----------------------------------------------------------------------------------------
 
 
 def add(file: str | Path, ratings: list[dict]) -> None:

@@ -81,7 +81,7 @@ class _Features:
     def write(self, features: dict[str, torch.Tensor]) -> None:
         """A new file for new features, put in place whole: writers never meet, a killed one leaves no half."""
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.private_folder(self.folder)
         _make_room(self.folder, sum(f.nbytes for f in features.values()))
         content = hashlib.sha256("".join(sorted(features)).encode()).hexdigest()[:16]
         file = self.folder / f"{self.made_by}-{content}.safetensors"

@@ -21,14 +21,21 @@ INSTRUCTION = (
 
 
 def clinical_text(scenario: Case) -> str:
-    """The clinical information block; the same layout for every model and suite, less what is not stated."""
+    """The clinical information block; the same layout for every model and suite, less what is not stated.
+
+    Each part is one line: a line break in a note becomes a space, so that none can look like another part.
+    """
     patient = scenario.patient
     age = None if patient.age is None else f"{patient.age} years"
     who = ", ".join(text for text in (age, patient.sex) if text)
-    stated = [f"{text}." for text in (who, patient.complaint) if text]
+    stated = [f"{_line(text)}." for text in (who, patient.complaint) if text]
     return (f"Patient: {' '.join(stated)}\n" if stated else "") + (
-        f"Clinical finding: {scenario.finding}.\nPrescribed treatment: {scenario.treatment}."
+        f"Clinical finding: {_line(scenario.finding)}.\nPrescribed treatment: {_line(scenario.treatment)}."
     )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def messages(scenario: Case, image: Image.Image | None, answer: str | None = None) -> list[dict]:

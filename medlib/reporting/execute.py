@@ -20,7 +20,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
-from medlib.config import ROOT, jobs, runs
+from medlib.config import ROOT, files, jobs, runs
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -111,7 +111,8 @@ def run_notebooks(
     sources = {source.stem: source for source in map(_find_notebook, notebooks or _all_notebooks())}
     settings = json.loads(json.dumps(parameters, default=str))
     settings["run_dir"] = relative(run_dir)
-    (run_dir / "notebooks").mkdir(parents=True, exist_ok=True)
+    files.private_folder(run_dir)
+    (run_dir / "notebooks").mkdir(exist_ok=True)
     targets = {name: run_dir / "notebooks" / source.name for name, source in sources.items()}
     needs = _needs(list(sources))
 

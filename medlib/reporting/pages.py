@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
-from medlib.config import STANDIN_NOTICE, files
+from medlib.config import ROOT, STANDIN_NOTICE, files, provenance
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
 from medlib.stats import text
@@ -94,12 +94,20 @@ def render(run_dir: str | Path) -> Path:
 
     report = run_dir / "report"
     for page, notebook in zip(pages[1:], notebooks):
-        files.write_text(report / page["file"], _notebook_html(notebook, page, pages))
-    index = files.write_text(report / "index.html", _index_html(pages, record, metrics))
+        files.write_text(report / page["file"], _without_machine(_notebook_html(notebook, page, pages), run_dir))
+    index = files.write_text(report / "index.html", _without_machine(_index_html(pages, record, metrics), run_dir))
     for old in report.glob("*.html"):
         if old.name not in {page["file"] for page in pages}:
             old.unlink()
     return index
+
+
+def _without_machine(html: str, run_dir: Path) -> str:
+    """Places of this machine in a page, in other words: they name people and patients."""
+    for place, word in ((run_dir.resolve(), "RUN"), (ROOT, "PROJECT"), (Path.home(), "HOME")):
+        if len(place.parts) > 1:
+            html = html.replace(str(place), word)
+    return html
 
 
 def read_json(path: Path) -> dict:
@@ -208,7 +216,7 @@ def _index_html(pages: list[dict], record: dict, metrics: dict) -> str:
         headline=metrics.get("headline"),
         recommendation=metrics.get("recommendation"),
         tables=[(title, Markup(table)) for title, table in tables],
-        provenance=list(_flat(record)),
+        provenance=list(_flat(provenance.public(record))),
     )
     return _without_network(html)
 

@@ -15,7 +15,17 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from medlib.config import ADAPTER, BASE, STANDIN, STANDIN_NOTICE, ConfigError, RunConfig, files, run_dir
+from medlib.config import (
+    ADAPTER,
+    BASE,
+    STANDIN,
+    STANDIN_NOTICE,
+    ConfigError,
+    RunConfig,
+    files,
+    provenance,
+    run_dir,
+)
 from medlib.evaluation.summary import scores_written
 from medlib.models import loading
 from medlib.models.standin import own as standin_own
@@ -41,7 +51,14 @@ ABSOLUTE = re.compile(
     r"""(?<![\w:/.<])/(?:[\w.+-]+/)+[\w.+-]*|(?<=")/\w[\w.+-]*(?=")"""
     r"""|(?<![A-Za-z])[A-Za-z]:\\+\w|(?<!\w)~/\w|file://"""
 )
-SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
+#: Tokens by their shapes, private keys, and values under the name of a secret.
+SECRET = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|[sr]k[-_][A-Za-z0-9_-]{20,}|gh[a-z]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
+    r"|(AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|xox[a-z]-[\w-]{10,}|npm_[A-Za-z0-9]{30,}"
+    r"|pypi-[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}|[Bb]earer\s+[\w.~+/-]{20,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^\s/:@\"']*:[^\s/@\"']+@"
+    r"""|(?i:api_?key|secret|passw(or)?d|access_token|auth_token)["']?\s*[:=]\s*["'][^"'\s]{6,}["']"""
+)
 
 SUITES = {
     "heldout": "Held-out suite, generated from a seed, synthetic images",
@@ -132,10 +149,11 @@ def export(
             if file.is_file() and ALLOWED.fullmatch(file.name):
                 shutil.copyfile(file, out / file.name)
     (out / "README.md").write_text(text, encoding="utf-8")
-    for name in ("metrics.json", "run.json"):
-        shutil.copyfile(run / name, out / name)
+    shutil.copyfile(run / "metrics.json", out / "metrics.json")
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    files.write_json(out / "run.json", provenance.public(record))
     metadata = adapters.training_metadata(config)
-    facts = {name: metadata[name] for name in FACTS if name in metadata}
+    facts = {name: provenance.public_value(metadata[name]) for name in FACTS if name in metadata}
     files.write_json(out / "training.json", facts)
     if is_medgemma(config):
         (out / "NOTICE").write_text(NOTICE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from medlib.config import SEVERITIES, VERDICTS, DataError, ModelError, NotRun, RunConfig
+from medlib.config import SEVERITIES, VERDICTS, ConfigError, DataError, ModelError, NotRun, RunConfig, runs
 from medlib.data.suite import Suite
 from medlib.feedback import queue, rating_store
 from medlib.feedback.preferences import rating_file
@@ -40,11 +41,21 @@ PRIVATE = (
 )
 
 
+def served() -> widgets.Widget:
+    """The page that Voilà serves (``notebooks/voila/rate.ipynb``): the view and nothing of the ratings so far.
+
+    The environment says of which run and where ratings go: ``MEDLIB_RUN_DIR`` and ``MEDLIB_RATINGS``.
+    """
+    given = {"run_dir": os.environ.get("MEDLIB_RUN_DIR"), "ratings": os.environ.get("MEDLIB_RATINGS")}
+    try:
+        return show(runs.settings_for("preferences", given))
+    except (ConfigError, DataError, ModelError, NotRun) as error:
+        return widgets.HTML(f"<p role='alert'>{html.escape(str(error))}</p>")
+
+
 def show(config: RunConfig) -> widgets.Widget:
     """The view over this run's pool of cases and answers; ratings go to `preferences.rating_file`."""
     suite, answers = queue.pool(config)
-    if config.ratings:
-        rating_store.add(rating_file(config), [])  # an empty store, so that the rest of the notebook finds one
     return RatingView(suite, answers, rating_file(config), config.seed, Session(config, {})).page
 
 
@@ -86,16 +97,22 @@ class RatingView:
     def _make_widgets(self) -> None:
         self.message = widgets.HTML()
         self.name = widgets.Text(placeholder="such as reader-7", layout={"width": "260px", "height": "40px"})
+        self.secret = widgets.Password(placeholder="your secret", layout={"width": "260px", "height": "40px"})
         self.start = _button("Start", "Show the first case that you have not rated", primary=True)
         self.sign_in = widgets.VBox(
             [
                 widgets.HTML(
                     "<h3>Rate the model's verdicts</h3><p>You see cases one by one, in your own random order, "
                     "each with the model's verdict. Say whether you agree, and how severe an error is. "
-                    "Stop at any time; use the same pseudonym to continue where you left off.</p>"
+                    "Stop at any time; use the same pseudonym and its secret to continue where you left off.</p>"
                 ),
-                widgets.HTML("<p><b>Your pseudonym</b>: 2 to 20 letters, digits and hyphens, not your name</p>"),
-                widgets.HBox([self.name, self.start]),
+                widgets.HTML(
+                    "<p><b>Your pseudonym</b>: 2 to 20 letters, digits and hyphens, at least one digit, not your "
+                    "name</p>"
+                ),
+                self.name,
+                widgets.HTML("<p><b>Its secret</b>: leave this empty the first time, you will be given one</p>"),
+                widgets.HBox([self.secret, self.start], layout={"flex_flow": "row wrap"}),
                 self.message,
             ]
         )
@@ -160,13 +177,22 @@ class RatingView:
         return run
 
     def _sign_in(self) -> None:
-        rater = rating_store.pseudonym(self.name.value)
-        self._next(rater)  # reports a broken store before anything is rated
-        self.rater = rater
+        rater, secret = rating_store.pseudonym(self.name.value), self.secret.value.strip()
+        if secret:
+            rating_store.check_secret(self.file, rater, secret)
+        elif new := rating_store.enrol(self.file, rater):
+            self.message.value = (
+                f"<p role='status'>Your secret is <b>{new}</b>. Write it down now: you need it to continue later, "
+                "and nobody can look it up.</p>"
+            )
+        else:
+            raise DataError(f"{rater}: this pseudonym is taken; enter its secret, or choose another")
+        self._next(rater)
+        self.rater, self.secret.value = rater, ""
         self.page.children = [widgets.HTML(STYLE), self.rating]
 
     def _leave(self) -> None:
-        self.rater, self.name.value = None, ""
+        self.rater, self.name.value, self.secret.value = None, "", ""
         self.page.children = [widgets.HTML(STYLE), self.sign_in]
 
     def _save(self) -> None:

@@ -7,6 +7,7 @@ again to resume. Trials are not pruned: a trial is a notebook, which ends by ear
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -87,8 +88,11 @@ def sweep(
             raise optuna.TrialPruned
         study.sampler = _sampler(config.seed * 100_003 + trial.number)
         values = {key: _suggest(trial, key, limits) for key, limits in limits_by_name.items()}
-        trial.set_user_attr("folder", trial.user_attrs.get("folder", f"{trial.number:03d}"))
-        own = {**values, "run_dir": f"{config.run_dir}/trials/{trial.user_attrs['folder']}"}
+        folder = str(trial.user_attrs.get("folder", ""))
+        if not re.fullmatch(r"\d{3,9}", folder):  # of a new trial; others write to a shared study, too
+            folder = f"{trial.number:03d}"
+        trial.set_user_attr("folder", folder)
+        own = {**values, "run_dir": f"{config.run_dir}/trials/{folder}"}
         try:
             return (objective or train_notebook)(config.model_copy(update=own))
         except KeyboardInterrupt:

@@ -40,9 +40,9 @@ OPTIONAL = ("logprobs", "top_logprobs", "seed")  # an endpoint may refuse these 
 def openai_api(session: Session) -> System:
     """``openai:<model>`` through the official client, which retries 429, 5xx and timeouts with back-off.
 
-    The endpoint is ``api_base_url``, else ``OPENAI_BASE_URL``, else OpenAI's. The key is read from
-    ``MEDLIB_API_KEY``; that of ``OPENAI_API_KEY`` goes to OpenAI's host and to that of ``OPENAI_BASE_URL`` alone.
-    Redirects are not followed: they would take images and key elsewhere. ``api_timeout_s``, ``api_retries`` and ``api_workers`` bound a request.
+    The endpoint is ``api_base_url``, else ``OPENAI_BASE_URL``, else OpenAI's; `api_key` says which key goes there.
+    Redirects are not followed: they would take images and key elsewhere. ``api_timeout_s``, ``api_retries`` and
+    ``api_workers`` bound a request.
 
     Returns
     -------

@@ -44,6 +44,7 @@ def save_adapter(model, processor, config: RunConfig, out: Path, weights: dict |
     with files.replacements(out) as unfinished:
         model.save_pretrained(unfinished, **options)
         processor.save_pretrained(unfinished)
+        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's card names folders of this machine
 
 
 # --- runs -------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def _trainer(
         load_best_model_at_end=bool(val_rows),
         metric_for_best_model="eval_loss" if val_rows else None,
         logging_steps=max(1, interval // 5),
-        report_to="tensorboard",
+        report_to="none",  # event files carry the host's name; the history is in the metadata
         # FSDP recomputes by its own setting, and refuses to be told twice
         gradient_checkpointing=memory.recomputes(config, device) and not processes.sharded(),
         max_length=None,

@@ -251,3 +251,10 @@ def test_data_check_reports_and_exits_by_whether_every_row_was_read(run, tmp_pat
     assert status == 1 and "cases.csv, row 8, field 'verdict'" in out
     status, out = run("data", "--check", str(tmp_path / "nowhere"))
     assert status.startswith("error: ") and "no such folder or file" in status
+
+
+@pytest.mark.parametrize("value", ["9" * 5_000, "[" * 5_000])
+def test_a_setting_that_yaml_cannot_hold_is_named(value):
+    with pytest.raises(ConfigError, match="the value is not valid YAML") as error:
+        options.configuration("train", None, [f"seed={value}"])
+    assert len(str(error.value)) < 21_000

@@ -23,7 +23,9 @@ def test_blank_lines_count_as_rows_but_are_left_out(tmp_path):
     assert list(jsonl.read(file)) == [(1, {"a": 1}), (3, {"a": 2})]
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"a": "\xff"}'])
+@pytest.mark.parametrize(
+    "line", [b"{", b"[1]", b'{"a": "\xff"}', b'{"a":' + b"[" * 200_000, b'{"a": ' + b"9" * 5_000 + b"}"]
+)
 def test_a_bad_line_is_named(tmp_path, line):
     file = tmp_path / "file.jsonl"
     file.write_bytes(b'{"a": 1}\n' + line)

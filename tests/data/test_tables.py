@@ -1,6 +1,7 @@
 """Tables in the forms in which people keep them."""
 
 import json
+import time
 
 import pandas as pd
 import pytest
@@ -118,3 +119,10 @@ def test_any_bytes_are_read_or_refused(tmp_path, content, suffix):
         assert f"a{suffix}" in str(error)
     else:
         assert len(table.rows) == len(table.frame)
+
+
+def test_headings_of_a_hostile_text_are_read_in_time():
+    started = time.perf_counter()
+    for text in ("**A**" + "\n" * 100_000, "**" * 50_000, "**A" * 20_000, "**A**\n" + "- " * 50_000):
+        tables.headings(text)
+    assert time.perf_counter() - started < 5

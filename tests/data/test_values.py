@@ -125,3 +125,11 @@ def test_money_severity_error_type_and_split():
 
 def test_a_message_shows_no_long_text():
     assert len(values.shorten("x" * 500)) < 45
+
+
+@pytest.mark.parametrize("read", [values.age, values.dollars])
+@pytest.mark.parametrize("text", ["9" * 5_000, "9" * 400, "9" * 5_000 + "-" + "9" * 5_000])
+def test_a_number_of_thousands_of_digits_is_refused_in_words(read, text):
+    with pytest.raises(ValueError, match="is no a") as error:
+        read(text)
+    assert len(str(error.value)) < 200

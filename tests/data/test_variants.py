@@ -1,6 +1,7 @@
 """Derived suites: what changes, what stays, and what pairs with what."""
 
 import json
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -228,3 +229,11 @@ def test_a_missing_optional_package_leaves_its_images_out_and_says_so(tmp_path, 
     with pytest.warns(UserWarning, match="nilearn is not installed.*left out"):
         suite = ood.out_of_distribution(tmp_path)
     assert len(suite) == sum(row[0] != "nilearn" for row in OUTSIDE) >= 12
+
+
+def test_a_long_word_is_masked_in_time(suite):
+    scenario = suite[0][0].model_copy(update={"finding": "a" * 50_000, "treatment": "a-" * 25_000 + "malignant"})
+    started = time.perf_counter()
+    masked = variants.mask_words(scenario)
+    assert masked.finding == scenario.finding and masked.treatment == MASK
+    assert time.perf_counter() - started < 5

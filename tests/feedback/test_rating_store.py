@@ -1,8 +1,13 @@
 """The store of ratings is append-only and replayed; preferences follow from it; comments stay in it."""
 
+import contextlib
 import json
 import logging
+import os
 import sqlite3
+import stat
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -12,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medlib import stats
-from medlib.config import DataError
+from medlib.config import DataError, run_dir
 from medlib.data.suite import Suite
 from medlib.feedback import queue, rating_store
 from medlib.feedback.preferences import (
@@ -189,11 +194,105 @@ def test_other_files_are_refused_and_left_alone(tmp_path, file):
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("text", ["", "a", "Dr House", "jane.doe@clinic.org", "simulated-3", "x" * 21, "é-1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "Dr House",
+        "jane.doe@clinic.org",
+        "simulated-3",
+        "x" * 20 + "1",
+        "é-1",
+        "jane-doe",
+        "janedoe",
+        "Jane",
+    ],
+)
 def test_what_could_be_a_name_is_no_pseudonym(text):
     with pytest.raises(DataError, match="pseudonym"):
         rating_store.pseudonym(text)
     assert rating_store.pseudonym(" Reader-7 ") == "reader-7"
+
+
+def test_a_secret_is_given_once_and_kept_as_a_salted_hash(file):
+    first, second = rating_store.enrol(file, "reader-1"), rating_store.enrol(file, "reader-2")
+    assert first != second and rating_store.enrol(file, "reader-1") is None
+    rating_store.check_secret(file, "reader-1", first)
+    for name, secret in (("reader-1", second), ("reader-1", ""), ("reader-3", first)):
+        with pytest.raises(DataError, match="not the secret"):
+            rating_store.check_secret(file, name, secret)
+    assert first.encode() not in file.read_bytes()
+    with sqlite3.connect(file) as connection:
+        for statement in ("DELETE FROM raters", "UPDATE raters SET hash = x'00'",
+                          "INSERT OR REPLACE INTO raters VALUES ('reader-1', 'now', x'00', x'00')"):  # fmt: skip
+            with pytest.raises(sqlite3.IntegrityError):
+                connection.execute(statement)
+
+
+# --- who may read it, and what goes wrong with it ---
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_stores_and_preferences_are_for_their_owner(rated, tmp_path):
+    before = os.umask(0)
+    try:
+        rating_store.add(tmp_path / "new" / "ratings.sqlite", [rating()])
+        preferences = export(rated, tmp_path / "preferences.jsonl")
+        simulated_file = ratings_in_use(rated)
+    finally:
+        os.umask(before)
+    rights = {path: stat.S_IMODE(path.stat().st_mode) for path in (
+        tmp_path / "new", tmp_path / "new" / "ratings.sqlite", preferences, simulated_file, run_dir(rated),
+    )}  # fmt: skip
+    assert list(rights.values()) == [0o700, 0o600, 0o600, 0o600, 0o700]
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+rows = [["x" * 3000]] * 200
+connection.executemany("INSERT INTO ratings (time, rater, comment) VALUES ('now', 'reader-1', ?)", rows)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_readers_go_on_after_a_writer_was_killed(file):
+    rating_store.add(file, [rating()])
+    subprocess.run([sys.executable, "-c", KILLED, str(file)])
+    assert file.with_name("ratings.sqlite-journal").stat().st_size > 0
+    assert list(rating_store.current(file)["key"]) == [KEYS[0]]
+    rating_store.add(file, [rating(key=KEYS[1])])
+    assert len(rating_store.rows(file)) == 2
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("SQLITE_BUSY", "another program has been writing"),
+        ("SQLITE_LOCKED", "another program has been writing"),
+        ("SQLITE_FULL", "the disk is full"),
+        ("SQLITE_READONLY_DIRECTORY", "may not be written; check the rights"),
+        ("SQLITE_CANTOPEN", "may not be written; check the rights"),
+        ("SQLITE_NOTADB", "is it a store of ratings"),
+    ],
+)
+def test_each_trouble_has_words_of_its_own(name, message):
+    error = sqlite3.OperationalError("words of sqlite")
+    error.sqlite_errorname = name
+    assert message in rating_store._reason(error)
+
+
+def test_a_locked_store_says_so(file, monkeypatch):
+    rating_store.add(file, [])
+    connect = sqlite3.connect
+    monkeypatch.setattr(rating_store.sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"timeout": 0.01}))
+    with contextlib.closing(connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DataError, match="ratings.sqlite: another program has been writing"):
+            rating_store.add(file, [rating()])
 
 
 # --- what raters see ---

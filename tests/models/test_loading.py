@@ -16,7 +16,7 @@ from transformers.models.siglip import SiglipVisionModel
 
 from medlib.config import ModelError, RunConfig
 from medlib.data.suite import Suite
-from medlib.models import float16, loading, scoring
+from medlib.models import float16, loading, scoring, verdict_model
 from medlib.models.standin import medgemma as medgemma_standin
 from medlib.models.standin.medgemma import CHAT_TEMPLATE
 from medlib.models.verdict_model import VerdictModel
@@ -422,3 +422,31 @@ def test_a_missing_package_is_named_with_what_else_there_is(monkeypatch, nano_fo
 def test_formats_that_do_not_go_together_are_refused(nano_folder, kind):
     with pytest.raises(ModelError, match="float16 does not go with.*4bit"):
         loading.load(str(nano_folder), dtype="float16", quantization=kind)
+
+
+@pytest.mark.parametrize(
+    "field, value, fits",
+    [
+        ("target_modules", ["q_proj", "v_proj"], True),
+        ("target_modules", "all-linear", True),
+        ("target_modules", "(.*)*(.*)*(.*)*x", False),
+        ("target_modules", ".*.*.*.*.*.*.*.*x", False),
+        ("exclude_modules", "(a|a)*b", False),
+        ("rank_pattern", {"(.+)+$": 8}, False),
+        ("rank_pattern", {r"^model\.layers\.0\.q_proj$": 8}, True),
+    ],
+)
+def test_an_adapter_whose_pattern_could_run_for_ever_is_not_loaded(tmp_path, field, value, fits):
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({field: value}))
+    if fits:
+        verdict_model._check_patterns(file)
+    else:
+        with pytest.raises(ModelError, match=f"adapter_config.json, field '{field}'"):
+            verdict_model._check_patterns(file)
+
+
+@pytest.mark.parametrize("targets", ["attention", "attention+mlp", "all-linear", "projector", "vision"])
+def test_patterns_of_this_projects_adapters_are_known(tmp_path, targets):
+    lora.lora_config(RunConfig(lora_targets=targets)).save_pretrained(tmp_path)
+    verdict_model._check_patterns(tmp_path / "adapter_config.json")

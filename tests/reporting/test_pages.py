@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
@@ -100,3 +101,37 @@ def test_unfamiliar_metrics_are_left_out_and_broken_json_is_named(tmp_path, fini
 def test_rendering_an_empty_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no executed notebook"):
         pages.render(tmp_path)
+
+
+def test_no_redirect_and_no_form_leaves_a_page():
+    html = pages._without_network(
+        '<meta charset="utf-8"><meta http-equiv="Refresh" content="0;url=https://example.org/?notes">'
+        '<meta http-equiv="Content-Security-Policy" content="x"><p>kept</p>'
+        '<form action="https://example.org"><input name="note"><button>Next</button></form>'
+    )
+    soup = BeautifulSoup(html, "html.parser")
+    assert "example.org" not in html and not soup(["form", "input", "button"])
+    assert soup.p.text == "kept" and [tag.attrs for tag in soup("meta")] == [
+        {"charset": "utf-8"}, {"http-equiv": "Content-Security-Policy", "content": "x"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["default-src 'none'", "form-action 'none'", "base-uri 'none'"])
+def test_the_policy_forbids_what_default_src_does_not_cover(rule):
+    assert rule in pages.POLICY.split("; ")
+
+
+def test_a_page_names_no_place_of_the_machine(tmp_path):
+    html = f"<p>run_dir = {tmp_path.resolve()}/x, {Path.home()}/scans</p>"
+    assert pages._without_machine(html, tmp_path) == "<p>run_dir = RUN/x, HOME/scans</p>"
+
+
+def test_the_overview_shows_of_a_record_what_may_be_shown():
+    record = {
+        "parameters": {"api_base_url": "https://jane:pass@host.example/v1?key=abc", "data_dir": "/scans/Doe_Jane"},
+        "hostname": "ward-7", "git": {"revision": "abc"},
+    }  # fmt: skip
+    html = pages._index_html([{"file": "index.html"}], record, {})
+    assert "https://host.example<" in html and "abc" in html
+    for word in ("jane", "pass@", "key=", "Doe", "ward-7"):
+        assert word not in html

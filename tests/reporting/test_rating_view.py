@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import nbformat
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 
 from medlib import stats
-from medlib.config import ROOT
+from medlib.config import ROOT, NotRun
 from medlib.data.suite import Suite
 from medlib.feedback import rating_store
 from medlib.models.verdict_model import VerdictModel
@@ -41,9 +42,14 @@ def view(pool, tmp_path):
     return RatingView(*pool, tmp_path / "ratings.sqlite")
 
 
-def sign_in(view, name="reader-1"):
-    view.name.value = name
+def sign_in(view, name="reader-1", secret=""):
+    view.name.value, view.secret.value = name, secret
     view.start.click()
+
+
+def told(view):
+    """The secret that the page has just told a new rater."""
+    return re.search("secret is <b>([0-9a-f]{8})</b>", view.message.value).group(1)
 
 
 def all_widgets(widget):
@@ -71,7 +77,24 @@ def test_a_name_is_refused_with_a_message(view):
     sign_in(view, "Jane Doe")
     assert "no pseudonym" in view.message.value and view.rating not in view.page.children
     sign_in(view, "reader-1")
-    assert view.rating in view.page.children and not view.message.value
+    assert view.rating in view.page.children and "Your secret is" in view.message.value
+
+
+def test_a_pseudonym_is_of_no_use_without_its_secret(view, pool):
+    sign_in(view)
+    secret = told(view)
+    rate(view, view.case["shown"] == "CORRECT")
+    assert secret not in view.message.value
+    view.leave.click()
+    assert view.secret.value == ""
+    other = RatingView(*pool, view.file)
+    for wrong, answer in (("", "taken"), ("0" * 8, "not the secret")):
+        sign_in(other, "reader-1", wrong)
+        assert answer in other.message.value and other.rating not in other.page.children and other.rater is None
+    sign_in(other, "reader-2", secret)
+    assert "not the secret" in other.message.value
+    sign_in(other, "reader-1", f" {secret.upper()} ")
+    assert other.rater == "reader-1" and other.progress.value == 1
 
 
 def test_severity_is_asked_only_of_raters_who_say_error(view):
@@ -124,13 +147,14 @@ def test_undo_shows_the_case_again(view):
 
 def test_a_rater_continues_where_they_stopped_and_another_starts_afresh(view, pool):
     sign_in(view)
+    secret = told(view)
     for _ in range(3):
         rate(view, view.case["shown"] == "CORRECT")
     waiting = view.case["key"]
     view.leave.click()
     assert view.sign_in in view.page.children and view.name.value == ""
     again = RatingView(*pool, view.file)
-    sign_in(again, " Reader-1")
+    sign_in(again, " Reader-1", secret)
     assert again.case["key"] == waiting and again.progress.value == 3
     sign_in(view, "reader-2")
     assert "<b>0 of 8</b> rated by <b>reader-2</b>" in view.counted.value
@@ -198,12 +222,38 @@ def test_reasons_in_words():
     assert "Without the finding the verdict stays, at more than 99%" in text
 
 
-def test_the_notebook_asks_for_the_view_and_declares_the_feedback_parameters():
-    cells = nbformat.read(ROOT / "notebooks" / "05_collect_feedback.ipynb", 4).cells
-    parameters = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+def test_the_page_of_the_raters_shows_the_view_and_nothing_else():
+    (cell,) = nbformat.read(ROOT / "notebooks" / "voila" / "rate.ipynb", 4).cells
+    assert cell.source.split() == "from medlib.reporting import rating_view rating_view.served()".split()
+    analysis = nbformat.read(ROOT / "notebooks" / "05_collect_feedback.ipynb", 4).cells
+    assert not any("rating_view" in c.source for c in analysis if c.cell_type == "code")
+    parameters = next(c.source for c in analysis if "parameters" in c.metadata.get("tags", []))
     for name in ("ratings", "rater_noise", "feedback_pairs", "feedback_note_pairs"):
         assert re.search(rf"^{name} = None", parameters, re.MULTILINE)
-    assert any("rating_view.show(config)" in c.source for c in cells)
+
+
+def test_the_page_serves_the_run_and_the_store_of_the_environment(pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDLIB_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("MEDLIB_RATINGS", str(tmp_path / "ratings.sqlite"))
+    monkeypatch.setattr(rating_view.queue, "pool", lambda config: pool)
+    served = []
+    monkeypatch.setattr(rating_view, "RatingView", lambda *a: served.append(a) or SimpleNamespace(page=a))
+    rating_view.served()
+    assert served[0][2] == tmp_path / "ratings.sqlite"
+    assert served[0][4].config.run_dir == str(tmp_path / "run")
+
+    def unasked(config):
+        raise NotRun("no <adapter>")
+
+    monkeypatch.setattr(rating_view.queue, "pool", unasked)
+    assert rating_view.served().value == "<p role='alert'>no &lt;adapter&gt;</p>"
+
+
+@pytest.mark.parametrize("file", ["notebooks/05_collect_feedback.ipynb", "docs/feedback.md"])
+def test_the_command_has_a_token_and_ends_idle_kernels(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    command = text[text.index("voila notebooks/voila/rate.ipynb") :][:300]
+    assert "--token" in command and "cull_idle_timeout" in command and "cull_interval" in command
 
 
 # --- in a browser ---
@@ -297,8 +347,9 @@ def page(tmp_path):
 def test_two_raters_in_a_browser(voila, page):
     address, file = voila
 
-    def start(name, done):
+    def start(name, done, secret=""):
         page.get_by_placeholder("such as reader-7").fill(name)
+        page.get_by_placeholder("your secret").fill(secret)
         page.keyboard.press("Tab")  # the keyboard is enough
         page.keyboard.press("Enter")
         page.get_by_text(f"{done} of 8").wait_for()
@@ -314,6 +365,7 @@ def test_two_raters_in_a_browser(voila, page):
 
     page.goto(address, timeout=120_000)
     start("reader-1", done=0)
+    secret = re.search("secret is ([0-9a-f]{8})", page.get_by_text("Your secret is").inner_text()).group(1)
     assert page.get_by_role("button", name="Critical").is_disabled()
     inside = page.evaluate("""() => [...document.querySelectorAll('.rating *')].filter(
         e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible'
@@ -326,7 +378,7 @@ def test_two_raters_in_a_browser(voila, page):
     page.get_by_text("Your last rating is withdrawn").wait_for()
 
     page.reload(timeout=120_000)
-    start("reader-1", done=1)
+    start("reader-1", done=1, secret=secret)
     page.get_by_role("button", name="Stop here").click()
     start("reader-2", done=0)
     save(1, agree=True)

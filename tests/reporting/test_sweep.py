@@ -190,3 +190,12 @@ def test_two_real_trials_of_the_notebook(tmp_path, monkeypatch):
         assert trial.value == metadata["best_eval_loss"]
         assert (folder / "notebooks" / "03_train_lora.ipynb").is_file()
         assert {n: metadata["config"][n] for n in trial.params} == trial.params
+
+
+@pytest.mark.parametrize("folder", ["../..", "/etc", "001/../../x", "", "0"])
+def test_a_folder_that_somebody_wrote_into_a_shared_study_is_not_used(small_config, folder):
+    study = sweep.open_study(small_config, sweep.read_space("lora"), None, "lora", 60)
+    study.enqueue_trial({}, user_attrs={"folder": folder})
+    seen = []
+    sweep.sweep(small_config, 1, "lora", None, "lora", objective=lambda config: seen.append(config.run_dir) or 1.0)
+    assert seen == [f"{small_config.run_dir}/trials/000"]

@@ -40,6 +40,7 @@ def environment(monkeypatch):
     for name in [n for n in os.environ if n.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("MEDLIB_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(registry, "MODULES", ["openai_api"])  # the other rows load large packages
 
@@ -350,7 +351,8 @@ def test_a_refusal_of_something_else_is_not_run(stub, few):
 
 
 def test_without_key_and_address_the_row_is_not_run(stub, few, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY")
+    for name in ("OPENAI_API_KEY", "MEDLIB_API_KEY"):
+        monkeypatch.delenv(name)
     with pytest.raises(NotRun, match="^OPENAI_API_KEY is not set$"):
         build(None)
     assert len(build(stub.url).predict(one(few))) == 1  # a server of one's own asks for no key
@@ -473,3 +475,43 @@ def test_a_real_server_answers_as_the_model_itself_does(transformers_serve, suit
         assert table.usd.isna().all()
         said_of[view] = table.generated.tolist()
     assert said_of[""] != said_of["grey"]  # it looked at the images
+
+
+@pytest.mark.parametrize(
+    "base_url, environment_url, expected",
+    [
+        (None, None, KEY),
+        ("https://api.openai.com/v1", None, KEY),
+        ("https://llm.example.org/v1", None, None),
+        ("https://api.openai.com.evil.example/v1", None, None),
+        (None, "https://llm.example.org/v1", KEY),
+        ("https://llm.example.org/other", "https://llm.example.org/v1", KEY),
+    ],
+)
+def test_openais_key_goes_to_openai_or_where_the_environment_says(
+    monkeypatch, base_url, environment_url, expected
+):
+    monkeypatch.delenv("MEDLIB_API_KEY")
+    if environment_url:
+        monkeypatch.setenv("OPENAI_BASE_URL", environment_url)
+    assert openai_api.api_key(base_url) == expected
+    monkeypatch.setenv("MEDLIB_API_KEY", "one of its own")
+    assert openai_api.api_key(base_url) == "one of its own"
+
+
+def test_a_redirect_is_not_followed(stub, few):
+    stub.script = [(307, {"location": f"{stub.url}/elsewhere"}, "")]
+    with pytest.raises(NotRun, match="127.0.0.1: HTTP 307; redirects are not followed"):
+        build(stub.url).predict(one(few))
+    assert {request.path for request in stub.requests} == {"/v1/chat/completions"}
+
+
+@pytest.mark.parametrize("token, word", [("_**CORRECT**._", "CORRECT"), (" '", ""), ("", ""), ("a-b", "a-b")])
+def test_letters_of_a_token(token, word):
+    assert openai_api.letters(token) == word
+
+
+def test_a_long_token_is_read_in_time():
+    started = time.perf_counter()
+    assert openai_api.letters("_" * 200_000 + "E") == "E" and openai_api.letters("E" + "_" * 200_000 + "E") != ""
+    assert time.perf_counter() - started < 1

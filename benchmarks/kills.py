@@ -1,0 +1,222 @@
+"""SIGKILL at random moments of every command; a rerun must end as a run that nobody disturbed.
+
+Works in a fresh clone of the committed state on the profile tiny, and writes what it found to benchmarks/kills.md.
+
+    python benchmarks/kills.py --kills 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import yaml
+
+from medlib.config import ROOT, files
+from medlib.stats.text import to_markdown
+
+RUN = "runs/killed"
+#: Each starts from what those before it left.
+COMMANDS = {
+    "data": ["data", "--profile", "tiny"],
+    "train": ["train", "--profile", "tiny", "--run-dir", RUN],
+    "evaluate": ["evaluate", "--run-dir", RUN],
+    "preferences": ["preferences", f"{RUN}/exported-preferences.jsonl", "--run-dir", RUN],
+    "rl": ["rl", "--run-dir", RUN],
+    "benchmark": ["benchmark", "--run-dir", RUN],
+    "publish": ["publish", "owner/name", "--run-dir", RUN],
+    "report": ["report", "--profile", "tiny", "--run-dir", "runs/report"],
+}
+#: Of a row or a record: what no two runs share.
+VOLATILE = re.compile(r"second|minute|hour|time|memory|per_second|resumed|date|dirty|usd", re.IGNORECASE)
+
+
+# --- what a command leaves ----------------------------------------------------------------------------
+
+
+def state(folder: Path) -> dict[str, object]:
+    """Results in a folder by file, without what no two runs share: times, and files of unfinished work."""
+    return {
+        file.relative_to(folder).as_posix(): content
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and (content := _content(file)) is not None
+    }
+
+
+def _content(file: Path) -> object:
+    if file.suffix in (".tmp", ".lock") or {"checkpoints", "progress", "__pycache__", ".image_features"} & set(
+        file.parts
+    ):
+        return None
+    if file.suffix in (".png", ".jpg", ".safetensors", ".csv"):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    if file.suffix == ".jsonl":
+        rows = [json.dumps(_lasting(json.loads(line))) for line in file.read_text("utf-8").splitlines()]
+        return sorted(set(rows)) if file.parent.name == "answers" else rows
+    if file.name in ("metrics.json", "suite.json", "split.json"):
+        return _lasting(json.loads(file.read_text("utf-8")))
+    if file.suffix == ".json":
+        return bool(json.loads(file.read_text("utf-8")))  # whole; most of it is about this run
+    if file.suffix == ".yaml":
+        return yaml.safe_load(file.read_text("utf-8"))
+    if file.suffix == ".ipynb":
+        return nbformat.read(file, 4).metadata.get("papermill", {}).get("exception")
+    if file.suffix == ".sqlite":
+        with contextlib.closing(sqlite3.connect(file)) as store:
+            return store.execute("SELECT rater, key, agree, severity FROM ratings ORDER BY id").fetchall()
+    if file.suffix == ".html":
+        return file.read_text("utf-8").rstrip().endswith("</html>")
+    return True
+
+
+def _lasting(value):
+    if isinstance(value, dict):
+        return {name: _lasting(item) for name, item in value.items() if not VOLATILE.search(name)}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
+
+
+def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
+    """Files that are missing, too many or of another content."""
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+# --- kills --------------------------------------------------------------------------------------------
+
+
+class Project:
+    """A clone of the repository in which commands run; ``keep`` and ``restore`` go back before one of them."""
+
+    RESULTS = ("runs", "data/suites", "data/core24/images")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.kept = folder / "project", folder / "kept"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(self.folder)], check=True)
+
+    def keep(self, name: str) -> None:
+        for part in self.RESULTS:
+            if (self.folder / part).is_dir():
+                shutil.copytree(self.folder / part, self.kept / name / part)
+
+    def restore(self, name: str) -> None:
+        for part in self.RESULTS:
+            shutil.rmtree(self.folder / part, ignore_errors=True)
+            if (self.kept / name / part).is_dir():
+                shutil.copytree(self.kept / name / part, self.folder / part)
+
+    def start(self, name: str) -> subprocess.Popen:
+        environment = os.environ | {
+            "PYTHONPATH": str(self.folder),
+            "OMP_NUM_THREADS": "1",
+            "MEDLIB_PROCESSES": "1",
+        }
+        with open(self.folder / "killed.log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "medlib", *COMMANDS[name]],
+                cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def finish(self, name: str) -> float:
+        """Seconds of the whole command; RuntimeError with its last words if it fails."""
+        started = time.monotonic()
+        if self.start(name).wait():
+            log = (self.folder / "killed.log").read_text("utf-8", "replace").strip()
+            raise RuntimeError(log.splitlines()[-1])
+        return time.monotonic() - started
+
+    def state(self) -> dict[str, object]:
+        return {
+            f"{part}/{name}": content
+            for part in self.RESULTS
+            for name, content in state(self.folder / part).items()
+        }
+
+
+def kill(project: Project, name: str, after: float) -> bool:
+    """Start a command and kill it and its process group; False if it was over by then."""
+    process = project.start(name)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+        return False
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2)  # kernels see within a second that their parent is gone
+    return True
+
+
+def trial(project: Project, name: str, after: float, expected: dict[str, object]) -> dict:
+    """One kill and one rerun."""
+    project.restore(name)
+    killed = kill(project, name, after)
+    try:
+        project.finish(name)
+        changed = differences(expected, project.state())
+    except (RuntimeError, ValueError, OSError) as error:
+        changed = [f"{type(error).__name__}: {error}"]
+    return {"command": name, "after": round(after, 2), "killed": killed, "differs": "; ".join(changed[:5])}
+
+
+def summary(trials: pd.DataFrame, seconds: dict[str, float]) -> pd.DataFrame:
+    """One row per command: kills, and after how many a rerun ended as an undisturbed run."""
+    groups = trials.groupby("command", sort=False)
+    table = pd.DataFrame(
+        {
+            "Seconds undisturbed": pd.Series(seconds).round(1),
+            "Kills": groups["killed"].sum(),
+            "Ended as undisturbed": groups["differs"].agg(lambda d: (d == "").sum()),
+            "Trials": groups.size(),
+        }
+    )
+    return table.loc[list(seconds)].rename_axis("Command").reset_index()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--commands", default=",".join(COMMANDS), help="of these only; earlier ones still run once"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    arguments = parser.parse_args()
+    chosen, rng = arguments.commands.split(","), random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        project, seconds, expected = Project(Path(folder)), {}, {}
+        for name in COMMANDS:
+            project.keep(name)
+            seconds[name] = project.finish(name)
+            expected[name] = project.state()
+            print(f"{name}: {seconds[name]:.1f} s undisturbed", flush=True)
+        trials = []
+        for number in range(arguments.kills):
+            name = chosen[number % len(chosen)]
+            trials.append(trial(project, name, rng.uniform(0, seconds[name]), expected[name]))
+            print(f"{number + 1} of {arguments.kills}: {json.dumps(trials[-1])}", flush=True)
+    table = pd.DataFrame(trials)
+    text = (
+        f"# Kills\n\n`python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}`: SIGKILL at a random "
+        "moment of a command on the profile tiny, then the same command again. Compared are images, suites, weights, "
+        "answers, predictions, scores, ratings and reports with those of an undisturbed run; times are not.\n\n"
+        + to_markdown(summary(table, {name: seconds[name] for name in COMMANDS if name in chosen}))
+    )
+    for row in table[table["differs"] != ""].itertuples():
+        text += f"\n- {row.command}, killed after {row.after} s: {row.differs}"
+    files.write_text(arguments.out, text.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
