@@ -45,6 +45,14 @@ COMMANDS = {
 #: Of a row or a record: what no two runs share.
 VOLATILE = re.compile(r"second|minute|hour|time|memory|per_second|resumed|date|dirty|usd", re.IGNORECASE)
 
+HEAD = """# Kills
+
+`python benchmarks/kills.py --kills {kills} --seed {seed}`: SIGKILL at a random moment of a command on the profile tiny, then
+the same command again. Compared are images, suites, weights, answers, predictions, scores, ratings and reports with those of
+an undisturbed run; times are not.
+
+"""
+
 
 # --- what a command leaves ----------------------------------------------------------------------------
 
@@ -207,12 +215,8 @@ def main() -> None:
             trials.append(trial(project, name, rng.uniform(0, seconds[name]), expected[name]))
             print(f"{number + 1} of {arguments.kills}: {json.dumps(trials[-1])}", flush=True)
     table = pd.DataFrame(trials)
-    text = (
-        f"# Kills\n\n`python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}`: SIGKILL at a random "
-        "moment of a command on the profile tiny, then the same command again. Compared are images, suites, weights, "
-        "answers, predictions, scores, ratings and reports with those of an undisturbed run; times are not.\n\n"
-        + to_markdown(summary(table, {name: seconds[name] for name in COMMANDS if name in chosen}))
-    )
+    text = HEAD.format(kills=arguments.kills, seed=arguments.seed)
+    text += to_markdown(summary(table, {name: seconds[name] for name in COMMANDS if name in chosen}))
     for row in table[table["differs"] != ""].itertuples():
         text += f"\n- {row.command}, killed after {row.after} s: {row.differs}"
     files.write_text(arguments.out, text.rstrip() + "\n")

@@ -17,8 +17,6 @@ from medlib.data import sources
 from medlib.evaluation import benchmark
 from medlib.training import supervised
 
-KILLS = 20
-
 spec = importlib.util.spec_from_file_location("kills", ROOT / "benchmarks" / "kills.py")
 kills = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kills)

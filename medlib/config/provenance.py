@@ -80,7 +80,7 @@ def run_record(parameters: dict, data_hashes: dict[str, str], device: str | None
     """
     return {
         "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "parameters": to_json(public_value(parameters)),
+        "parameters": public({"parameters": to_json(parameters)})["parameters"],
         "seed": to_json(parameters.get("seed")),
         "data_hashes": dict(data_hashes),
         "device": _device(device),

@@ -4,15 +4,15 @@ import platform
 import re
 import subprocess
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import numpy as np
+import pytest
 
 from medlib.config import files, provenance
 
 
 def test_run_json_holds_what_a_rerun_needs(tmp_path):
-    parameters = {"seed": 7, "rank": 16, "rate": 1e-4}
+    parameters = {"seed": 7, "lora_rank": 16, "lr": 1e-4}
     record = provenance.run_record(parameters, {"core24.jsonl": "ab" * 32}, device="cpu")
     path = files.write_json(tmp_path / "run.json", record)
     assert path == tmp_path / "run.json"
@@ -31,19 +31,56 @@ def test_run_json_names_no_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parameters = {
         "run_dir": str(tmp_path / "runs" / "one"),
-        "nested": {"images": [Path("/somewhere/private/images")]},
-        "home": "~/private/model",
-        "note": "either/or",
+        "systems": ("constant", "openai:gpt-4o"),
+        "data_dir": str(tmp_path / "Doe_Jane"),
+        "images_dir": "/somewhere/private/images",
+        "model": "~/private/model",
+        "adapter": r"C:\Users\private\adapter",
+        "biomedclip": "models/biomedclip-nano",
+        "dtype": "either/or",
+        "not_a_setting": "private",
     }
     record = provenance.run_record(parameters, {}, device="cpu")
-    assert record["parameters"] == {
-        "run_dir": "runs/one", "nested": {"images": ["images"]}, "home": "model",
-        "note": "either/or",
+    known = record["parameters"]
+    hashed = [known.pop(name) for name in ("data_dir", "images_dir", "model", "adapter")]
+    assert all(re.fullmatch("path-[0-9a-f]{12}", value) for value in hashed) and len(set(hashed)) == 4
+    assert known == {
+        "run_dir": "runs/one", "systems": ["constant", "openai:gpt-4o"], "biomedclip": "models/biomedclip-nano",
+        "dtype": "either/or",
     }  # fmt: skip
     text = json.dumps(record)
-    assert str(tmp_path) not in text and "private" not in text
+    assert str(tmp_path) not in text and "private" not in text and "Doe" not in text
     words = re.findall(r"[\w.-]+", text)
     assert platform.node() not in words and getpass.getuser() not in words
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        ("https://jane:pass@host.example:8443/v1/abc?api_key=xyz#part", "https://host.example"),
+        ("http://localhost:8000/v1", "http://localhost"),
+        ("sqlite:////home/jane/study.db", "sqlite://"),
+        ("localhost:8000/v1?key=xyz", "address-"),
+        (None, None),
+    ],
+)
+def test_of_an_address_scheme_and_host_are_shown(given, shown):
+    value = provenance.public({"parameters": {"api_base_url": given}})["parameters"]["api_base_url"]
+    assert value == shown or (shown == "address-" and re.fullmatch("address-[0-9a-f]{12}", value))
+
+
+def test_a_hub_name_is_shown_and_a_folder_of_the_project_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("medlib.config.paths.ROOT", tmp_path)
+    assert provenance.public_value("owner/breast", "data_dir") == "owner/breast"
+    (tmp_path / "owner" / "breast").mkdir(parents=True)
+    assert provenance.public_value("owner/breast", "data_dir").startswith("path-")
+
+
+def test_of_an_older_record_only_known_parts_and_settings_are_shown():
+    record = {"parameters": {"seed": 1, "token": "x"}, "hostname": "ward-7", "seed": 1, "report": {"seconds": 2}}
+    assert provenance.public(record) == {"parameters": {"seed": 1}, "seed": 1, "report": {"seconds": 2}}
+    again = provenance.public({"parameters": {"data_dir": "/scans/Doe"}})
+    assert provenance.public(again) == again
 
 
 def test_missing_package_is_recorded_as_none(monkeypatch):
