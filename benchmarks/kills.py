@@ -47,9 +47,9 @@ VOLATILE = re.compile(r"second|minute|hour|time|memory|per_second|resumed|date|d
 
 HEAD = """# Kills
 
-`python benchmarks/kills.py --kills {kills} --seed {seed}`: SIGKILL at a random moment of a command on the profile tiny, then
-the same command again. Compared are images, suites, weights, answers, predictions, scores, ratings and reports with those of
-an undisturbed run; times are not.
+`python benchmarks/kills.py --kills {kills} --seed {seed}`: SIGKILL at a random moment of a command on the profile
+tiny, then the same command again. Compared are images, suites, weights, answers, predictions, scores, ratings and
+reports with those of an undisturbed run; times are not.
 
 """
 

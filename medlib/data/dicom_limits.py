@@ -77,11 +77,10 @@ def check_annotation(path: Path, dataset) -> None:
 def _is_capture(dataset) -> bool:
     """Secondary captures by class, conversion or modality, and screen saves by their type."""
     kind = str(dataset.get("SOPClassUID") or "")
-    words = " ".join(str(word) for word in dataset.get("ImageType") or ()).upper()
     return (
         kind == CAPTURES
         or kind.startswith(f"{CAPTURES}.")
         or bool(dataset.get("ConversionType"))
         or dataset.get("Modality") in ("SC", "OT")
-        or "SCREEN" in words
+        or "SCREEN" in str(dataset.get("ImageType")).upper()
     )

@@ -17,7 +17,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from medlib.config import ROOT, STANDIN_NOTICE, ConfigError, files, path
+from medlib.config import ROOT, STANDIN_NOTICE, ConfigError, RunConfig, files, path, runs
 from medlib.data import own
 from medlib.reporting import pages
 from medlib.reporting.execute import NOTEBOOKS, tags
@@ -51,9 +51,10 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
     """
     run_dir, reports = Path(run_dir), Path(reports)
     record = pages.read_json(run_dir / "run.json")
-    parameters = record.get("parameters") or {}
-    _refuse_private(parameters)
-    data_dir = parameters.get("data_dir")
+    # as they were given: the record has a hash in place of a folder
+    config = runs.recorded(run_dir.resolve()) or RunConfig()
+    _refuse_private(config)
+    data_dir = config.data_dir
     reports = reports / Path(data_dir).name if data_dir else reports
     expected = sorted(path.name for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     missing = [name for name in expected if not (run_dir / "notebooks" / name).is_file()]
@@ -66,7 +67,7 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
             name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir)) for name in expected
         }
         texts = {name: nbformat.writes(notebook) + "\n" for name, notebook in notebooks.items()}
-        texts["README.md"] = _index(notebooks, record)
+        texts["README.md"] = _index(notebooks, record, config)
         texts[METRICS] = (run_dir / METRICS).read_text(encoding="utf-8")
         if (size := sum(len(text.encode()) for text in texts.values())) <= MAX_BYTES:
             break
@@ -82,12 +83,12 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
     return reports / "README.md"
 
 
-def _refuse_private(parameters: dict) -> None:
-    if parameters.get("images_dir"):
+def _refuse_private(config: RunConfig) -> None:
+    if config.images_dir:
         raise ConfigError("reports: this run shows images of images_dir, which must not be published")
-    if parameters.get("data_dir") and own.read(path(parameters["data_dir"]), strict=False).kind == "cases":
+    if config.data_dir and own.read(path(config.data_dir), strict=False).kind == "cases":
         raise ConfigError("reports: this run shows notes of data_dir, which must not be published")
-    if parameters.get("ratings"):
+    if config.ratings:
         raise ConfigError("reports: this run shows clinicians' ratings, whose comments may hold patient data")
 
 
@@ -181,14 +182,13 @@ def _smaller(png: str, share: float, quality: int) -> tuple[str, str]:
     return kind, base64.b64encode(best.getvalue()).decode()
 
 
-def _index(notebooks: dict, record: dict) -> str:
+def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
     """``reports/README.md``: a line for each notebook, and what the run was."""
-    parameters = record.get("parameters") or {}
     rows = [
         f"| [{Path(name).stem}]({name}) | {pages.introduction(notebook, Path(name).stem)[0]} |"
         for name, notebook in notebooks.items()
     ]
-    data_dir, model = parameters.get("data_dir"), str(parameters.get("model"))
+    data_dir, model = config.data_dir, config.model
     if Path(model).is_absolute():
         model = Path(model).name
     images = (
@@ -199,7 +199,7 @@ def _index(notebooks: dict, record: dict) -> str:
     )
     standin = [f"> **{STANDIN_NOTICE}**", ""] if pages.is_stand_in(record) else []
     made = (
-        f"Model `{model}`, seed {parameters.get('seed')}, "
+        f"Model `{model}`, seed {config.seed}, "
         f"revision `{str((record.get('git') or {}).get('revision'))[:10]}`, {str(record.get('timestamp'))[:10]}."
     )
     return "\n".join(

@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from medlib.config import ROOT, ConfigError
+from medlib.config import ROOT, ConfigError, runs
 from medlib.reporting import gallery, show
 
 TABLE = show.table(pd.DataFrame({"System": ["a"], "n": [1234]}), "one").data
@@ -146,6 +146,14 @@ def test_of_images_of_ones_own_only_charts_are_kept(folders, own_run):
     pictures = [[k for o in c.get("outputs", []) for k in o.get("data", {}) if "image" in k] for c in cells]
     assert pictures[3] == [] and len(pictures[-1]) == 2
     assert sum("may not be published" in o.get("text", "") for o in cells[3].outputs) == 2
+
+
+def test_the_folder_is_found_behind_the_hash_in_the_record(folders, own_run):
+    run, _, reports = folders
+    own_run("file,modality,finding,group\na.png,xray,normal,1\n")
+    runs.record(runs.recorded(run))
+    assert "clinic" not in (run / "run.json").read_text()
+    assert gallery.update(run, reports) == reports / "clinic" / "README.md"
 
 
 def test_notes_of_ones_own_are_not_published(folders, own_run):

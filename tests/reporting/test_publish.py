@@ -170,7 +170,8 @@ SECRETS = [
     "sk-" + "ant-api03-" + "a" * 30, "rk_" + "live_" + "a1" * 12, "ghp_" + "a" * 36, "github_pat_" + "a" * 40,
     "glpat-" + "a" * 20, "AKIA" + "A1" * 8, "AIza" + "b" * 35, "xoxb-" + "1" * 12, "npm_" + "c" * 36,
     "pypi-" + "d" * 40, "eyJ" + "a" * 20 + ".eyJ" + "b" * 20, "Authorization: Bearer " + "e" * 30,
-    "-----BEGIN RSA " + "PRIVATE KEY-----", "https://jane:" + "hunter2@host.example/v1", '"api_key": "' + 'abc12345"',
+    "-----BEGIN RSA " + "PRIVATE KEY-----", "https://jane:" + "hunter2@host.example/v1",
+    '"api_key": "' + 'abc12345"',
     "password = '" + "correct-horse'", '"HF_ACCESS_TOKEN": "' + 'abcdefgh"',
 ]  # fmt: skip
 
