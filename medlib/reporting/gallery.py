@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 from bs4 import BeautifulSoup
@@ -64,7 +66,8 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         )
     for share, quality in FIGURE_SIZES:
         notebooks = {
-            name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir)) for name in expected
+            name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir), _names(config))
+            for name in expected
         }
         texts = {name: nbformat.writes(notebook) + "\n" for name, notebook in notebooks.items()}
         texts["README.md"] = _index(notebooks, record, config)
@@ -95,7 +98,19 @@ def _refuse_private(config: RunConfig) -> None:
 # ---- cleaning ------------------------------------------------------------------------------------
 
 
-def cleaned(file: str | Path, share: float = 1.0, quality: int = 85, charts_only: bool = False):
+def _names(config: RunConfig) -> dict[str, str]:
+    """The last part of every folder outside the repository that the run was told, by the whole."""
+    places = (config.data_dir, config.model, config.biomedclip)
+    return {place: Path(place).name for place in places if place and Path(place).is_absolute()}
+
+
+def cleaned(
+    file: str | Path,
+    share: float = 1.0,
+    quality: int = 85,
+    charts_only: bool = False,
+    names: Mapping[str, str] = MappingProxyType({}),
+):
     """An executed notebook without noise, machine paths and styles, its figures made smaller.
 
     Parameters
@@ -106,8 +121,13 @@ def cleaned(file: str | Path, share: float = 1.0, quality: int = 85, charts_only
         Of a figure that is smaller as JPEG.
     charts_only : bool
         Leave out every figure and picture of a cell that is not tagged ``chart``.
+    names : mapping
+        What is written in place of a path, by path.
     """
-    notebook = nbformat.read(file, as_version=4)
+    text = Path(file).read_text(encoding="utf-8")
+    for place, shown in names.items():
+        text = text.replace(place, shown)
+    notebook = nbformat.reads(text, as_version=4)
     notebook.metadata = {
         key: value for key, value in notebook.metadata.items() if key in ("kernelspec", "language_info")
     }
@@ -183,7 +203,7 @@ def _smaller(png: str, share: float, quality: int) -> tuple[str, str]:
 
 
 def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
-    """``reports/README.md``: a line for each notebook, and what the run was."""
+    """``README.md`` of the folder: a line for each notebook, and what the run was."""
     rows = [
         f"| [{Path(name).stem}]({name}) | {pages.introduction(notebook, Path(name).stem)[0]} |"
         for name, notebook in notebooks.items()
@@ -197,6 +217,7 @@ def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
         if data_dir
         else "All images are drawn by a program."
     )
+    writer = "medlib report --data DIR --update-reports" if data_dir else "make report-full"
     standin = [f"> **{STANDIN_NOTICE}**", ""] if pages.is_stand_in(record) else []
     made = (
         f"Model `{model}`, seed {config.seed}, "
@@ -206,7 +227,7 @@ def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
         [
             "# Executed notebooks of the last full run",
             "",
-            "`make report-full` writes this folder; nobody edits it by hand. The notebooks in `notebooks/` hold "
+            f"`{writer}` writes this folder; nobody edits it by hand. The notebooks in `notebooks/` hold "
             "only the outputs of a small test run that are equal on every machine, which the tests compare.",
             "",
             *standin,

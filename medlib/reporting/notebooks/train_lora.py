@@ -12,6 +12,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from medlib.config import RunConfig
+from medlib.config.provenance import public_value
 from medlib.config.settings import Data, Model, Run, Training
 from medlib.data import sources
 from medlib.models import loading
@@ -58,7 +59,7 @@ def recipe_table(config: RunConfig) -> pd.DataFrame:
     for stage in (Run, Model, Data, Training):
         for name, value in config.of(stage).items():
             default = RunConfig.model_fields[name].default
-            row = {"Stage": stage.__name__, "Setting": name, "Value": show.fact(value)}
+            row = {"Stage": stage.__name__, "Setting": name, "Value": show.fact(public_value(value, name))}
             rows.append(row | {"Default": "same" if value == default else show.fact(default)})
     return pd.DataFrame(rows)
 
