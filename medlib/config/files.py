@@ -16,7 +16,9 @@ import numpy as np
 
 def private_folder(path: Path) -> Path:
     """A folder, made if missing so that nobody else may look into it; what is in it may be about patients."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.is_dir():
+        private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
@@ -33,7 +35,7 @@ def replacement(path: str | Path, sync: bool = True, private: bool = False) -> I
     private : a file that nobody else may read
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent) if private else path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         if private:

@@ -42,7 +42,7 @@ def _simulated(config: RunConfig) -> Path:
     file = path(config.run_dir) / "feedback" / f"simulated-{provenance.digest(contents)[:16]}.sqlite"
     if file.is_file():
         return file
-    with files.replacement(file) as unfinished:
+    with files.replacement(file, private=True) as unfinished:
         for name in NAMES:
             ratings = simulated.simulate(suite.scenarios, shown, name, config.rater_noise, config.seed)
             rating_store.add(

@@ -26,7 +26,7 @@ from typing import Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medlib.config import SEVERITIES, VERDICTS, DataError, path
+from medlib.config import SEVERITIES, VERDICTS, DataError, files, path
 from medlib.feedback.simulated import PREFIX
 
 ADAPTER = "medgemma-lora"
@@ -188,7 +188,7 @@ def _connected(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
 
 def _make_private(file: Path) -> None:
     """An empty file that nobody else may read, if there is none; comments may contain patient data."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.private_folder(file.parent)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
