@@ -75,6 +75,10 @@ class MonitorCallback(TrainerCallback):
     def __init__(self, task, figures: dict[str, str]) -> None:
         self.task, self.figures = task, figures
 
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if state.global_step:  # an interrupted run goes on
+            self.task.monitor.resumed(json.loads(self._history(args, state).read_text()))
+
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if "loss" not in logs:  # TRL's summary at the end
             return
@@ -83,8 +87,11 @@ class MonitorCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args, state, control, **_) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        provenance.write_json_atomic(folder / "history.json", self.task.monitor.history)
+        provenance.write_json_atomic(self._history(args, state), self.task.monitor.history)
+
+    @staticmethod
+    def _history(args, state) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "history.json"
 
 
 def run(task, trainer) -> None:
@@ -92,10 +99,7 @@ def run(task, trainer) -> None:
     hooks.float_adapter(task.model)
     trainer.remove_callback(PrinterCallback)
     folder = Path(trainer.args.output_dir)
-    last = last_whole_checkpoint(folder)
-    if last:
-        task.monitor.history[:] = json.loads((Path(last) / "history.json").read_text())
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     shutil.rmtree(folder, ignore_errors=True)
 
 
