@@ -251,7 +251,8 @@ def claims(results: Results) -> list[dict]:
         claim = "both members of a counterfactual pair are right"
         rows.append((claim, "≥ 85%", rate_text(pairs), pairs["value"] >= 0.85))
     if results.has(ADAPTER, "val"):
-        line = calibration_line(stats.calibrated(results.of(ADAPTER, "heldout"), temperatures(results)[ADAPTER]))
+        temperature = temperatures(results).get(ADAPTER, 1.0)
+        line = calibration_line(stats.calibrated(results.of(ADAPTER, "heldout"), temperature))
         slope, intercept = line["slope"], line["intercept"]
         is_met = (
             SLOPE[0] <= slope["low"] and slope["high"] <= SLOPE[1] and intercept["low"] <= 0 <= intercept["high"]
@@ -285,7 +286,7 @@ def at_prevalence(config: RunConfig, results: Results) -> pd.DataFrame:
     rows = {
         names.get(name, name): _projected(config, f, config.error_prevalence) for name, f in _two_sided(results)
     }
-    return pd.DataFrame([{"System": name, **row} for name, row in rows.items()])
+    return pd.DataFrame([{"System": name, **row} for name, row in rows.items()] or {"System": []})
 
 
 def by_prevalence(config: RunConfig, results: Results, system: str = ADAPTER) -> pd.DataFrame:

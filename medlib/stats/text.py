@@ -1,4 +1,4 @@
-"""Numbers as text: the one place that formats rates, points, p-values, counts, money and tables of results."""
+"""Numbers as text: the one place that formats rates, points, p-values, counts and tables of results."""
 
 from __future__ import annotations
 
@@ -95,11 +95,6 @@ def _cells_text(cells: Mapping) -> str:
 def cells_text(rate: Mapping | None) -> str:
     """The interval of a rate's clusters: ``[80.3, 96.3] (33 cells)``; n/a without clusters."""
     return f"{rate_text(rate).partition(' ')[2]} ({rate['clusters']:,} cells)" if rate else "n/a"
-
-
-def usd(value: float | None) -> str:
-    """US dollars without cents and sign."""
-    return number(value, ",.0f")
 
 
 def two_digits(value: float) -> str:
