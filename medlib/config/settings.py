@@ -25,8 +25,10 @@ ROWS = (
     "biomedclip",
     "biomedclip-probe",
     "medgemma",
+    "two-questions",
     "medgemma-lora",
     "medgemma-lora+biomedclip",
+    "medgemma-sft",
     "medgemma-ppo",
     "medgemma-grpo",
     "medgemma-dpo",
@@ -121,7 +123,7 @@ class Suites(BaseModel):
     test_pairs: int = Field(1000, ge=1, description="pairs of the held-out suite")
     contradiction_pairs: int = Field(200, ge=4, description="pairs whose note contradicts the image")
     corruption_pairs: int = Field(24, ge=4, description="pairs shown through each altered image")
-    calibration_pairs: int = Field(600, ge=12, description="pairs on which the decision threshold is chosen")
+    calibration_pairs: int = Field(600, ge=12, description="pairs for the threshold, and as many for tuning")
 
 
 class Scoring(BaseModel):
@@ -171,7 +173,7 @@ class RL(BaseModel):
     """How the adapter learns from feedback."""
 
     rl_methods: Neutral[tuple[str, ...]] = Field(
-        ("ppo", "grpo", "dpo"), description="ways of learning from feedback"
+        ("sft", "ppo", "grpo", "dpo"), description="ways of learning from feedback"
     )
     rl_seeds: Neutral[int] = Field(3, ge=1, description="runs of each method")
     rl_epochs: float = Field(4, gt=0, description="passes over the training cases: the budget of every method")
@@ -180,6 +182,7 @@ class RL(BaseModel):
     rl_samples: int = Field(4, ge=2, description="answers drawn for a case (PPO, GRPO)")
     rl_beta: float = Field(0.05, ge=0, description="weight of the KL divergence from the supervised adapter")
     rl_kl_limit: float = Field(2.0, gt=0, description="nats from the supervised adapter at which a run is stopped")
+    sft_lr: float = Field(1e-5, gt=0)
     ppo_lr: float = Field(1e-5, gt=0)
     grpo_lr: float = Field(1e-5, gt=0)
     dpo_lr: float = Field(1e-5, gt=0)
@@ -192,8 +195,21 @@ class Threshold(BaseModel):
     risk_confidence: float = Field(0.9, gt=0, lt=1, description="probability with which that holds")
 
 
+class Use(BaseModel):
+    """What errors are like where the auditor would be used; assumed, so say what holds for you."""
+
+    error_prevalence: Neutral[float] = Field(0.03, gt=0, lt=1, description="share of decisions that are errors")
+    note_prevalence: Neutral[float] = Field(
+        0.02, ge=0, lt=1, description="share of notes that contradict the image"
+    )
+    miss_weights: Neutral[tuple[float, float, float]] = Field(
+        (1.0, 2.0, 4.0),
+        description="what a missed moderate, high and critical error weighs; a query without need weighs 1",
+    )
+
+
 #: Every field of `RunConfig` belongs to exactly one of these.
-STAGES = (Run, Model, Data, Training, Suites, Scoring, Benchmark, Api, Feedback, Reward, RL, Threshold)
+STAGES = (Run, Model, Data, Training, Suites, Scoring, Benchmark, Api, Feedback, Reward, RL, Threshold, Use)
 Part = type[BaseModel] | str  # a stage, or the name of one field
 
 

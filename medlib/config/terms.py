@@ -19,4 +19,5 @@ STANDIN_NOTICE = (
     "data to report; they say nothing about MedGemma or about patients."
 )
 
-METHODS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
+#: Ways of learning from feedback; SFT is the comparator: supervised on the same cases, labels and visits.
+METHODS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}

@@ -53,9 +53,12 @@ class OwnSuites:
         return self._suite(f"{side}-{pairs}-{config.seed}", self._pairs(side, pairs, config.seed))
 
     def further(self, config: RunConfig, use: str, side: str, pairs: int, notes: int = 0) -> Suite:
-        """More cases of a side: other pairs around its images; of given cases, some of those that there are."""
+        """More cases of a side: other pairs around its images; of given cases, some of those that there are.
+
+        Of given cases, "tuning" and "calibration" share no group.
+        """
         if self.data.kind == "cases":
-            cases = self._cases(side)
+            cases = _half(self._cases(side), use)
             rows = np.random.default_rng([config.seed, len(cases)]).permutation(len(cases))[: 2 * (pairs + notes)]
             return self._suite(f"{use}-{side}", [cases[i] for i in sorted(rows)])
         cases = self._pairs(side, pairs, config.seed, use) + self._notes(side, notes, config.seed, use)
@@ -72,6 +75,11 @@ class OwnSuites:
         if self.data.kind == "cases":
             return heldout.rows([])
         return variants.paraphrase(heldout, config.seed, self.lexicon)
+
+    def demographics(self, config: RunConfig) -> Suite:
+        """The held-out pairs around labelled images with other patients; empty for given cases."""
+        heldout = self.suite(config, "test")
+        return heldout.rows([]) if self.data.kind == "cases" else variants.other_patients(heldout, self.lexicon)
 
     def findings_of(self, modality: str) -> list[Finding]:
         """Findings of a modality that the lexicon knows; of labelled images those that occur."""
@@ -140,6 +148,15 @@ def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
     suites = OwnSuites(data, sides, words)
     print("\n".join(suites.notes()), flush=True)
     return suites
+
+
+def _half(cases: list[LabelledCase], use: str) -> list[LabelledCase]:
+    """Every other group for tuning, the rest for calibration; all cases for any other use."""
+    uses = ("tuning", "calibration")
+    if use not in uses:
+        return cases
+    mine = set(sorted({str(case.factors["pair"]) for case in cases})[uses.index(use) :: 2])
+    return [case for case in cases if str(case.factors["pair"]) in mine]
 
 
 def _source(case: LabelledCase) -> str:

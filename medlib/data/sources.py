@@ -125,13 +125,25 @@ def _with_notes(config: RunConfig, use: str, split: str, pairs: int, notes: int)
     return generated(f"{use}-{pairs}-{notes}-{seed}", scenarios, split=split, pairs=pairs, notes=notes, seed=seed)
 
 
+def tuning(config: RunConfig) -> Suite:
+    """Cases on which settings and methods are chosen: in the words of validation, as many as `calibration` has.
+
+    Nothing else is chosen on them, and no case is in `calibration`.
+    """
+    return _in_words_of_validation(config, "tuning")
+
+
 def calibration(config: RunConfig) -> Suite:
-    """Cases on which the decision threshold is chosen: in the words of validation, never trained on."""
+    """Cases on which the decision threshold is chosen and nothing else: in the words of validation."""
+    return _in_words_of_validation(config, "calibration")
+
+
+def _in_words_of_validation(config: RunConfig, use: str) -> Suite:
     pairs, seed = config.calibration_pairs, config.seed
     if config.data_dir:
-        return own_suites.of(config).further(config, "calibration", "val", pairs)
-    scenarios = grammar.generate("val", pairs, seed, "calibration")
-    return generated(f"calibration-{pairs}-{seed}", scenarios, split="val", pairs=pairs, seed=seed)
+        return own_suites.of(config).further(config, use, "val", pairs)
+    scenarios = grammar.generate("val", pairs, seed, use)
+    return generated(f"{use}-{pairs}-{seed}", scenarios, split="val", pairs=pairs, seed=seed)
 
 
 def contradiction(config: RunConfig, split: str, pairs: int | None = None) -> Suite:
@@ -154,6 +166,13 @@ def paraphrase(config: RunConfig) -> Suite:
     if config.data_dir:
         return own_suites.of(config).paraphrase(config)
     return variants.paraphrase(suite(config, "test"), config.seed)
+
+
+def demographics(config: RunConfig) -> Suite:
+    """The held-out suite with patients of another age and sex; empty for given cases."""
+    if config.data_dir:
+        return own_suites.of(config).demographics(config)
+    return variants.other_patients(suite(config, "test"))
 
 
 def together(name: str, suites: list[Suite]) -> Suite:

@@ -125,6 +125,31 @@ def paraphrase(suite: Suite, seed: int = 0, lexicon: Lexicon = LEXICON) -> Suite
     return replace(suite, name=f"{suite.name}-paraphrase", scenarios=scenarios)
 
 
+def other_patients(suite: Suite, lexicon: Lexicon = LEXICON) -> Suite:
+    """The suite with patients of another age and sex: images, words, verdicts and ids stay.
+
+    No verdict of a generated case depends on either, so none may change. Adults stay adults (age is mirrored
+    between 25 and 85 years) and children children; a modality of one sex keeps it, and so do patients whose sex
+    is not stated.
+    """
+    scenarios = [
+        s.model_copy(update={"patient": s.patient.model_copy(update=_other_patient(s, lexicon))})
+        for s in suite.scenarios
+    ]
+    return replace(suite, name=f"{suite.name}-demographics", scenarios=scenarios)
+
+
+def _other_patient(scenario: LabelledCase, lexicon: Lexicon) -> dict:
+    age, sex = scenario.patient.age, scenario.patient.sex
+    youngest, oldest = grammar.ADULTS if (age or 0) >= 18 else (0, 17)
+    entry = lexicon.modalities.get(scenario.modality)
+    swapped = {"female": "male", "male": "female"}.get(sex or "", sex)
+    return {
+        "age": None if age is None else max(youngest, youngest + oldest - age),
+        "sex": sex if entry and entry.sex else swapped,
+    }
+
+
 def _finding_phrases(scenario: LabelledCase, lexicon: Lexicon) -> list[str]:
     """The sentences of one split that say what the note says; a note without a degree gets none."""
     for finding in lexicon.findings_of(scenario.modality):

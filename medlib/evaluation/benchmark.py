@@ -28,7 +28,7 @@ from medlib.data import ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
 from medlib.evaluation import compare_methods, summary
-from medlib.evaluation.results import Results
+from medlib.evaluation.results import Results, run_seed
 from medlib.evaluation.summary import FUSED
 from medlib.models import loading
 from medlib.models.standin import own as standin_own
@@ -38,15 +38,22 @@ from medlib.training import core_folds, record
 #: Systems that look, and were fitted to the task: asked about altered and foreign images too.
 LOOKING = ("biomedclip-probe", ADAPTER)
 #: Systems whose answers take a model long enough to be worth a process of their own.
-MODELS = ("biomedclip", "biomedclip-probe", BASE, ADAPTER, *(f"medgemma-{method}" for method in METHODS))
+MODELS = (
+    "biomedclip",
+    "biomedclip-probe",
+    BASE,
+    "two-questions",
+    ADAPTER,
+    *(f"medgemma-{method}" for method in METHODS),
+)
 #: Systems that do not see what an image shows.
 BLIND = ("constant", "heuristics", "keyword-probe", "image-statistics")
 #: Systems that can answer before there is an adapter.
-WITHOUT_ADAPTER = (*BLIND, "biomedclip", "biomedclip-probe", BASE)
+WITHOUT_ADAPTER = (*BLIND, "biomedclip", "biomedclip-probe", BASE, "two-questions")
 #: Answers that a model gives in about the time in which a process starts and loads it.
 MANY = 500
 #: Systems that learned nothing from core24, so that all 24 cases are held out for them.
-UNTRAINED = ("constant", "heuristics", "biomedclip", BASE)
+UNTRAINED = ("constant", "heuristics", "biomedclip", BASE, "two-questions")
 
 
 class Benchmark:
@@ -110,7 +117,7 @@ def _session(config: RunConfig) -> Session:
 
 def without_adapter(config: RunConfig) -> None:
     """Answer and train everything that does not wait for the adapter, so that it can be done beside training."""
-    for draw in (sources.feedback, sources.monitoring, sources.calibration):
+    for draw in (sources.feedback, sources.monitoring, sources.tuning, sources.calibration):
         draw(config)
     sources.contradiction(config, "val")
     run = Benchmark(config)
@@ -158,6 +165,7 @@ def _ask_everyone(run: Benchmark) -> None:
     run.ask(everyone, run.suites["val"], "val")
     run.ask(everyone, sources.contradiction(config, "test"), "contradiction")
     run.ask(everyone, sources.paraphrase(config), "paraphrase")
+    run.ask(everyone, sources.demographics(config), "demographics")
     for view, suite in variants.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
     run.ask(LOOKING, ood.out_of_distribution(), "ood")
@@ -166,9 +174,11 @@ def _ask_everyone(run: Benchmark) -> None:
 def after_feedback(config: RunConfig) -> Results:
     """The supervised adapter and every run that learned from feedback, on the suites that compare them."""
     names = compare_methods.run_names(config)
+    first = [name for name in names if not run_seed(name)[1]]
     with runs.alone(config.run_dir):
         run = Benchmark(config, (*names, FUSED))
-        run.ask([*names, FUSED], sources.calibration(config), "calibration")
+        run.ask([*first, FUSED], sources.calibration(config), "calibration")
+        run.ask(names, sources.tuning(config), "tuning")
         run.ask(names, sources.contradiction(config, "val"), "val_contradiction")
         run.ask([*names, FUSED], run.suites["test"], "heldout")
         run.ask([*names, FUSED], sources.contradiction(config, "test"), "contradiction")

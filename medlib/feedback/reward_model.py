@@ -51,7 +51,8 @@ def fingerprint(config: RunConfig) -> str:
     adapter = loading.file_hash(adapter_dir(config) / "adapter_model.safetensors")
     chosen = preferences[["key", "chosen", "severity"]].to_dict(orient="records")
     settings = config.of(Run, Model, Training, Reward, "rl_batch")
-    return provenance.digest([loading.weights_hash(config.model), adapter, chosen, settings])
+    rule = stats.PRIOR, stats.FOLDS  # of its temperature
+    return provenance.digest([loading.weights_hash(config.model), adapter, chosen, settings, rule])
 
 
 def metadata(config: RunConfig) -> dict:
@@ -102,7 +103,7 @@ def _train(config: RunConfig, out: Path, current: str) -> None:
     seconds = time.time() - started
     margin = margins(model, processor, suite.rows(withheld), config)
     right = preferences["chosen"].to_numpy()[withheld] == VERDICTS[0]
-    temperature = stats.fit_temperature(probability(margin), right)
+    temperature = stats.fit_temperature(probability(margin), right, preferences["pair"].iloc[withheld])
     _save(
         model,
         processor,
@@ -114,6 +115,8 @@ def _train(config: RunConfig, out: Path, current: str) -> None:
             "temperature": temperature,
             "preferences": len(learned),
             "temperature_preferences": len(withheld),
+            "log_loss_before": stats.log_loss(probability(margin), right),
+            "log_loss_after": stats.log_loss(probability(margin, temperature), right),
             "simulated": bool(preferences["simulated"].any()),
             "history": [entry for entry in trainer.state.log_history if "loss" in entry],
             "wall_seconds": round(seconds, 1),

@@ -45,7 +45,6 @@ SCORES = {
     "spread": "Spread (points)",
     "ece": "Calibration error",
     "constant_answer_share": "Most frequent answer",
-    "expected_cost": "US dollars lost / 1000 cases",
 }
 
 NOT_A_DEVICE = (

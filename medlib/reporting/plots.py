@@ -519,6 +519,37 @@ def coverage_curve(
 
 
 @styled
+def decision_curve(table: pd.DataFrame, title: str = "Net benefit") -> Figure:
+    """Net benefit against the probability of an error from which one queries, beside querying all and nothing.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `medlib.stats.prevalence.decision_curve`.
+    title : str
+    """
+    _needed_columns("decision_curve", table, "threshold", "net_benefit", "low", "high", "query_all")
+    figure = _new_figure(4.6, title)
+    axes = figure.subplots()
+    x = table["threshold"]
+    axes.fill_between(x, table["low"], table["high"], color=BLUE, alpha=0.15, linewidth=0)
+    axes.plot(x, table["net_benefit"], "o-", color=BLUE, markersize=5, label="the system, band: 95% interval")
+    axes.plot(x, table["query_all"], "--", color=ORANGE, label="query everything")
+    axes.axhline(0, color=GREY, linestyle=":", label="query nothing")
+    # querying everything soon costs more than there is to gain
+    top = table["high"].max()
+    axes.set(
+        ylim=(-0.6 * top, 1.1 * top),
+        xlabel="Query from this probability of an error on",
+        ylabel="Net benefit, errors caught\nin 1,000 cases",
+    )
+    _per_cent(axes.xaxis)
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=2)
+    return _finish(figure)
+
+
+@styled
 def corruption_lines(
     table: pd.DataFrame, clean: Mapping | float, title: str = "Accuracy when the image gets worse"
 ) -> Figure:

@@ -103,9 +103,9 @@ def _row_name(name: str, names: dict[str, str]) -> str:
 
 
 SUITE_TITLES = {
-    "heldout": "Held-out suite, and the adapter with a part of the input withheld",
-    "core24_val": "Core set, 8 validation cases",
-    "core24_folds": "Core set, all 24, leave one image group out (adapter of the other core cases only)",
+    "heldout": "Held-out suite (drawn images), and the adapter with a part of the input withheld",
+    "core24_val": "Core set, 8 validation cases (drawn images unless real ones are given)",
+    "core24_folds": "Core set, all 24 (same images), leave one image group out (adapter of the others only)",
 }
 
 

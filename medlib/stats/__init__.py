@@ -1,18 +1,22 @@
 """Pure functions over arrays and tables: rates with intervals, scores, paired tests, calibration."""
 
 from medlib.stats.calibration import (
+    FOLDS,
+    PRIOR,
     SMALLEST,
     TEMPERATURES,
     abstention_threshold,
     apply_temperature,
     calibrated,
+    calibration_line,
     certainty,
     checked_probabilities,
     expected_calibration_error,
     fit_temperature,
+    log_loss,
     selective,
 )
-from medlib.stats.paired import cases_needed, compare, compare_all, consistency, holm
+from medlib.stats.paired import cases_needed, compare, compare_all, consistency, flip_test, holm
 from medlib.stats.predictions import (
     checked,
     pair_accuracy,
@@ -22,11 +26,20 @@ from medlib.stats.predictions import (
     without_missing,
     write_predictions,
 )
-from medlib.stats.proportions import NAN, RESAMPLES, bootstrap_interval, cluster_numbers, proportion
+from medlib.stats.proportions import (
+    NAN,
+    RESAMPLES,
+    bootstrap_interval,
+    cluster_numbers,
+    clustered_proportion,
+    proportion,
+)
 from medlib.stats.scores import by_group, score
 
 __all__ = [
+    "FOLDS",
     "NAN",
+    "PRIOR",
     "RESAMPLES",
     "SMALLEST",
     "TEMPERATURES",
@@ -35,17 +48,21 @@ __all__ = [
     "bootstrap_interval",
     "by_group",
     "calibrated",
+    "calibration_line",
     "cases_needed",
     "certainty",
     "checked",
     "checked_probabilities",
     "cluster_numbers",
+    "clustered_proportion",
     "compare",
     "compare_all",
     "consistency",
     "expected_calibration_error",
     "fit_temperature",
+    "flip_test",
     "holm",
+    "log_loss",
     "pair_accuracy",
     "prediction_row",
     "predictions_table",

@@ -12,7 +12,11 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from scipy.stats import binned_statistic
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
 from statsmodels.stats.proportion import proportion_confint
+
+from medlib.stats.proportions import NAN, cluster_numbers
 
 
 def expected_calibration_error(p, y, bins: int = 15) -> float:
@@ -57,16 +61,19 @@ def checked_probabilities(p, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 TEMPERATURES = 0.05, 20.0  # coolest and warmest that are tried
+PRIOR = 0.25  # scale of the Laplace prior on log T
+FOLDS = 5  # of the cross-validation of a temperature
 SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1, so that their logits are finite
 
 
-def fit_temperature(p_correct, is_correct) -> float:
-    """The temperature that makes validation probabilities most likely.
+def fit_temperature(p_correct, is_correct, groups=None) -> float:
+    """The temperature that makes validation probabilities most likely, or 1 if that does not carry over.
 
-    Minimises the mean negative log-likelihood of ``expit(logit(p_correct) / T)`` over T from 0.05
-    to 20; above 1 the model was too sure of itself, below 1 not sure enough. The targets are
-    smoothed as Platt did, ``(n + 1) / (n + 2)`` for n scenarios of a verdict: without that, a
-    validation suite without a mistake would call for unlimited certainty.
+    Minimises the negative log-likelihood of ``expit(logit(p_correct) / T)`` over T from 0.05 to 20, with a
+    Laplace prior on log T of mean 0 and scale `PRIOR`: few mistakes say little, and without a prior a validation
+    suite without a mistake would call for unlimited certainty. Above 1 the model was too sure of
+    itself, below 1 not sure enough. In cross-validation the temperatures of the other folds must make the cases
+    of a fold likelier than they are, or the answer is 1.
 
     Parameters
     ----------
@@ -74,11 +81,13 @@ def fit_temperature(p_correct, is_correct) -> float:
         Probability of CORRECT on validation scenarios; exactly 0 and 1 are allowed.
     is_correct : array_like of bool, shape (n,)
         True where the gold verdict is CORRECT.
+    groups : Series, optional
+        Names of what is not independent, such as pairs; a group is in one fold.
 
     Returns
     -------
     float
-        1.0 if every probability is 0.5, which no temperature changes.
+        1.0 also if every probability is 0.5, which no temperature changes.
 
     Raises
     ------
@@ -88,22 +97,36 @@ def fit_temperature(p_correct, is_correct) -> float:
     References
     ----------
     C. Guo et al. (2017), "On calibration of modern neural networks", ICML.
-    J. Platt (1999), "Probabilistic outputs for support vector machines".
     """
     p, y = checked_probabilities(p_correct, is_correct)
     margin = np.where(y == 1, 1, -1) * _logits(p)  # in favour of the gold verdict
-    if not margin.any():
+    fold = (np.arange(len(p)) if groups is None else cluster_numbers(groups)) % FOLDS
+    if not margin.any() or len(np.unique(fold)) < 2:
         return 1.0
-    same = np.where(y == 1, y.sum(), len(y) - y.sum())  # scenarios of the same gold verdict
-    target = (same + 1) / (same + 2)
+    gains = [
+        _loss(held) - _loss(held / _likeliest(rest))
+        for held, rest in ((margin[fold == k], margin[fold != k]) for k in np.unique(fold))
+    ]
+    return _likeliest(margin) if sum(gains) > 0 else 1.0
 
+
+def _likeliest(margin: np.ndarray) -> float:
     def loss(log_temperature: float) -> float:
-        scaled = margin * np.exp(-log_temperature)
-        return (target * np.logaddexp(0, -scaled) + (1 - target) * np.logaddexp(0, scaled)).mean()
+        return _loss(margin * np.exp(-log_temperature)) + abs(log_temperature) / PRIOR
 
-    # the loss is convex in 1 / T, so it has one valley in log T as well
     optimum = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(optimum.x))
+    return float(np.exp(optimum.x)) if abs(optimum.x) > 1e-4 else 1.0
+
+
+def _loss(margin: np.ndarray) -> float:
+    """Negative log-likelihood of the gold verdicts, in nats."""
+    return float(np.logaddexp(0, -margin).sum())
+
+
+def log_loss(p_correct, is_correct) -> float:
+    """Mean negative log-likelihood of the gold verdicts, in nats."""
+    p, y = checked_probabilities(p_correct, is_correct)
+    return _loss(np.where(y == 1, 1, -1) * _logits(p)) / len(p)
 
 
 def apply_temperature(p_correct, temperature: float) -> np.ndarray:
@@ -127,6 +150,54 @@ def apply_temperature(p_correct, temperature: float) -> np.ndarray:
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("p_correct holds values outside [0, 1]")
     return expit(_logits(p) / temperature)
+
+
+def calibration_line(p_correct, is_correct, groups=None) -> dict[str, dict]:
+    """Slope and intercept of the gold verdicts' log-odds over those that a model gives; 1 and 0 if calibrated.
+
+    The slope is that of a logistic regression on ``logit(p_correct)``: below 1 the model is too sure. The
+    intercept is that with the slope held at 1: above 0 the model says CORRECT with too low a probability.
+    A model of constant certainty has no slope, so neither it nor one without a mistake passes as calibrated.
+
+    Parameters
+    ----------
+    p_correct, is_correct : array_like, shape (n,)
+    groups : Series, optional
+        Names of what is not independent, such as pairs.
+
+    Returns
+    -------
+    dict
+        ``slope`` and ``intercept``: ``value``, ``low``, ``high`` (95%, cluster-robust, t distribution); nan where
+        they do not exist, because a value of p separates the verdicts or one verdict is missing.
+
+    References
+    ----------
+    D. R. Cox (1958), "Two further applications of a model for binary regression".
+    B. Van Calster et al. (2019), "Calibration: the Achilles heel of predictive analytics", BMC Medicine.
+    """
+    p, y = checked_probabilities(p_correct, is_correct)
+    x, ones = _logits(p), np.ones(len(p))
+    groups = np.arange(len(p)) if groups is None else cluster_numbers(groups)
+    none = {"value": NAN, "low": NAN, "high": NAN}
+    if len(np.unique(y)) < 2 or len(np.unique(groups)) < 3:
+        return {"slope": none, "intercept": none}
+    # where p separates the verdicts the likelihood has no maximum; with two certainties there is no line
+    separated = x[y == 1].min() >= x[y == 0].max() or x[y == 1].max() <= x[y == 0].min()
+    has_line = not separated and len(np.unique(np.abs(x))) > 1
+    return {
+        "slope": _regression(y, np.column_stack([x, ones]), None, groups) if has_line else none,
+        "intercept": _regression(y, ones, x, groups),
+    }
+
+
+def _regression(y, columns, offset, groups) -> dict:
+    """First coefficient of a logistic regression with its interval."""
+    options = {"cov_type": "cluster", "cov_kwds": {"groups": groups}, "use_t": True}
+    with np.errstate(over="ignore"):  # of probabilities that are certain and wrong
+        fit = GLM(y, columns, family=Binomial(), offset=offset).fit(**options)
+    low, high = np.asarray(fit.conf_int())[0]
+    return {"value": float(np.asarray(fit.params)[0]), "low": float(low), "high": float(high)}
 
 
 def _logits(p: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
 from medlib.stats.predictions import checked
-from medlib.stats.proportions import bootstrap_interval, cluster_numbers, proportion
+from medlib.stats.proportions import RESAMPLES, bootstrap_interval, cluster_numbers, proportion
 
 
 def compare(
@@ -91,6 +91,29 @@ def compare(
             "p_cluster": float(p_cluster),
         }
     return result
+
+
+def flip_test(a: pd.DataFrame, b: pd.DataFrame, cluster: str, seed: int = 0) -> float:
+    """Two-sided p of "neither system is better", where the gains of whole clusters may have either sign.
+
+    Few large clusters differ in how much they gain, which a sign test ignores: a system that is far better on half
+    of them and a little worse on the rest would not be better by it.
+
+    Parameters
+    ----------
+    a, b, cluster
+        As for `compare`.
+    seed : int
+        Of `RESAMPLES` random signs of the clusters' gains; no p is below 1 / (1 + `RESAMPLES`).
+    """
+    columns = ["id", "verdict", "predicted", cluster]
+    a, b = _by_id("a", a, columns).sort_index(), _by_id("b", b, columns).sort_index()
+    if not a.index.equals(b.index):
+        raise ValueError("the systems saw different scenarios")
+    right = [(frame["verdict"] == frame["predicted"]).to_numpy(float) for frame in (a, b)]
+    gains = np.bincount(cluster_numbers(a[cluster]), right[0] - right[1])
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(RESAMPLES, len(gains)))
+    return float((1 + (np.abs(signs @ gains) >= abs(gains.sum()) - 1e-9).sum()) / (1 + RESAMPLES))
 
 
 def _by_id(name: str, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

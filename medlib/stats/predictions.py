@@ -22,9 +22,32 @@ def prediction_row(scenario, p_correct: float) -> dict:
         "source": scenario.factors.get("source"),
         "pair": scenario.factors.get("pair"),
         "pair_kind": scenario.factors.get("pair_kind"),
+        "cell": _cell(scenario),
+        "sex": scenario.patient.sex,
+        "age_band": _age_band(scenario.patient.age),
         "p_correct": p_correct,
         "predicted": "CORRECT" if p_correct >= 0.5 else "ERROR",
     }
+
+
+def _age_band(age: int | None) -> str | None:
+    """``40-59`` of an age in years."""
+    bands = {18: "0-17", 40: "18-39", 60: "40-59", 121: "60+"}
+    return None if age is None else next(name for end, name in bands.items() if age < end)
+
+
+def _cell(scenario) -> str | None:
+    """What a case shares with others beyond its pair: the patient's group, or what is shown and what is done.
+
+    Drawn images of one finding look alike, and there are few findings and kinds of care: thousands of drawn cases
+    are far from as many independent ones.
+    """
+    factors = scenario.factors
+    if group := factors.get("group") or factors.get("image_group"):
+        return f"group {group}"
+    if "image_finding" in factors and "care" in factors:
+        return f"{scenario.modality}: {factors['image_finding']}, {factors['care']}"
+    return factors.get("pair")
 
 
 def predictions_table(scenarios: list, answered: pd.DataFrame) -> pd.DataFrame:

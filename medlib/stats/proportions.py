@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 from statsmodels.stats.proportion import proportion_confint
 
 NAN = float("nan")
@@ -43,6 +44,46 @@ def proportion(successes: int, n: int, level: float = 0.95) -> dict:
     # at 0 and n the limit equals the value but for rounding
     low, high = min(max(float(low), 0.0), value), max(min(float(high), 1.0), value)
     return {"value": value, "n": int(n), "low": low, "high": high}
+
+
+def clustered_proportion(successes, names: pd.Series, level: float = 0.95) -> dict:
+    """A proportion with a Wilson interval for as many cases as the clusters are worth.
+
+    The effective number of cases is ``value * (1 - value)`` over the variance that the clusters show, at most as
+    many as there are, and less for few clusters (t distribution). Where no cluster differs from another nothing
+    is known of that variance, and every cluster counts as one case.
+
+    Parameters
+    ----------
+    successes : array_like of bool, shape (n,)
+    names : Series
+        Cluster of every case; see `cluster_numbers`.
+    level : float
+
+    Returns
+    -------
+    dict
+        ``value``, ``n``, ``low``, ``high`` as of `proportion`; ``clusters``, ``effective_n``.
+
+    References
+    ----------
+    E. L. Korn and B. I. Graubard (1998), "Confidence intervals for proportions with small expected number of
+    positive counts estimated from survey data", Survey Methodology 24.
+    """
+    right, numbers = np.asarray(successes, dtype=float), cluster_numbers(names)
+    n, value = len(right), float(right.mean())
+    surplus = np.bincount(numbers, right - value)  # of a cluster over what the mean would give it
+    clusters = len(surplus)
+    if clusters < 2:
+        return {"value": value, "n": n, "low": 0.0, "high": 1.0, "clusters": clusters, "effective_n": 1.0}
+    variance = clusters / (clusters - 1) * float((surplus**2).sum()) / n**2
+    effective = float(clusters)
+    if variance > 1e-12:
+        few = t.ppf((1 + level) / 2, n - 1) / t.ppf((1 + level) / 2, clusters - 1)
+        effective = min(value * (1 - value) / variance * few**2, float(n))
+    low, high = proportion_confint(value * effective, effective, alpha=1 - level, method="wilson")
+    low, high = min(max(float(low), 0.0), value), max(min(float(high), 1.0), value)
+    return {"value": value, "n": n, "low": low, "high": high, "clusters": clusters, "effective_n": effective}
 
 
 def cluster_numbers(names: pd.Series) -> np.ndarray:

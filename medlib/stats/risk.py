@@ -6,12 +6,12 @@ learn then test, through `mapie`: of all thresholds whose rate of missed critica
 most ``level``, the one with the fewest false alarms. The guarantee is:
 
     With probability ``confidence`` over the draw of the calibration cases, at most a share ``level`` of the
-    critical errors among new cases *of the same distribution* is missed.
+    critical errors among new cases *of the same kinds, without contradicting notes,* is missed.
 
-It does not cover other hospitals, other wording or other images, a single modality or severity, false alarms
-or a single case: these are measured, see `measure`. If the same cases also serve to pick one of several
-systems, the guarantee must hold for all of them at once: pass their number as ``systems``, and the error
-probability is divided among them (Bonferroni).
+It does not cover new kinds of cases, other hospitals, other wording or other images, a single modality or
+severity, false alarms or a single case: these are measured, see `measure`. If the same cases also serve to pick
+one of several systems, the guarantee must hold for all of them at once: pass their number as ``systems``, and
+the error probability is divided among them (Bonferroni).
 
 The test of one threshold is the exact binomial test, so "shown" means: the one-sided Clopper-Pearson limit of
 its rate of missed critical errors at ``confidence`` is at most ``level``. The rate can only fall as the
@@ -22,7 +22,8 @@ Zero misses on n critical cases show a rate of ``1 - (1 - confidence) ** (1 / n)
 lower one. At that level, learn then test *is* the rule "no critical miss at the fewest false alarms"; it is
 the default of `choose`.
 
-Tables are those of `medlib.stats.scores`; cases are assumed to be independent.
+Tables are those of `medlib.stats.scores`; cases are assumed to be independent. Those of one cell (what is shown
+and what is done) are not, so `Choice.level_by_cell` says what the same cases show if a cell counts as one case.
 
 References
 ----------
@@ -46,7 +47,7 @@ from statsmodels.stats.proportion import proportion_confint
 from medlib.stats.calibration import checked_probabilities
 from medlib.stats.proportions import proportion
 from medlib.stats.scores import score
-from medlib.stats.text import misses_text, percent, points, rate_text, targets_table
+from medlib.stats.text import TOO_FEW, cells_text, misses_text, percent, rate_text, spread_text, targets_table
 
 EVEN = 0.5
 #: Above every probability: every treatment is called an ERROR, so no error is missed and every valid one is
@@ -81,6 +82,8 @@ class Choice:
         ``confidence`` and ``systems``.
     systems : int
         Number of systems for which the guarantee holds at once.
+    cells : int or None
+        Cells in which the critical errors lie; None if they are not known.
     """
 
     rule: str
@@ -92,6 +95,14 @@ class Choice:
     confidence: float | None = None
     allowed: int | None = None
     systems: int = 1
+    cells: int | None = None
+
+    @property
+    def level_by_cell(self) -> float | None:
+        """Share of the cells in which a critical error is missed, at most; None unless none was missed."""
+        if self.confidence is None or not self.cells or self.misses:
+            return None
+        return upper_limit(0, self.cells, _shared(self.confidence, self.systems))
 
     @property
     def expected(self) -> float | None:
@@ -110,11 +121,18 @@ class Choice:
         misses = f"{self.allowed} or fewer misses" if self.allowed else "no miss"
         # the bound on the mean holds for one system, not for the one that the same cases have picked
         mean = f"; on average over such draws at most {percent(self.expected, 2)} (conformal risk control)"
+        by_cell = ""
+        if self.level_by_cell is not None:
+            by_cell = (
+                f" These cases lie in {self.cells:,} cells of what is shown and what is done: for new kinds of "
+                f"cases they show no more than that at most {percent(self.level_by_cell)} of the cells have such "
+                "a miss."
+            )
         return (
             f"With probability at least {percent(self.confidence, 0)} over the draw of the {self.critical:,} "
             f"critical calibration cases{together}, at most {percent(self.level, 2)} of the critical errors among "
-            f"new cases of the same distribution are called CORRECT (learn then test, shown by {misses} on "
-            f"calibration){mean if self.systems == 1 else ''}."
+            "new cases of the same kinds, without contradicting notes, are called CORRECT (learn then test, shown "
+            f"by {misses} on calibration){mean if self.systems == 1 else ''}.{by_cell}"
         )
 
 
@@ -177,7 +195,15 @@ def choose(
     allowed = np.flatnonzero(binom.cdf(np.arange(critical + 1), critical, level) <= 1 - alone).max()
     threshold = _learn_then_test(p, is_valid, level, alone)
     return _choice(
-        rule, p, is_valid, threshold, level=level, confidence=confidence, allowed=int(allowed), systems=systems
+        rule,
+        p,
+        is_valid,
+        threshold,
+        level=level,
+        confidence=confidence,
+        allowed=int(allowed),
+        systems=systems,
+        cells=_cells(calibration),
     )
 
 
@@ -206,6 +232,12 @@ def _choice(rule: str, p: np.ndarray, is_valid: np.ndarray, threshold: float, **
     alarms = proportion(int((p[is_valid] < threshold).sum()), int(is_valid.sum()))
     misses = int((p[~is_valid] >= threshold).sum())
     return Choice(rule, float(threshold), int((~is_valid).sum()), misses, alarms, **guarantee)
+
+
+def _cells(frame: pd.DataFrame) -> int | None:
+    """Cells of the critical errors; None if the table does not name them."""
+    is_critical = (frame["verdict"] == "ERROR") & (frame["severity"] == "critical")
+    return int(frame.loc[is_critical, "cell"].nunique()) or None if "cell" in frame else None
 
 
 def _valid_and_critical(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +288,8 @@ def measure(frame: pd.DataFrame) -> dict:
     -------
     dict
         ``critical_misses`` (``count``, ``n``, ``upper``: one-sided 95% Clopper-Pearson limit), ``false_alarms``
-        and ``accuracy`` (`stats.proportion`, two-sided 95%), ``spread`` (points, over modalities).
+        and ``accuracy`` (`stats.proportion`, two-sided 95%), ``accuracy_by_cell`` (None without cells), ``spread``
+        (points, over modalities) and ``spread_interval``.
     """
     scores = score(frame)
     valid = frame["verdict"] == "CORRECT"
@@ -265,8 +298,11 @@ def measure(frame: pd.DataFrame) -> dict:
         "critical_misses": scores["critical_misses"],
         "false_alarms": alarms,
         "accuracy": scores["accuracy"],
+        # or 2.0 points would count as 2.0000000000000018
         "spread": round(scores["spread"], 9),
-    }  # or 2.0 points would count as 2.0000000000000018
+        "spread_interval": scores["spread_interval"],
+        "accuracy_by_cell": scores.get("accuracy_by_cell"),
+    }
 
 
 def curve(frame: pd.DataFrame) -> pd.DataFrame:
@@ -304,12 +340,13 @@ def targets(frame: pd.DataFrame) -> pd.DataFrame:
     figures = measure(frame)
     missed, spread = figures["critical_misses"], figures["spread"]
     accuracy, alarms = figures["accuracy"], figures["false_alarms"]
+    by_cell = f"; by cell {cells_text(figures['accuracy_by_cell'])}" if figures["accuracy_by_cell"] else ""
     return targets_table(
         [
             (
                 "Accuracy",
                 f"≥ {percent(TARGETS['accuracy'], 0)}",
-                rate_text(accuracy),
+                f"{rate_text(accuracy)}{by_cell}",
                 accuracy["value"] >= TARGETS["accuracy"],
             ),
             (
@@ -327,7 +364,7 @@ def targets(frame: pd.DataFrame) -> pd.DataFrame:
             (
                 "Spread across modalities",
                 f"< {TARGETS['spread']:.0f} points",
-                f"{points(spread)} points",
+                f"{spread_text(figures)} points" if spread == spread else TOO_FEW,
                 spread < TARGETS["spread"],
             ),
         ]

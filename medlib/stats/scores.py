@@ -9,8 +9,8 @@ verdict         gold verdict, ``CORRECT`` or ``ERROR``
 p_correct       probability that the model gives to ``CORRECT``
 predicted       the more likely verdict, ``CORRECT`` or ``ERROR``
 severity        ``none``, ``moderate``, ``high`` or ``critical``, missing where not stated
-cost_impact     US dollars lost if the error goes through, missing where not stated
 pair            name of the counterfactual pair, missing for a single scenario (optional)
+cell            what is not independent beyond that, see `prediction_row` (optional)
 generated       free answer of the model (optional)
 parsed          verdict found in ``generated``, missing if none was found (optional)
 ==============  ==================================================================
@@ -28,7 +28,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from medlib.stats.calibration import expected_calibration_error
 from medlib.stats.predictions import checked
-from medlib.stats.proportions import NAN, bootstrap_interval, cluster_numbers, proportion
+from medlib.stats.proportions import NAN, RESAMPLES, clustered_proportion, proportion
+
+#: Cases of each modality below which no spread is reported.
+FEWEST = 50
 
 
 def score(predictions: pd.DataFrame) -> dict:
@@ -52,14 +55,15 @@ def score(predictions: pd.DataFrame) -> dict:
         - ``constant_answer_share``: share of the most frequent answer (1: always the same);
         - ``per_modality``: accuracy, sensitivity and specificity of each modality;
         - ``spread``: best minus worst accuracy over modalities, in percentage points, nan if
-          there is one modality only;
+          there is one modality only, or one has fewer than `FEWEST` cases;
+        - ``spread_interval``: ``low``, ``high`` and ``p``, see `spread`;
         - ``critical_misses``: ``count`` of critical errors called CORRECT among ``n``, and
-          ``upper``, the one-sided 95% Clopper-Pearson limit of their rate;
-        - ``expected_cost``: US dollars lost through missed errors, ``total`` and ``per_1000``
-          scenarios; nan if an error states no cost;
-        - ``accuracy_clustered`` (if there is a column ``pair`` with a value in it): the accuracy
-          with a 95% bootstrap interval that resamples whole pairs, because twins share words or
-          image; ``clusters`` is their number, a scenario without a pair being its own;
+          ``upper``, the one-sided 95% Clopper-Pearson limit of their rate; with a column ``cell``
+          also ``by_cell``: the same of the cells, a cell with any such miss counting as one;
+        - ``accuracy_clustered`` (if there is a column ``pair`` with a value in it) and
+          ``accuracy_by_cell`` (likewise ``cell``): the accuracy with the interval of
+          `clustered_proportion`, because twins share words or image, and all cases of a cell
+          what they show and what is done; a scenario without a name is its own cluster;
         - ``generation`` (if there is a free answer): ``parse_rate``, and ``accuracy`` with
           unparsed answers counted as wrong. Rows whose ``generated`` is missing were not
           generated and do not count; an empty answer is ``""`` and does.
@@ -69,16 +73,13 @@ def score(predictions: pd.DataFrame) -> dict:
     ValueError
         For no rows, a missing column or a bad value; names row and field.
     """
-    frame = checked(predictions, ("modality", "verdict", "p_correct", "predicted", "severity", "cost_impact"))
+    frame = checked(predictions, ("modality", "verdict", "p_correct", "predicted", "severity"))
     is_valid = (frame["verdict"] == "CORRECT").to_numpy()
     called_valid = (frame["predicted"] == "CORRECT").to_numpy()
     p_correct = frame["p_correct"].to_numpy(dtype=float)
     has_both = is_valid.any() and not is_valid.all()
     missed = frame[~is_valid & called_valid]
     per_modality = {str(name): _rates(rows) for name, rows in frame.groupby("modality")}
-    accuracies = [rates["accuracy"]["value"] for rates in per_modality.values()]
-    costs = pd.to_numeric(frame["cost_impact"])
-    cost = NAN if costs[~is_valid].isna().any() else float(costs[missed.index].sum())
     result = {
         "n": len(frame),
         **_rates(frame),
@@ -89,12 +90,12 @@ def score(predictions: pd.DataFrame) -> dict:
         "ece": expected_calibration_error(p_correct, is_valid),
         "constant_answer_share": frame["predicted"].value_counts(normalize=True).max(),
         "per_modality": per_modality,
-        "spread": 100 * (max(accuracies) - min(accuracies)) if len(accuracies) > 1 else NAN,
+        **spread([rates["accuracy"] for rates in per_modality.values()]),
         "critical_misses": _critical_misses(frame, missed),
-        "expected_cost": {"total": cost, "per_1000": 1000 * cost / len(frame)},
     }
-    if "pair" in frame and frame["pair"].notna().any():
-        result["accuracy_clustered"] = _clustered_accuracy(frame)
+    for key, column in {"accuracy_clustered": "pair", "accuracy_by_cell": "cell"}.items():
+        if column in frame and frame[column].notna().any():
+            result[key] = clustered_proportion(frame["verdict"] == frame["predicted"], frame[column])
     if "parsed" in frame or "generated" in frame:
         answers = frame[frame["generated"].notna()] if "generated" in frame else frame
         parsed = answers.get("parsed", pd.Series(index=answers.index))  # without a column no answer was parsed
@@ -105,6 +106,42 @@ def score(predictions: pd.DataFrame) -> dict:
             }
     # numpy scalars are not JSON
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in result.items()}
+
+
+def spread(rates: list[dict], level: float = 0.95) -> dict:
+    """Best minus worst of several rates, in points: an interval, and a test that all are one rate.
+
+    The best of several measured rates is too high and the worst too low, so the difference of rates that do not
+    differ is above 0. The interval allows for that: it is made of limits of the single rates that hold at once
+    (Wilson, Šidák), so it covers the true difference in at least ``level`` of samples of independent cases.
+
+    Parameters
+    ----------
+    rates : list of `proportion`
+
+    Returns
+    -------
+    dict
+        ``spread``; ``spread_interval``: ``low``, ``high``, and ``p`` of a chi-squared statistic among `RESAMPLES`
+        random divisions of the same cases. All nan unless there are two rates or more of `FEWEST` cases each.
+    """
+    n = np.array([rate["n"] for rate in rates])
+    if len(n) < 2 or n.min() < FEWEST:
+        return {"spread": NAN, "spread_interval": {"low": NAN, "high": NAN, "p": NAN}}
+    right = np.array([round(rate["value"] * rate["n"]) for rate in rates])
+    limits = [proportion(int(k), int(m), level ** (1 / len(n))) for k, m in zip(right, n)]
+    low = max(limit["low"] for limit in limits) - min(limit["high"] for limit in limits)
+    high = max(limit["high"] for limit in limits) - min(limit["low"] for limit in limits)
+    interval = {"low": 100 * max(low, 0.0), "high": 100 * high, "p": _homogeneity(right, n)}
+    return {"spread": float(100 * (max(right / n) - min(right / n))), "spread_interval": interval}
+
+
+def _homogeneity(right: np.ndarray, n: np.ndarray) -> float:
+    """Share of random divisions of as many right answers among the groups that are at least as uneven."""
+    divisions = np.random.default_rng(0).multivariate_hypergeometric(n, right.sum(), size=RESAMPLES)
+    # the chi-squared statistic but for a factor that all divisions share
+    uneven, found = (((counts - right.sum() * n / n.sum()) ** 2 / n).sum(-1) for counts in (divisions, right))
+    return float((1 + (uneven >= found - 1e-9).sum()) / (1 + RESAMPLES))
 
 
 def _rates(frame: pd.DataFrame) -> dict:
@@ -120,20 +157,18 @@ def _rates(frame: pd.DataFrame) -> dict:
 
 
 def _critical_misses(frame: pd.DataFrame, missed: pd.DataFrame) -> dict:
-    n = int(((frame["verdict"] == "ERROR") & (frame["severity"] == "critical")).sum())
-    count = int((missed["severity"] == "critical").sum())
+    critical = frame[(frame["verdict"] == "ERROR") & (frame["severity"] == "critical")]
+    missed = missed[missed["severity"] == "critical"]
+    result = _limited(len(missed), len(critical))
+    if "cell" in frame and critical["cell"].notna().any():
+        result["by_cell"] = _limited(missed["cell"].nunique(), critical["cell"].nunique())
+    return result
+
+
+def _limited(count: int, n: int) -> dict:
     # the upper end of a two-sided 90% interval is the one-sided 95% limit
     upper = proportion_confint(count, n, alpha=0.10, method="beta")[1] if n else NAN
     return {"count": count, "n": n, "upper": float(upper)}
-
-
-def _clustered_accuracy(frame: pd.DataFrame) -> dict:
-    right = (frame["verdict"] == frame["predicted"]).to_numpy()
-    cluster = cluster_numbers(frame["pair"])
-    hits, sizes = np.bincount(cluster, right), np.bincount(cluster)
-    order = np.lexsort((hits, sizes))  # the draws must not depend on the order of the rows
-    low, high = bootstrap_interval(hits[order], sizes[order], floor=0.0)
-    return {"value": float(right.mean()), "n": len(frame), "clusters": len(sizes), "low": low, "high": high}
 
 
 def by_group(predictions: pd.DataFrame, column: str) -> pd.DataFrame:

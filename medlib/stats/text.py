@@ -1,4 +1,4 @@
-"""Numbers as text: the one place that formats rates, points, p-values, counts, money and tables of results."""
+"""Numbers as text: the one place that formats rates, points, p-values, counts and tables of results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 
 SPACE = "\N{NO-BREAK SPACE}"
+
+#: In place of a spread where a modality has too few cases.
+TOO_FEW = "n/a: too few cases of a modality"
 
 # --- numbers ----------------------------------------------------------------------------------------
 
@@ -41,9 +44,27 @@ def rate_text(rate: Mapping, n: bool = False) -> str:
     return f"{percent(rate['value'])} [{low},{SPACE}{high}]" + (f" (n={rate['n']:,})" if n else "")
 
 
+def interval_text(figure: Mapping, form: str = ".2f") -> str:
+    """A figure that is no rate, with its interval: ``0.94 [0.71, 1.17]``; n/a if it is undefined."""
+    if pd.isna(figure["value"]):
+        return "n/a"
+    low, high = (number(figure[end], form) for end in ("low", "high"))
+    return f"{number(figure['value'], form)} [{low},{SPACE}{high}]"
+
+
 def points(value: float | None, sign: bool = False) -> str:
     """A difference in percentage points, to one decimal."""
     return number(value, "+.1f" if sign else ".1f")
+
+
+def spread_text(score: Mapping) -> str:
+    """Spread over modalities: ``2.0 [0.0, 4.5], p = 0.31`` in points; the p of a test that they are one rate."""
+    if pd.isna(score["spread"]):
+        return "n/a"
+    if not (interval := score.get("spread_interval")):  # of a file that an earlier version wrote
+        return points(score["spread"])
+    low, high = points(interval["low"]), points(interval["high"])
+    return f"{points(score['spread'])} [{low},{SPACE}{high}], {p_text(interval['p'])}"
 
 
 def difference_text(test: Mapping) -> str:
@@ -58,14 +79,22 @@ def p_text(p: float) -> str:
 
 
 def misses_text(missed: Mapping, digits: int = 1) -> str:
-    """Misses among critical errors with the one-sided 95% limit of their rate: ``5 of 50 (≤ 20.0%)``."""
+    """Misses among critical errors with the one-sided 95% limit of their rate: ``5 of 50 (≤ 20.0%)``.
+
+    If the cells are known, they follow: ``in 1 of 9 cells (≤ 42.9%)``.
+    """
     limit = f" (≤ {percent(missed['upper'], digits)})" if missed["n"] else ""
-    return f"{missed['count']:,} of {missed['n']:,}{limit}"
+    cells = f", in {_cells_text(missed['by_cell'])}" if missed.get("by_cell") else ""
+    return f"{missed['count']:,} of {missed['n']:,}{limit}{cells}"
 
 
-def usd(value: float | None) -> str:
-    """US dollars without cents and sign."""
-    return number(value, ",.0f")
+def _cells_text(cells: Mapping) -> str:
+    return f"{cells['count']:,} of {cells['n']:,} cells (≤ {percent(cells['upper'])})"
+
+
+def cells_text(rate: Mapping | None) -> str:
+    """The interval of a rate's clusters: ``[80.3, 96.3] (33 cells)``; n/a without clusters."""
+    return f"{rate_text(rate).partition(' ')[2]} ({rate['clusters']:,} cells)" if rate else "n/a"
 
 
 def two_digits(value: float) -> str:
@@ -86,11 +115,11 @@ def threshold_text(threshold: float) -> str:
 
 
 def over_seeds(values: Sequence[float], form: str = ".1f") -> str:
-    """Mean over seeds and, in brackets, least and greatest."""
+    """Mean over seeds, and least and greatest marked as such: ``5.5 (5.0 to 6.0, 3 seeds)`` is no interval."""
     if len(values) == 0:
         return "not run"
     mean, low, high = (format(of(values), form) for of in (np.mean, np.min, np.max))
-    return mean if len(values) == 1 else f"{mean} [{low.rstrip('%')},{SPACE}{high.rstrip('%')}]"
+    return mean if len(values) == 1 else f"{mean} ({low.rstrip('%')} to {high}, {len(values)} seeds)"
 
 
 # --- tables -----------------------------------------------------------------------------------------
@@ -105,7 +134,7 @@ def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFram
         Results of `medlib.stats.score` by name of the system.
     full : bool
         Also balanced accuracy, MCC, AUROC, Brier score, calibration error, critical misses (with
-        the one-sided 95% limit of their rate) and US dollars lost in 1,000 cases.
+        the one-sided 95% limit of their rate).
 
     Returns
     -------
@@ -118,9 +147,10 @@ def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFram
             "System": system,
             "n": f"{score['n']:,}",
             "Accuracy (95% CI)": rate_text(score["accuracy"], n=True),
+            "95% CI by cell": cells_text(score.get("accuracy_by_cell")),
             "Valid treatments recognised": rate_text(score["sensitivity"], n=True),
             "Errors caught": rate_text(score["specificity"], n=True),
-            "Spread (points)": points(score["spread"]),
+            "Spread (points)": spread_text(score),
         }
         if full:
             row |= {
@@ -130,7 +160,6 @@ def results_table(scores: Mapping[str, dict], full: bool = False) -> pd.DataFram
                 "Brier": number(score["brier"]),
                 "ECE": number(score["ece"]),
                 "Critical misses": misses_text(score["critical_misses"]),
-                "USD lost / 1,000": usd(score["expected_cost"]["per_1000"]),
             }
         rows.append(row)
     return pd.DataFrame(rows)

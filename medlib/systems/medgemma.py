@@ -53,7 +53,7 @@ def _system(session: Session, name: str, folder: Path | None) -> System:
 
     def bound(question):
         def ask(suite):
-            with _model(session, folder) as model:
+            with using(session, folder) as model:
                 return question(model, suite, session.config.eval_batch_size)
 
         return ask
@@ -79,7 +79,7 @@ def revision(session: Session, adapter: str = "") -> str:
 
 
 @contextlib.contextmanager
-def _model(session: Session, folder: Path | None):
+def using(session: Session, folder: Path | None):
     """The base with one adapter switched on, or none; the base alone while nobody asked for an adapter."""
     if folder == adapter_dir(session.config):
         yield session.adapted

@@ -15,7 +15,7 @@ from medlib.data.suite import Suite
 if TYPE_CHECKING:
     from medlib.systems.session import Session
 
-MODULES = ("text", "image_statistics", "biomedclip", "medgemma", "fusion", "openai_api")
+MODULES = ("text", "image_statistics", "biomedclip", "medgemma", "two_questions", "fusion", "openai_api")
 
 
 @dataclass(frozen=True)

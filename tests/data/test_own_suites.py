@@ -112,5 +112,9 @@ def test_given_cases_have_no_contradictions_and_calibrate_on_validation(cases):
     config = _config(cases)
     assert len(sources.contradiction(config, "test")) == len(sources.paraphrase(config)) == 0
     validation = {s.id for s in sources.suite(config, "val").scenarios}
-    assert {s.id for s in sources.calibration(config).scenarios} <= validation
+    calibration, tuning = sources.calibration(config), sources.tuning(config)
+    assert {s.id for s in calibration.scenarios} | {s.id for s in tuning.scenarios} <= validation
+    groups = [{s.factors["pair"] for s in part.scenarios} for part in (calibration, tuning)]
+    assert all(groups) and not groups[0] & groups[1]
+    assert len(sources.demographics(config)) == 0
     assert len(sources.described(config)) == len(FINDINGS) * EACH

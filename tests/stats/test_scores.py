@@ -1,5 +1,6 @@
 """Metrics against hand counts, scikit-learn / statsmodels, and properties."""
 
+import itertools
 import json
 import math
 
@@ -8,11 +9,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, chi2_contingency
+from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
 from medlib import stats
+from medlib.stats.scores import spread
 from medlib.stats.text import results_table, to_markdown
 
 
@@ -89,9 +92,7 @@ def test_score_by_hand():
     assert result["per_modality"]["xray"]["sensitivity"]["value"] == 1
     assert result["per_modality"]["mri"]["sensitivity"]["value"] == 1 / 2
     assert result["per_modality"]["xray"]["specificity"]["value"] == 1 / 2
-    assert result["spread"] == 0  # 3 of 4 on either
     assert result["critical_misses"] == {"count": 1, "n": 4, "upper": pytest.approx(binom_upper(1, 4))}
-    assert result["expected_cost"] == {"total": 1000, "per_1000": 125_000}
     assert "generation" not in result
 
 
@@ -105,8 +106,28 @@ def test_sensitivity_and_specificity_are_not_swapped():
     assert result["specificity"]["value"] == 1 / 2
 
 
-def test_spread_is_in_points():
-    assert stats.score(table("CECE", "CCCC"))["spread"] == 100  # xray all right, mri none
+def test_spread_is_in_points_and_needs_50_cases_a_modality():
+    result = stats.score(table("CE" * 50, "CC" * 50))  # xray all right, mri none
+    assert result["spread"] == 100 and result["spread_interval"]["low"] > 80
+    assert result["spread_interval"]["p"] < 0.001
+    few = stats.score(table("CE" * 49, "CC" * 49))  # two cases a modality give 36 points by chance
+    assert math.isnan(few["spread"]) and math.isnan(few["spread_interval"]["p"])
+
+
+def test_the_spread_of_equal_modalities_is_within_its_interval_and_not_significant():
+    rng, covered, rejected = np.random.default_rng(0), [], []
+    for _ in range(150):
+        rates = [stats.proportion(int(k), 500) for k in rng.binomial(500, 0.97, 4)]
+        interval = spread(rates)["spread_interval"]
+        covered.append(interval["low"] <= 0 <= interval["high"])
+        rejected.append(interval["p"] < 0.05)
+    assert np.mean(covered) >= 0.95 and np.mean(rejected) < 0.1
+
+
+def test_the_test_of_the_spread_agrees_with_chi_squared():
+    counts = [470, 480, 485, 475]
+    p = spread([stats.proportion(k, 500) for k in counts])["spread_interval"]["p"]
+    assert p == pytest.approx(chi2_contingency([counts, [500 - k for k in counts]]).pvalue, rel=0.2)
 
 
 def test_critical_misses_count_only_critical_errors():
@@ -137,7 +158,7 @@ def test_score_agrees_with_sklearn_on_random_predictions():
 def test_perfect_predictions_score_one(gold):
     result = stats.score(table(gold, gold))
     assert result["accuracy"]["value"] == 1
-    assert result["expected_cost"]["total"] == result["critical_misses"]["count"] == 0
+    assert result["critical_misses"]["count"] == 0
     if len(set(gold)) == 2:
         assert result["balanced_accuracy"] == result["auroc"] == 1
         assert result["mcc"] == pytest.approx(1)
@@ -171,7 +192,7 @@ def test_generation_counts_unparsed_as_wrong():
 
 
 def test_score_is_json():
-    frame = table("CCEE", "CEEE", generated=list("abcd"), parsed=["CORRECT", None] * 2)
+    frame = table("CCEE" * 25, "CEEE" * 25, generated=list("abcd") * 25, parsed=["CORRECT", None] * 50)
     result = stats.score(frame)
     assert json.loads(json.dumps(result)) == result
 
@@ -207,8 +228,8 @@ def test_clustered_accuracy_knows_that_twins_fall_together():
     result = stats.score(frame)
     twins = result["accuracy_clustered"]
     assert (twins["value"], twins["n"], twins["clusters"]) == (0.8, 200, 100)
-    half = 1.96 * math.sqrt(0.8 * 0.2 / 100)  # as if there were 100 cases, not 200
-    assert (twins["low"], twins["high"]) == pytest.approx((0.8 - half, 0.8 + half), abs=0.01)
+    # as if there were 100 cases, not 200
+    assert (twins["low"], twins["high"]) == pytest.approx(proportion_confint(80, 100, method="wilson"), abs=0.002)
     assert twins["high"] - twins["low"] > 1.3 * (result["accuracy"]["high"] - result["accuracy"]["low"])
     assert json.loads(json.dumps(twins)) == twins
     assert stats.score(frame.sample(frac=1, random_state=0))["accuracy_clustered"] == twins
@@ -217,15 +238,46 @@ def test_clustered_accuracy_knows_that_twins_fall_together():
 def test_clustered_accuracy_of_a_constant_answer_and_without_pairs():
     pairs = [f"p{i // 2}" for i in range(40)]
     constant = stats.score(table("CE" * 20, "CC" * 20, pair=pairs))["accuracy_clustered"]
-    # one of two right in every pair: a bootstrap would have no width
-    unseen = proportion_confint(0, 20, method="beta")[1]
-    assert (constant["low"], constant["high"]) == pytest.approx((0.5 - unseen / 2, 0.5 + unseen / 2))
+    # no pair differs from another, so nothing is known of their spread: 20 pairs count as 20 cases
+    assert (constant["low"], constant["high"]) == pytest.approx(proportion_confint(10, 20, method="wilson"))
     perfect = stats.score(table("CE" * 20, "CE" * 20, pair=pairs))["accuracy_clustered"]
-    assert (perfect["low"], perfect["high"]) == pytest.approx((1 - unseen, 1))
+    assert (perfect["low"], perfect["high"]) == pytest.approx(proportion_confint(20, 20, method="wilson"))
     assert "accuracy_clustered" not in stats.score(table("CE", "CE", pair=[None, None]))
     assert "accuracy_clustered" not in stats.score(table("CE", "CE"))
     mixed = stats.score(table("CECE", "CEEC", pair=["a", "a", None, None]))["accuracy_clustered"]
     assert mixed["clusters"] == 3
+
+
+def test_the_effective_number_of_cases_is_that_of_the_design_effect():
+    # 12 clusters of 5; by Korn and Graubard: p (1 - p) / variance of the clusters, times the t quantiles' ratio
+    right = np.random.default_rng(1).random((12, 5)) < np.linspace(0.3, 1, 12)[:, None]
+    rate = stats.clustered_proportion(right.ravel(), pd.Series(np.repeat(np.arange(12), 5)))
+    p, means = right.mean(), right.mean(axis=1)
+    few = student.ppf(0.975, 59) / student.ppf(0.975, 11)
+    assert rate["effective_n"] == pytest.approx(p * (1 - p) / (means.var(ddof=1) / 12) * few**2)
+    low, high = proportion_confint(p * rate["effective_n"], rate["effective_n"], method="wilson")
+    assert (rate["low"], rate["high"]) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("p, shared, clusters, size", [(0.985, 0.3, 1000, 2), (0.99, 0.02, 33, 60)])
+def test_clustered_intervals_cover_near_one(p, shared, clusters, size):
+    """The bootstrap that these replace covered 91.5% and 90%."""
+    rng, covered = np.random.default_rng(0), []
+    names = pd.Series(np.repeat(np.arange(clusters), size))
+    odds = (1 - shared) / shared
+    for _ in range(400):
+        rates = rng.beta(p * odds, (1 - p) * odds, clusters)
+        rate = stats.clustered_proportion((rng.random((clusters, size)) < rates[:, None]).ravel(), names)
+        covered.append(rate["low"] <= p <= rate["high"])
+    assert np.mean(covered) > 0.925
+
+
+def test_accuracy_and_critical_misses_by_cell():
+    cells = ["cyst"] * 20 + ["mass"] * 20
+    result = stats.score(table("CE" * 20, "CE" * 10 + "CC" + "CE" * 9, cell=cells))
+    assert result["accuracy_by_cell"]["clusters"] == 2 and result["accuracy_by_cell"]["effective_n"] < 40
+    assert result["critical_misses"]["by_cell"] == {"count": 1, "n": 2, "upper": pytest.approx(binom_upper(1, 2))}
+    assert "by_cell" not in stats.score(table("CE", "CE"))["critical_misses"]
 
 
 # --- calibration, groups --------------------------------------------------------------------
@@ -490,6 +542,7 @@ def test_results_table_and_markdown():
         "System",
         "n",
         "Accuracy (95% CI)",
+        "95% CI by cell",
         "Valid treatments recognised",
         "Errors caught",
         "Spread (points)",
@@ -499,7 +552,7 @@ def test_results_table_and_markdown():
     lines = to_markdown(shown).splitlines()
     assert len(lines) == 3 and lines[1].startswith("|:---|---:")
     assert r"base \| 4b" in lines[2]
-    assert {line.replace(r"\|", "").count("|") for line in lines} == {7}
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {8}
 
 
 def test_results_table_without_one_verdict():
@@ -512,12 +565,11 @@ def test_results_table_in_full():
     frame = table("CE" * 50, "CE" * 45 + "CC" * 5)
     score = stats.score(frame)
     short, full = results_table({"x": score}), results_table({"x": score}, full=True)
-    assert full[short.columns].equals(short) and full.shape[1] == short.shape[1] + 7
+    assert full[short.columns].equals(short) and full.shape[1] == short.shape[1] + 6
     assert full.loc[0, "Balanced"] == "95.0%"
     assert full.loc[0, "MCC"] == f"{score['mcc']:.3f}" and full.loc[0, "ECE"] == f"{score['ece']:.3f}"
     assert full.loc[0, "AUROC"] == "0.950" and full.loc[0, "Brier"] == f"{score['brier']:.3f}"
     assert full.loc[0, "Critical misses"] == f"5 of 50 (≤ {100 * binom_upper(5, 50):.1f}%)"
-    assert full.loc[0, "USD lost / 1,000"] == "50,000"
 
 
 def test_results_table_in_full_says_what_is_not_defined():
@@ -528,7 +580,7 @@ def test_results_table_in_full_says_what_is_not_defined():
         assert full.loc[0, "Critical misses"] == "0 of 0"
 
 
-def test_costs_and_severities_that_are_not_stated_are_not_counted():
+def test_severities_that_are_not_stated_are_not_counted():
     frame = pd.DataFrame(
         {
             "modality": "ct",
@@ -541,5 +593,30 @@ def test_costs_and_severities_that_are_not_stated_are_not_counted():
     )
     result = stats.score(frame)
     assert result["accuracy"]["value"] == pytest.approx(2 / 3)
-    assert math.isnan(result["expected_cost"]["total"]) and result["critical_misses"]["n"] == 0
-    assert stats.score(frame.assign(cost_impact=[5.0, 7.0, None]))["expected_cost"]["total"] == 5.0
+    assert result["critical_misses"]["n"] == 0
+
+
+# --- whole cells ----------------------------------------------------------------------------
+
+
+def test_random_signs_agree_with_all_signs_and_see_how_much_a_cell_gains():
+    gains = [9, 7, 8, 6, -1, -1, -1, 5]  # of cells of 10 cases
+    cells = [f"c{i}" for i in range(8) for _ in range(10)]
+    a_right = [i < gain for gain in gains for i in range(10)]
+    b_right = [gain < 0 and i < -gain for gain in gains for i in range(10)]
+    a, b = (table("C" * 80, "".join("EC"[r] for r in right), cell=cells) for right in (a_right, b_right))
+    every = np.array(list(itertools.product([-1, 1], repeat=8))) @ gains
+    exact = (np.abs(every) >= sum(gains)).mean()
+    assert stats.flip_test(a, b, "cell") == pytest.approx(exact, rel=0.25)
+    assert stats.compare(a, b, cluster="cell")["p_cluster"] > 0.5  # the sign test does not
+    assert stats.flip_test(a, b, "cell") == stats.flip_test(b, a, "cell")
+
+
+def test_random_signs_reject_no_more_than_they_should():
+    rng, rejected = np.random.default_rng(0), []
+    cells = [f"c{i // 5}" for i in range(100)]
+    for _ in range(100):
+        luck = np.repeat(rng.normal(size=(2, 20)), 5, axis=1) > -1  # one for all cases of a cell
+        a, b = (table("C" * 100, ["EC"[int(r)] for r in right], cell=cells) for right in luck)
+        rejected.append(stats.flip_test(a, b, "cell") < 0.05)
+    assert np.mean(rejected) <= 0.1

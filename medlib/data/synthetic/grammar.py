@@ -53,8 +53,10 @@ SEED_BASE = {
     "val": 2_000_000,
     "test": 3_000_000,
     "feedback": 4_000_000,
-    "calibration": 5_000_000,
+    # the images that settings were tuned on; those of the threshold's guarantee have never been tuned on
+    "tuning": 5_000_000,
     "probe": 6_000_000,
+    "calibration": 7_000_000,
     "core24": 9_000_000,
 }
 
@@ -70,7 +72,7 @@ def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> l
         Number of counterfactual pairs; 12 pairs cover every modality with every pair kind once.
     seed : int
         Same split, pairs and seed give the same scenarios.
-    use : {"feedback", "calibration", "probe"}, optional
+    use : {"feedback", "tuning", "calibration", "probe"}, optional
         More scenarios in the split's words, with images of their own.
     """
     rng = stream(split, seed, use)

@@ -49,20 +49,25 @@ def improve(task) -> None:
     ----------
     task : medlib.feedback.rl.task.Task
     """
-    folder = trl_hooks.checkpoints(task, "dpo")
+    learn(task, "dpo", task.config.dpo_lr, {"sigmoid": 1.0, "sft": float(SFT_WEIGHT)})
+
+
+def learn(task, method: str, lr: float, losses: dict[str, float]) -> None:
+    """Learn from preferences with TRL's losses of these names and weights."""
+    folder = trl_hooks.checkpoints(task, method)
     rows = packing.prompts(task)
     with trl_hooks.restored(task.model):
-        trl_hooks.run(task, _trainer(task, rows, folder))
+        trl_hooks.run(task, _trainer(task, rows, folder, lr, losses))
 
 
-def _trainer(task, rows: list[dict], folder) -> _Trainer:
+def _trainer(task, rows: list[dict], folder, lr: float, losses: dict[str, float]) -> _Trainer:
     config, batch = task.config, len(task.minibatches()[0])
     cases, passes = trl_hooks.micro_batch(config, batch)
     settings = DPOConfig(
-        **trl_hooks.arguments(task, config.dpo_lr, folder),
+        **trl_hooks.arguments(task, lr, folder),
         beta=BETA,
-        loss_type=["sigmoid", "sft"],
-        loss_weights=[1, float(SFT_WEIGHT)],
+        loss_type=list(losses),
+        loss_weights=list(losses.values()),
         per_device_train_batch_size=cases,
         gradient_accumulation_steps=passes,
     )

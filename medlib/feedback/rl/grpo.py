@@ -25,6 +25,8 @@ from medlib.models.prompts import parse_verdict
 
 #: Longest answer in tokens; a verdict has about nine, and an answer that is cut off is rarely one.
 MAX_TOKENS = 16
+#: Answers are sampled as they are likely; PPO needs a higher temperature, because its two answers are given.
+TEMPERATURE = 1.0
 #: TRL's figures and their names in the history.
 FIGURES = {
     "reward": "reward",
@@ -57,6 +59,7 @@ def _trainer(task, rows: list[dict], folder) -> _Trainer:
         **trl_hooks.arguments(task, config.grpo_lr, folder),
         beta=config.rl_beta,
         num_generations=config.rl_samples,
+        temperature=TEMPERATURE,
         max_completion_length=MAX_TOKENS,
         shuffle_dataset=False,
         per_device_train_batch_size=cases * config.rl_samples,

@@ -317,5 +317,5 @@ def _restore(task, learner: _Learner, file: Path) -> int:
             moments.setdefault(int(number), {})[name] = tensors.get_tensor(key)
     learner.optimizer.load_state_dict({"state": moments, "param_groups": state["groups"]})
     learner.schedule.load_state_dict(state["schedule"])
-    task.monitor.history[:] = state["history"]
+    task.monitor.resumed(state["history"])
     return state["update"]

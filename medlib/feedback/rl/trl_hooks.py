@@ -78,6 +78,10 @@ class MonitorCallback(TrainerCallback):
     def __init__(self, task, figures: dict[str, str]) -> None:
         self.task, self.figures = task, figures
 
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if state.global_step:  # an interrupted run goes on
+            self.task.monitor.resumed(json.loads(self._history(args, state).read_text()))
+
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if "loss" not in logs:  # TRL's summary at the end
             return
@@ -86,8 +90,11 @@ class MonitorCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args, state, control, **_) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files.write_json(folder / HISTORY, self.task.monitor.history)
+        files.write_json(self._history(args, state), self.task.monitor.history)
+
+    @staticmethod
+    def _history(args, state) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / HISTORY
 
 
 def run(task, trainer) -> None:
@@ -95,10 +102,7 @@ def run(task, trainer) -> None:
     hooks.float_adapter(task.model)
     trainer.remove_callback(PrinterCallback)
     folder = Path(trainer.args.output_dir)
-    last = last_whole_checkpoint(folder, HISTORY)
-    if last:
-        task.monitor.history[:] = json.loads((Path(last) / HISTORY).read_text())
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder, HISTORY))
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -15,7 +15,7 @@ from medlib.evaluation import summary
 from medlib.evaluation.results import Results
 from medlib.reporting import plots
 from medlib.reporting.show import ALPHA, TARGET
-from medlib.stats.text import SPACE, difference_text, number, p_text, percent, points, rate_text
+from medlib.stats.text import SPACE, difference_text, number, p_text, percent, points, rate_text, spread_text
 
 API = "openai:gpt-4o"
 API_HINT = f"costs money and sends the cases to another company: ask for it with `--model {API}`"
@@ -49,10 +49,13 @@ def modality_sentence(scores: Mapping[str, dict], top: str | None = None) -> str
     worst, best = min(rates, key=lambda name: rates[name]), max(rates, key=lambda name: rates[name])
     if rates[worst] == rates[best]:
         return f"{name} does equally well on every kind of image ({percent(rates[best])})."
+    fewest = min(r["accuracy"]["n"] for r in score["per_modality"].values())
+    apart = f"{spread_text(score)}, points apart"
+    if pd.isna(score["spread"]):
+        apart = f"{points(100 * (rates[best] - rates[worst]))} points apart, which so few cases may give by chance"
     return (
         f"{name} does best on {best} ({percent(rates[best])}) and worst on {worst} "
-        f"({percent(rates[worst])}): {points(score['spread'])} points apart, in groups of "
-        f"{min(r['accuracy']['n'] for r in score['per_modality'].values()):,} or more."
+        f"({percent(rates[worst])}): {apart}, in groups of {fewest:,} or more."
     )
 
 
@@ -69,8 +72,9 @@ def paired_tests(results: Results, config: RunConfig) -> pd.DataFrame:
                 "p, exact McNemar": p_text(t["p"]),
                 "p, Holm": p_text(t["p_holm"]),
                 "p, whole pairs, Holm": p_text(t["p_cluster_holm"]),
+                "p, cells, Holm": p_text(t["p_cell_holm"]) if "p_cell_holm" in t else "n/a",
                 "Better": "not shown"
-                if t["p_holm"] >= ALPHA
+                if t["p_cluster_holm"] >= ALPHA
                 else ("adapter" if t["difference"] > 0 else "the other"),
             }
             for name, t in summary.adapter_tests(results).items()
@@ -81,13 +85,16 @@ def paired_tests(results: Results, config: RunConfig) -> pd.DataFrame:
 def tests_sentence(results: Results) -> str:
     """Whether the adapter is above every other system beyond chance."""
     tests = summary.adapter_tests(results)
-    below = [name for name, t in tests.items() if t["difference"] > 0 and t["p_holm"] < 0.01]
+    below = [name for name, t in tests.items() if summary.worst_p(t) < 0.01]
     rest = [
         f"{name} ({points(100 * t['difference'], sign=True)} points, {p_text(t['p_holm'])})"
         for name, t in tests.items()
         if name not in below
     ]
-    start = f"The adapter is above {len(below)} of {len(tests)} other systems at a Holm-corrected p < 0.01"
+    start = (
+        f"The adapter is above {len(below)} of {len(tests)} other systems at a Holm-corrected p < 0.01, by "
+        "scenario, by whole pair and by cell"
+    )
     return f"{start}." if not rest else f"{start}. Adapter minus the rest: {', '.join(rest)}."
 
 
@@ -125,8 +132,19 @@ def power_sentence(score: Mapping, target: float = TARGET) -> str:
     )
     return (
         f"To show an accuracy above {percent(target)} (one-sided test at 5%, power 80%) takes "
-        f"{cases}. {own} This suite has {score['n']:,}; the two members of a pair share words "
-        "or image, so they count for somewhat less than as many independent cases."
+        f"{cases}. {own} This suite has {score['n']:,}. {_worth(score)}"
+    ).strip()
+
+
+def _worth(score: Mapping) -> str:
+    """How many independent cases the suite is worth, by the measured agreement within pairs and within cells."""
+    worth = [
+        f"about {score[key]['effective_n']:,.0f} independent ones by {name} ({score[key]['clusters']:,} of them)"
+        for key, name in {"accuracy_clustered": "pair", "accuracy_by_cell": "cell"}.items()
+        if key in score
+    ]
+    return (
+        f"By how alike the verdicts are within them, its cases are worth {' and '.join(worth)}." if worth else ""
     )
 
 
@@ -220,6 +238,8 @@ def calibration_table(results: Results, config: RunConfig) -> pd.DataFrame:
             "ECE after": table["ece_after"].map(number),
             "Brier before": table["brier_before"].map(number),
             "Brier after": table["brier_after"].map(number),
+            "Log loss before": table["loss_before"].map("{:.4f}".format),
+            "Log loss after": table["loss_after"].map("{:.4f}".format),
         }
     )
 

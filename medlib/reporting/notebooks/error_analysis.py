@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,14 +11,16 @@ from medlib import stats
 from medlib.config import ADAPTER, RunConfig, adapter_dir
 from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
+from medlib.evaluation import summary
 from medlib.evaluation.results import Results
 from medlib.models import loading, occlusion
 from medlib.models.verdict_model import VerdictModel
-from medlib.reporting import maps, show
+from medlib.reporting import maps, plots, show
 from medlib.reporting.notebooks import evaluate as evaluate_page
 from medlib.reporting.notebooks.evaluate import ABLATION_NAMES
 from medlib.reporting.show import GROUPS
-from medlib.stats.text import misses_text, number, percent, points, rate_text, usd
+from medlib.stats import prevalence
+from medlib.stats.text import interval_text, misses_text, number, percent, points, rate_text
 
 # ---- errors --------------------------------------------------------------------------------------
 
@@ -78,31 +79,52 @@ def gain_sentence(gained: pd.DataFrame) -> str:
     )
 
 
-def error_cost(scores: Mapping[str, dict]) -> pd.DataFrame:
-    """Critical errors let through, and dollars lost, by system."""
-    return pd.DataFrame(
-        [
+def error_cost(results: Results, config: RunConfig) -> pd.DataFrame:
+    """Critical errors let through, and what the system would do at the assumed prevalence of errors, by system."""
+    names, projected = summary.figure_names(config), summary.at_prevalence(config, results).set_index("System")
+    rows = []
+    for name, score in results.scores("heldout").items():
+        label = names.get(name, name)
+        rows.append(
             {
-                "System": name,
-                "Critical errors missed (true share at most, 95%)": misses_text(s["critical_misses"]),
-                "US dollars lost per 1,000 decisions": round(s["expected_cost"]["per_1000"]),
-                "Valid treatments flagged": percent(1 - s["sensitivity"]["value"]),
+                "System": label,
+                "Critical errors missed (true share at most, 95%)": misses_text(score["critical_misses"]),
+                **(projected.loc[label].to_dict() if label in projected.index else {}),
             }
-            for name, s in scores.items()
-        ]
+        )
+    return pd.DataFrame(rows)
+
+
+def error_cost_sentence(results: Results, config: RunConfig) -> str:
+    """The critical errors that got through, and how many queries are right where errors are rare."""
+    missed = results.score(ADAPTER, "heldout")["critical_misses"]
+    if not missed["n"]:
+        return "The suite has no critical error, so nothing is known about those."
+    cells = f", in {misses_text(missed['by_cell'])} kinds of cases" if "by_cell" in missed else ""
+    return (
+        f"The adapter lets {missed['count']:,} of {missed['n']:,} critical errors through; the true share may be "
+        f"as high as {percent(missed['upper'])}{cells}. At an assumed {percent(config.error_prevalence)} errors "
+        f"{_needless(results, config)} Set `error_prevalence` and `miss_weights` to what holds for you."
     )
 
 
-def error_cost_sentence(score: Mapping) -> str:
-    """The critical errors that got through, with the limit that none of them would leave."""
-    missed = score["critical_misses"]
-    if not missed["n"]:
-        return "The suite has no critical error, so nothing is known about those."
+def decision_curve(results: Results, config: RunConfig) -> Figure | None:
+    """Net benefit of the adapter at the assumed prevalence of errors; None without both verdicts."""
+    frame = results.of(ADAPTER, "heldout")
+    if frame["verdict"].nunique() < 2:
+        return None
+    title = f"Net benefit at {percent(config.error_prevalence)} errors"
+    return plots.decision_curve(prevalence.decision_curve(frame, config.error_prevalence), title)
+
+
+def _needless(results: Results, config: RunConfig) -> str:
+    frame = results.of(ADAPTER, "heldout")
+    if frame["verdict"].nunique() < 2:
+        return "nothing can be said: the suite has one gold verdict only."
+    figures = prevalence.per_1000(frame, config.error_prevalence)
     return (
-        f"The adapter lets {missed['count']:,} of {missed['n']:,} critical errors through; the "
-        f"true share may be as high as {percent(missed['upper'])}. Missed errors would cost "
-        f"${usd(score['expected_cost']['per_1000'])} per 1,000 decisions at the costs that the "
-        "scenarios state."
+        f"it queries {interval_text(figures['queries'], '.0f')} of 1,000 treatments, and "
+        f"{rate_text(figures['ppv'])} of the queries are right."
     )
 
 
@@ -111,16 +133,19 @@ def calibration_sentence(frame: pd.DataFrame, sure: float = 0.9) -> str:
     p = frame["p_correct"]
     certain = frame[(p >= sure) | (p <= 1 - sure)]
     error = stats.score(frame)["ece"]
+    line = summary.calibration_line(frame)
+    slope = f"slope {interval_text(line['slope'])}, intercept {interval_text(line['intercept'])}"
     if certain.empty:
         return (
-            f"Calibration error {number(error)}. The model is never {percent(sure)} sure of "
+            f"Calibration {slope}; error {number(error)}. The model is never {percent(sure)} sure of "
             "anything, so no threshold sorts out the safe verdicts."
         )
     hits = int((certain["verdict"] == certain["predicted"]).sum())
     right = stats.proportion(hits, len(certain))
     verb = "is **overconfident**" if right["high"] < sure else "keeps what it promises"
     return (
-        f"Calibration error {number(error)} (0 is perfect). Where the model is at least "
+        f"Calibration {slope} (1 and 0 if calibrated; 95% intervals by cell); error {number(error)}. Where the "
+        f"model is at least "
         f"{percent(sure)} sure ({len(certain):,} of {len(frame):,} scenarios) it is right in "
         f"{rate_text(right)}: there it {verb}."
     )
@@ -141,6 +166,15 @@ def reliance_sentence(results: Results) -> str:
         f"image {rate_text(swapped)}. What the words alone reach is no evidence of looking; "
         f"the image adds {points(100 * (full['value'] - words['value']), sign=True)} points."
     )
+
+
+def reliability(results: Results) -> list[Figure]:
+    """Reliability diagrams of the adapter on the held-out suite and on every harder one."""
+    return [
+        plots.reliability(results.of(ADAPTER, suite), f"Adapter: {title}")
+        for suite, title in summary.SUITES.items()
+        if results.has(ADAPTER, suite)
+    ]
 
 
 # --- where it looked --------------------------------------------------------------------------------

@@ -69,11 +69,12 @@ def source_sentence(config: RunConfig) -> str:
     """How many preferences it learned from, and whose."""
     known = reward_model.metadata(config)
     whose = "**simulated raters**" if known["simulated"] else "clinicians"
-    before = "overconfident" if known["temperature"] > 1 else "underconfident"
+    temperature = known["temperature"]
+    before = "overconfident" if temperature > 1 else "underconfident" if temperature < 1 else "left as it is"
     return (
         f"It learned from {known['preferences']:,} preferences of {whose}; "
-        f"{known['temperature_preferences']:,} more set its temperature ({known['temperature']:.2f}: it was "
-        f"{before} before)."
+        f"{known['temperature_preferences']:,} more set its temperature ({temperature:.2f}: {before}; log loss "
+        f"on them {known['log_loss_before']:.3f} before, {known['log_loss_after']:.3f} after)."
     )
 
 

@@ -15,9 +15,10 @@ from medlib.evaluation.results import Results
 from medlib.feedback import reward_model
 from medlib.feedback.preferences import training_side
 from medlib.feedback.rl import rewards
-from medlib.feedback.rl.runs import seeds
+from medlib.feedback.rl.runs import constants, seeds
 from medlib.reporting import plots
 from medlib.reporting.plots import GREY, LETTERS, MARKERS, PALETTE
+from medlib.reporting.show import fact
 from medlib.stats.text import over_seeds, percent, rate_text
 from medlib.training import adapters
 
@@ -77,7 +78,7 @@ def watched(history: pd.DataFrame, config: RunConfig) -> Figure:
 def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
     """Did a run leave the supervised adapter too far behind, or earn reward in a way that nobody meant?"""
     probes = history.dropna(subset=["probe_kl"])
-    ends = probes.sort_values("update").groupby(["method", "seed"])
+    ends = kept(history).sort_values("update").groupby(["method", "seed"])
     first, last = ends.first(), ends.last()
     far = last["probe_kl"].max()
     sentences = [
@@ -86,7 +87,8 @@ def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
     ]
     if probes["probe_kl"].max() > config.rl_kl_limit:
         sentences = [
-            f"A run was stopped at {probes['probe_kl'].max():.2f} nats, above the limit of {config.rl_kl_limit:g}."
+            f"A run was stopped at {probes['probe_kl'].max():.2f} nats, above the limit of "
+            f"{config.rl_kl_limit:g}; kept is the adapter of the last measurement within it."
         ]
     gain = last["probe_reward"] - first["probe_reward"]
     signs = {
@@ -105,7 +107,27 @@ def watched_sentence(history: pd.DataFrame, config: RunConfig) -> str:
             f"least {percent(last['probe_parsed'].min(), 0)} of the answers parse, neither verdict takes over, "
             f"and right verdicts go from {right[0]} to {right[1]}."
         )
-    return " ".join(sentences)
+    return " ".join([*sentences, *_reach(history)])
+
+
+def kept(history: pd.DataFrame) -> pd.DataFrame:
+    """Measurements of adapters that a run may end with: all but those beyond the limit."""
+    probes = history.dropna(subset=["probe_kl"])
+    return probes[probes["stopped"].isna()] if "stopped" in probes else probes
+
+
+def _reach(history: pd.DataFrame) -> list[str]:
+    """The share of visits that the KL penalty reaches, in a sentence; none without a method that samples."""
+    if "informative" not in history:
+        return []
+    shares = history.groupby("method", sort=False)["informative"].mean().dropna()
+    if shares.empty:
+        return []
+    reached = " and ".join(f"{percent(share, 0)} ({METHODS[method]})" for method, share in shares.items())
+    return [
+        "To save time only answers that still teach something are learned from, so the KL penalty and the pull "
+        f"towards a verdict reach {reached} of the visits; the limit counts all cases."
+    ]
 
 
 def _runs_text(index) -> str:
@@ -113,13 +135,13 @@ def _runs_text(index) -> str:
 
 
 def methods_table(results: Results, config: RunConfig) -> pd.DataFrame:
-    """One row per method, figures over its seeds: mean and, in brackets, least and greatest."""
-    names, table = summary.figure_names(config), compare_methods.table(results)
+    """One row per method, figures over its seeds, see `over_seeds`."""
+    names, table = summary.figure_names(config), compare_methods.table(results, config)
     rows = [
         {
             "System": names[row["system"]],
             "Seeds": row["seeds"],
-            "Validation: weighted errors / 1000": over_seeds(row["validation_errors"]),
+            "Validation: expected errors / 1000": over_seeds(row["validation_errors"]),
             f"Accuracy, held out (n={row['n']:,})": over_seeds(row["accuracy"], ".2%"),
             "Note contradicts image": over_seeds(row["contradiction"], ".1%"),
             f"Critical errors missed of {row['critical']:,}": over_seeds(row["critical_misses"]),
@@ -145,6 +167,7 @@ def cost_table(config: RunConfig) -> pd.DataFrame:
                     "Cases": runs[0]["cases"],
                     "Of them rehearsed": runs[0]["rehearsed"],
                     "Visits a run": runs[0]["visits"],
+                    "Sampling temperature": fact(constants(method).get("TEMPERATURE")),
                     "Seconds a run": round(float(np.mean([run["wall_seconds"] for run in runs]))),
                     "Device": runs[0]["device"],
                 }
@@ -154,7 +177,7 @@ def cost_table(config: RunConfig) -> pd.DataFrame:
 
 def recommendation(results: Results, config: RunConfig) -> str:
     """Which to use, and why; see `medlib.evaluation.compare_methods.recommendation`."""
-    return compare_methods.recommendation(results, summary.figure_names(config))
+    return compare_methods.recommendation(results, config, summary.figure_names(config))
 
 
 def kind_table(results: Results, config: RunConfig) -> pd.DataFrame:

@@ -21,6 +21,7 @@ SUITES = {
     ("test", None, 42): ("826e81a08faf67b7", "1a827165d199e5ae"),
     ("train", "feedback", 0): ("02a4cd72c2f1ba93", "729b3da60fd603df"),
     ("val", "calibration", 1): ("fa2131f02987de29", "cc029a47b330c174"),
+    ("val", "tuning", 1): ("", ""),
     ("val", "probe", 0): ("e796a05d8c6bff08", "e229d0e799003b83"),
 }
 

@@ -31,6 +31,9 @@ class FakeMonitor:
         self.history.append({"update": update, **{name: float(value) for name, value in figures.items()}})
         return update == self.stops_at
 
+    def resumed(self, history):
+        self.history[:] = history
+
 
 @pytest.fixture(scope="module")
 def base():

@@ -10,14 +10,14 @@ from peft import LoraConfig, get_peft_model
 
 from medlib.config import ANSWERS, STANDIN, RunConfig
 from medlib.data.suite import Suite
-from medlib.feedback.rl import dpo, grpo, packing, trl_hooks
+from medlib.feedback.rl import dpo, grpo, packing, sft, trl_hooks
 from medlib.feedback.rl.rewards import verdict_rewards
 from medlib.feedback.rl.task import Task
 from medlib.models import loading, scoring
 from medlib.models.prompts import answer_tokens
 from medlib.models.verdict_model import VerdictModel
 
-METHODS = {"grpo": grpo, "dpo": dpo}
+METHODS = {"grpo": grpo, "dpo": dpo, "sft": sft}
 VERDICTS = ("CORRECT", "ERROR")
 LORA = LoraConfig(r=4, target_modules=r".*language_model.*\.[qv]_proj", lora_dropout=0.1)
 
@@ -33,6 +33,9 @@ class FakeMonitor:
             raise KeyboardInterrupt
         self.history.append({"update": update, **figures})
         return update == self.stops_at
+
+    def resumed(self, history):
+        self.history[:] = history
 
 
 @pytest.fixture(scope="module")

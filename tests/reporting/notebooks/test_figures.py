@@ -27,7 +27,7 @@ from medlib.reporting.notebooks import rl as rl_page
 from medlib.reporting.notebooks import train_lora as train_lora_page
 from medlib.systems import text
 
-SCENARIOS = grammar.generate("test", 24, seed=0)
+SCENARIOS = grammar.generate("test", 108, seed=0)
 # an empty mean, an undefined rate or a forgotten f-string would show as one of these
 BAD_WORDS = ("nan", "None", "inf", "{", "}")
 
@@ -77,7 +77,7 @@ def all_sentences(results, config):
         "gain": error_analysis_page.gain_sentence(
             error_analysis_page.gains(error_analysis_page.with_factors(tuned, SCENARIOS))
         ),
-        "error cost": error_analysis_page.error_cost_sentence(score),
+        "error cost": error_analysis_page.error_cost_sentence(results, config),
         "calibration": error_analysis_page.calibration_sentence(tuned),
         "reliance": error_analysis_page.reliance_sentence(results),
     }

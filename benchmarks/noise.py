@@ -1,0 +1,118 @@
+"""Training noise, and what more training pairs bring: supervised training with several seeds and sizes.
+
+A seed draws training cases, adapter and order anew; every adapter answers one and the same held-out suite. What is
+finished stays in the folder, so the same command resumes. It ends by writing its table into benchmarks/README.md.
+
+    python benchmarks/noise.py                                             # 5 seeds, 5 sizes with 3 seeds each
+    python benchmarks/noise.py --sizes 12 24 --test-pairs 12 --out /tmp/noise.md  # a try
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medlib import stats
+from medlib.config import ADAPTER, files, jobs, path, resolve
+from medlib.data import sources
+from medlib.stats.text import cells_text, percent, points, to_markdown
+from medlib.systems import Session
+from medlib.training import supervised
+
+MARKS = "<!-- noise: written by benchmarks/noise.py -->", "<!-- end of noise -->"
+README = Path(__file__).parent / "README.md"
+
+
+def one(profile: str, pairs: int, seed: int, test_pairs: int, folder: str) -> dict:
+    """Train on this many pairs with this seed and answer the held-out suite of seed 0; read if it is done.
+
+    Returns
+    -------
+    dict
+        ``pairs``, ``seed``, ``accuracy`` (of `stats.score`), ``by_cell`` and ``contradiction``, the accuracy where
+        the note contradicts the image.
+    """
+    run_dir = path(folder) / f"{pairs}-{seed}"
+    file = run_dir / f"result-{test_pairs}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    # the held-out suite of another seed is not read, so it is as small as it may be
+    config = resolve(profile, train_pairs=pairs, seed=seed, run_dir=str(run_dir), test_pairs=12, processes=1)
+    supervised.train(config)
+    shared = resolve(profile, seed=0, test_pairs=test_pairs)
+    session = Session(config, {})
+    heldout = stats.score(session.ask(ADAPTER, sources.suite(shared, "test")))
+    notes = stats.score(session.ask(ADAPTER, sources.contradiction(shared, "test")))
+    result = {
+        "pairs": pairs,
+        "seed": seed,
+        "accuracy": heldout["accuracy"],
+        "by_cell": heldout["accuracy_by_cell"],
+        "contradiction": notes["accuracy"]["value"],
+    }
+    files.write_json(file, result)
+    return result
+
+
+def table(results: list[dict]) -> pd.DataFrame:
+    """One row per number of training pairs: accuracy of each seed, mean, deviation, least and greatest."""
+    rows = []
+    for pairs, part in pd.DataFrame(results).groupby("pairs"):
+        values = np.array([rate["value"] for rate in part.sort_values("seed")["accuracy"]])
+        first = part.sort_values("seed").iloc[0]
+        spread = f"{points(100 * values.std(ddof=1))}" if len(values) > 1 else "n/a"
+        rows.append(
+            {
+                "Training pairs": f"{pairs:,}",
+                "Seeds": len(values),
+                "Accuracy of each": ", ".join(map(percent, values)),
+                "Mean": percent(values.mean()),
+                "Standard deviation over seeds (points)": spread,
+                "Least to greatest": f"{percent(values.min())} to {percent(values.max())}",
+                "First seed, 95% CI by cell": cells_text(first["by_cell"]),
+                "Note contradicts image, mean": percent(part["contradiction"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write(text: str, file: Path) -> None:
+    """Put text between the marks of a file; a new file gets them."""
+    before = file.read_text(encoding="utf-8") if file.is_file() else "\n".join(MARKS) + "\n"
+    if not 0 <= before.find(MARKS[0]) < before.find(MARKS[1]):
+        raise SystemExit(
+            f"{file}: the marks {MARKS[0]!r} and {MARKS[1]!r} are missing; put them back, or give --out"
+        )
+    head, tail = before.split(MARKS[0])[0], before.split(MARKS[1])[1]
+    with files.replacement(file) as unfinished:
+        unfinished.write_text(f"{head}{MARKS[0]}\n\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="standin+full")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[75, 150, 300, 600, 1200], help="training pairs")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each size")
+    parser.add_argument("--most-seeds", type=int, default=5, help="seeds of the largest size")
+    parser.add_argument("--test-pairs", type=int, default=1000, help="held-out pairs, one suite for all")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--folder", default="runs/noise", help="where adapters and answers stay")
+    parser.add_argument("--out", type=Path, default=README, help="Markdown file for the table")
+    given = parser.parse_args()
+    largest = max(given.sizes)
+    tasks = [
+        (given.profile, pairs, seed, given.test_pairs, given.folder)
+        for pairs in sorted(given.sizes, reverse=True)  # the longest first, so that all end together
+        for seed in range(given.most_seeds if pairs == largest else given.seeds)
+    ]
+    text = to_markdown(table(jobs.run(one, tasks, given.processes, "trainings")))
+    print(text)
+    write(f"{text}\nProfile `{given.profile}`, {2 * given.test_pairs:,} held-out cases of seed 0.\n", given.out)
+
+
+if __name__ == "__main__":
+    main()
