@@ -68,3 +68,14 @@ def small_config(nano_folder, shared_data, tmp_path, monkeypatch):
         eval_batch_size=24,
         core_folds=False,
     )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many tests ran in a real browser; without one they are skipped, which is easily overlooked."""
+    counts = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        reports = terminalreporter.stats.get(outcome, [])
+        counts[outcome] = sum("browser" in report.keywords for report in reports)
+    if any(counts.values()):
+        ran = sum(counts.values()) - counts["skipped"]
+        terminalreporter.write_line(f"tests in a browser: {ran} ran, {counts['skipped']} skipped")

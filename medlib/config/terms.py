@@ -19,4 +19,10 @@ STANDIN_NOTICE = (
     "data to report; they say nothing about MedGemma or about patients."
 )
 
+#: What a reader must know about every result.
+NOT_A_DEVICE = (
+    "Research only: this is not a medical device. Nothing here may be used to make, check or "
+    "change a decision about a patient."
+)
+
 METHODS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
