@@ -53,6 +53,8 @@ class Auditor:
             raise ConfigError(NO_ADAPTER.format(run=config.run_dir))
         self.config, self.name = config, system
         self.hosted = system.partition(":")[0] == HOSTED
+        if self.sees:
+            import medlib.systems.medgemma  # noqa: F401  # registers it, without the packages of the other systems
         self.session = Session(config, {} if self.sees or self.hosted else _suites(config))
         self.system = self.session.system(system)
 
@@ -80,7 +82,7 @@ class Auditor:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of model and adapter, and of the system's revision, which covers prompt and pixels as well."""
+        """SHA-256 of model, adapter and training data, and the system's revision (prompt and pixels included)."""
         from medlib.models import loading
 
         known = {"revision": self.system.revision}
@@ -88,7 +90,7 @@ class Auditor:
             known["model"] = loading.weights_hash(self.config.model)
         if self.name == ADAPTER:
             known["adapter"] = loading.file_hash(adapter_dir(self.config) / "adapter_model.safetensors")
-        return known
+        return known | ({"data": self.reference.data} if self.reference.data else {})
 
     @cached_property
     def label(self) -> str:

@@ -18,7 +18,10 @@ from medlib.systems import Session, novelty
 
 def make(session: Session, name: str, model: VerdictModel | None) -> Reference:
     """The reference of a run and a system; parameters as for `reference.of_run`."""
-    return Reference(decision(session, name), gallery(session.config, model) if model is not None else None)
+    if model is None:
+        return Reference(decision(session, name), None)
+    data = sources.suite(session.config, "train").sha256
+    return Reference(decision(session, name), gallery(session.config, model), data)
 
 
 # --- threshold ------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from medlib.config import VERDICTS
+from medlib.data.cases import WITHHELD
 from medlib.data.suite import Suite
-from medlib.data.variants import WITHHELD
 from medlib.models import occlusion, scoring
 from medlib.models.verdict_model import VerdictModel
 

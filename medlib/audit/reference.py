@@ -90,10 +90,14 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reference:
-    """`Decision` of a system, and the `Gallery` of a local model's tower; a hosted model has none."""
+    """`Decision` of a system, and the `Gallery` of a local model's tower; a hosted model has none.
+
+    ``data`` is the SHA-256 of the cases that the run trains on, "" for a hosted model.
+    """
 
     decision: Decision
     gallery: Gallery | None
+    data: str = ""
 
 
 def of_run(session: Session, name: str, model: VerdictModel | None) -> Reference:
@@ -127,7 +131,7 @@ def place(config: RunConfig, system: System) -> Path:
 def _write(file: Path, made: Reference) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     known = asdict(made)
-    words = {"decision": known["decision"]}
+    words = {"decision": known["decision"], "data": known["data"]}
     arrays = {}
     for name, value in (known["gallery"] or {}).items():
         (arrays if isinstance(value, np.ndarray) else words)[name] = value
@@ -139,8 +143,8 @@ def _read(file: Path) -> Reference:
     with np.load(file) as held:
         words = json.loads(str(held["words"]))
         arrays = {name: held[name] for name in held.files if name != "words"}
-    made = Decision(**words.pop("decision"))
-    return Reference(made, Gallery(**words, **arrays) if arrays else None)
+    made, data = Decision(**words.pop("decision")), words.pop("data")
+    return Reference(made, Gallery(**words, **arrays) if arrays else None, data)
 
 
 # --- reasons --------------------------------------------------------------------------------------
