@@ -59,15 +59,17 @@ def kinds(config: RunConfig, count: int = CASES) -> dict[str, Suite]:
     """Held-out cases as they are, and three kinds that an auditor should not answer, by name."""
     suite = sources.suite(config, "test")
     suite = suite.rows(range(min(count, len(suite))))
-    names = list(dict.fromkeys(s.modality for s in sources.suite(config, "train").scenarios))
-    other = {name: names[(number + 1) % len(names)] for number, name in enumerate(names)}
-    claimed = [s.model_copy(update={"modality": other.get(s.modality, s.modality)}) for s in suite.scenarios]
-    return {
+    shown = {
         "held-out cases": suite,
         "the same, heavy noise": replace(suite, view="noise-3"),
         "the same, a plain grey image": replace(suite, view="grey"),
-        "the same under another modality's name": replace(suite, scenarios=claimed),
     }
+    names = list(dict.fromkeys(s.modality for s in sources.suite(config, "train").scenarios))
+    if len(names) < 2:
+        return shown
+    other = dict(zip(names, [*names[1:], names[0]]))
+    claimed = [s.model_copy(update={"modality": other.get(s.modality, names[0])}) for s in suite.scenarios]
+    return shown | {"the same under another modality's name": replace(suite, scenarios=claimed)}
 
 
 def kinds_table(auditor: Auditor) -> pd.DataFrame:
