@@ -61,7 +61,7 @@ def kinds(config: RunConfig, count: int = CASES) -> dict[str, Suite]:
     suite = suite.rows(range(min(count, len(suite))))
     shown = {
         "held-out cases": suite,
-        "the same, heavy noise": replace(suite, view="noise-3"),
+        "the same, heavy noise": replace(suite, view="noise-5"),
         "the same, a plain grey image": replace(suite, view="grey"),
     }
     names = list(dict.fromkeys(s.modality for s in sources.suite(config, "train").scenarios))
