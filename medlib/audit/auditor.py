@@ -16,7 +16,7 @@ from medlib.audit import reference
 from medlib.audit.answer import CaseAudit, decide
 from medlib.audit.rationale import GRID, without_parts
 from medlib.audit.reference import Reference
-from medlib.config import ADAPTER, BASE, ConfigError, RunConfig, adapter_dir, path
+from medlib.config import ADAPTER, BASE, ConfigError, NotRun, RunConfig, adapter_dir, path
 from medlib.data.cases import Case
 from medlib.data.suite import Suite
 from medlib.models.verdict_model import VerdictModel
@@ -28,6 +28,8 @@ NO_ADAPTER = (
     "`python -m medlib report` (or `train`) and --run-dir {run}, or name a finished run with --run-dir or an "
     "adapter's folder with --adapter"
 )
+
+LEAVES = "image and note would leave this machine; --set api_allow_real_images=true says that they may"
 
 
 class Auditor:
@@ -53,6 +55,8 @@ class Auditor:
             raise ConfigError(NO_ADAPTER.format(run=config.run_dir))
         self.config, self.name = config, system
         self.hosted = system.partition(":")[0] == HOSTED
+        if self.hosted and not config.api_allow_real_images:
+            raise NotRun(f"{system}: {LEAVES}")
         if self.sees:
             import medlib.systems.medgemma  # noqa: F401  # registers it, without the packages of the other systems
         self.session = Session(config, {} if self.sees or self.hosted else _suites(config))
@@ -146,6 +150,7 @@ class Auditor:
             A row for each case: ``p_correct``, whatever else the system told, and ``distances``, ``nearest``,
             ``similarity`` (lists) of a system that `sees`; with ``rest`` also ``without_image`` and so on.
         """
+        _ = self.reference  # made outside, where what is seen of training images may be kept
         with self._forgetting():
             return self._measure(suite, rest)
 
@@ -182,10 +187,11 @@ class Auditor:
         self, case: Case, measured: dict[str, Any], key: str, seconds: float = 0.0, drop: np.ndarray | None = None
     ) -> CaseAudit:
         """What was measured of a case, as an answer; ``key`` is the case's of `Suite.keys`."""
-        held, p_correct = self.reference, float(measured.get("p_correct", 0.5))  # none: no verdict was read
+        held, told = self.reference, measured.get("p_correct")
+        p_correct = 0.5 if told is None or np.isnan(told) else float(told)  # none: no verdict was read
         threshold = held.decision.threshold
         without = {n.removeprefix("without_"): float(p) for n, p in measured.items() if n.startswith("without_")}
-        decision, reasons = decide(p_correct, threshold, self._reasons(case, measured, without))
+        decision, reasons = decide(p_correct, threshold, self._reasons(case, measured))
         nearest = []
         if held.gallery and "nearest" in measured:
             pairs = zip(measured["nearest"], measured["similarity"])
@@ -208,7 +214,7 @@ class Auditor:
             drop=drop,
         )
 
-    def _reasons(self, case: Case, measured: dict, without: dict) -> list[str]:
+    def _reasons(self, case: Case, measured: dict) -> list[str]:
         reasons = []
         if self.hosted and not isinstance(measured.get("parsed"), str):
             reasons.append("no verdict can be read from the answer")

@@ -69,7 +69,7 @@ class Gallery:
         Float array (n, modalities); above 1 an image is unlike them.
         """
         away = [features.astype(np.float64) - mean for mean in self.means]
-        squared = [np.einsum("nd,de,ne->n", a, p, a, optimize=True) for a, p in zip(away, self.precisions)]
+        squared = [np.einsum("ij,jk,ik->i", a, p, a, optimize=True) for a, p in zip(away, self.precisions)]
         return np.stack(squared, axis=1) / self.limits
 
     def nearest(self, features: np.ndarray, count: int = NEAREST) -> tuple[np.ndarray, np.ndarray]:

@@ -155,7 +155,9 @@ class _Store:
             return json.loads(content.readline())
 
 
-def _ask_all(auditor: Auditor, rows: list[Row], images_dir: Path, store: _Store, done: Worklist, part: int):
+def _ask_all(
+    auditor: Auditor, rows: list[Row], images_dir: Path, store: _Store, done: Worklist, part: int
+) -> tuple[dict[str, str], dict[str, str]]:
     """Ask what is not known yet; by place, the key of each row that can be asked and why others cannot."""
     keys: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -164,10 +166,17 @@ def _ask_all(auditor: Auditor, rows: list[Row], images_dir: Path, store: _Store,
     for begin in range(0, len(rows), part):
         some = rows[begin : begin + part]
         _find_keys(some, images_dir, keys, failed)
-        new = [row for row in some if row.place in keys and keys[row.place] not in store.places]
-        for names, table in _measure(auditor, new, images_dir, done.out / "thumbnails", keys, failed):
+        readable = [row for row in some if row.place in keys]
+        # two rows of one content are asked once
+        new = {keys[row.place]: row for row in readable if keys[row.place] not in store.places}
+        for names, table in _measure(auditor, [*new.values()], images_dir, done.out / "thumbnails", keys, failed):
             store.keep(names, table)
             done.asked += len(names)
+        failed |= {
+            row.place: failed[new[keys[row.place]].place]
+            for row in readable
+            if keys[row.place] not in store.places
+        }
         say(begin + len(some), len(new))
     done.seconds = time.perf_counter() - started
     return keys, failed

@@ -120,8 +120,6 @@ def _worklist(config, model, cases: Path, images: Path | None, out: Path, shard:
 
     part = worklist.parse_shard(shard) if shard else None
     rows, folder, notes = reading.rows(cases, images)
-    if model and model.startswith("openai:"):  # what may be sent is asked of images of one's own alone
-        config = config.model_copy(update={"images_dir": str(folder)})
     auditor = Auditor(config, model or ADAPTER)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -230,10 +230,24 @@ def test_another_model_or_address_has_answers_of_its_own(server, hosted, worklis
     assert run(hosted(api_base_url=address), rows, folder, tmp_path / "out").asked == len(rows)
 
 
-def test_images_are_sent_only_with_leave(server, hosted, worklist, tmp_path):
-    with pytest.raises(NotRun, match="api_allow_real_images"):
-        hosted(images_dir=str(worklist[1]), api_allow_real_images=False)
+def test_images_are_sent_only_with_leave(server, hosted):
+    with pytest.raises(NotRun, match="would leave this machine.*api_allow_real_images"):
+        hosted(api_allow_real_images=False)
     assert not server.asked
+
+
+def test_two_rows_of_one_content_are_asked_once_and_fail_together(server, hosted, worklist, tmp_path):
+    file, images = worklist
+    lines = file.read_text(encoding="utf-8").splitlines()
+    twins = [lines[0], lines[1], "twin" + lines[1][lines[1].index(";") :], lines[3]]
+    file.write_text("\n".join(twins), encoding="utf-8")
+    rows, folder, _ = cases.rows(file, images)
+    server.refused = (rows[0].case.finding,)
+    done = run(hosted(), rows, folder, tmp_path / "out")
+    assert [place for place, _ in done.problems][:2] == ["list.csv, row 2", "list.csv, row 3"]
+    server.refused = ()
+    assert run(hosted(), rows, folder, tmp_path / "out").asked == 3 - done.asked - 1
+    assert len(records(tmp_path / "out")) == 3
 
 
 def test_a_hosted_model_has_a_threshold_without_guarantee(hosted):
