@@ -16,7 +16,7 @@ TORCH := torch>=2.13,<2.14
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help report report-full test data standin lint lock outputs badges clean
+.PHONY: help report report-full test browser data standin lint lock outputs badges clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,14 @@ test: export MEDLIB_PROCESSES := 1
 test: $(INSTALLED)  ## run the tests, then every notebook
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks/
+
+# Without root or apt the tests in a browser are skipped, and the last lines of pytest say so.
+browser: $(INSTALLED)  ## install what the tests in a browser need: Voila, Playwright, Chromium by apt
+	$(BIN)/python -m pip install --quiet $(if $(LOCK),-c $(LOCK)) -e '.[browser]'
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		command -v apt-get && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+		echo 'No Chromium here and apt cannot bring it: the tests in a browser will be skipped.'
 
 data: $(INSTALLED)  ## make the scenarios and their images
 	$(BIN)/python -m medlib data $(ARGS)

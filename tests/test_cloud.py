@@ -27,7 +27,7 @@ def read(file):
 
 
 def test_the_clouds_of_the_seed_are_there():
-    assert {"a100", "h100", "lambda", "runpod", "vllm-serve", "bulk"} <= {file.stem for file in TASKS}
+    assert {"a100", "h100", "lambda", "runpod", "vllm-serve", "worklist"} <= {file.stem for file in TASKS}
     infra = {file.stem: read(file)["resources"].get("infra") for file in TASKS}
     assert infra["lambda"] == "lambda" and infra["runpod"] == "runpod" and infra["a100"] is None
 

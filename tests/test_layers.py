@@ -7,7 +7,19 @@ import pytest
 from medlib.config import ROOT
 
 #: Each package may import those before it, and itself.
-ORDER = ("config", "stats", "data", "models", "training", "systems", "feedback", "evaluation", "reporting", "cli")
+ORDER = (
+    "config",
+    "stats",
+    "data",
+    "models",
+    "training",
+    "systems",
+    "feedback",
+    "evaluation",
+    "audit",
+    "reporting",
+    "cli",
+)
 FILES = sorted((ROOT / "medlib").rglob("*.py"))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from medlib.cli import data, feedback, options, run, share
+from medlib.cli import audit, data, feedback, options, run, share
 from medlib.config.errors import printable
 
 app = options.app()
 app.info.help = "Fine-tune MedGemma with LoRA to audit clinical decisions, and measure it."
-for group in (data, run, share, feedback):
+for group in (data, run, audit, share, feedback):
     app.add_typer(group.app)
 
 

@@ -38,9 +38,7 @@ Rows = Annotated[
     ),
 ]
 Adapter = Annotated[Optional[str], typer.Option(help="adapter folder")]
-Scenarios = Annotated[Path, typer.Argument(help="JSONL file of scenarios")]
 Ratings = Annotated[Optional[str], typer.Option(help="SQLite file of ratings; default: simulated raters")]
-SystemName = Annotated[str, typer.Option(help="row of the benchmark, e.g. openai:audit")]
 
 
 def app() -> typer.Typer:
@@ -49,7 +47,7 @@ def app() -> typer.Typer:
 
 
 #: Commands that start from the profile; the others continue a run with its own settings.
-STARTS = ("data", "train", "sweep", "bulk", "bulk-merge")
+STARTS = ("data", "train", "sweep")
 
 
 def configuration(step: str, profile: str | None, settings: list[str] | None, images=None, **values):

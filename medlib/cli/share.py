@@ -1,4 +1,4 @@
-"""Commands beyond a single run: sweep, publish, bulk."""
+"""Commands beyond a single run: sweep, publish."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from medlib.cli import options
-from medlib.cli.options import Model, Profile, RunDir, Scenarios, Seed, Settings, SystemName, configuration
+from medlib.cli.options import Model, Profile, RunDir, Seed, Settings, configuration
 
 app = options.app()
 
@@ -64,44 +64,3 @@ def publish(
     print(files.to_string(index=False))
     folder = f"{config.run_dir}/published/{'merged' if merged else 'adapter'}"
     print(f"uploaded to {repo_id}" if upload else f"dry run: nothing was sent; the folder is {folder}")
-
-
-@app.command()
-def bulk(
-    scenarios: Scenarios,
-    images_dir: Annotated[Path, typer.Option("--images-dir", "--images", help="their images")],
-    system: SystemName,
-    shard: Annotated[str, typer.Option(help="NUMBER/COUNT, from 0/COUNT on")] = "0/1",
-    profile: Profile = None,
-    run_dir: RunDir = "runs/bulk",
-    settings: Settings = None,
-) -> None:
-    """Ask a system about one shard of a large file of scenarios; run again to resume."""
-    from medlib.config import NotRun
-    from medlib.evaluation import bulk as bulk_evaluation
-
-    config, part = configuration("bulk", profile, settings, run_dir=run_dir), bulk_evaluation.parse_shard(shard)
-    try:
-        file = bulk_evaluation.ask(config, scenarios.resolve(), images_dir.resolve(), system, part)
-    except NotRun as reason:
-        raise SystemExit(f"error: {system}: {reason} (what was answered is kept; run again)") from None
-    print(f"shard {shard}: {file}")
-
-
-@app.command("bulk-merge")
-def bulk_merge(
-    scenarios: Scenarios,
-    system: SystemName,
-    shards: Annotated[int, typer.Option(min=1)] = 1,
-    profile: Profile = None,
-    run_dir: RunDir = "runs/bulk",
-    settings: Settings = None,
-) -> None:
-    """Put the answers of all shards together and score them."""
-    from medlib.evaluation import bulk as bulk_evaluation
-    from medlib.stats.text import results_table, to_markdown
-
-    config = configuration("bulk-merge", profile, settings, run_dir=run_dir)
-    file = bulk_evaluation.merge(config, scenarios.resolve(), system, shards)
-    print(to_markdown(results_table({system: bulk_evaluation.score(file)})))
-    print(f"predictions: {file}")

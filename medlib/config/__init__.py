@@ -5,7 +5,17 @@ from medlib.config.paths import ROOT, path
 from medlib.config.profiles import hardware_settings, load_profile
 from medlib.config.runs import adapter_dir, from_notebook, of_run, run_dir
 from medlib.config.settings import DUAL_STANDIN, ROWS, STANDIN, RunConfig, resolve
-from medlib.config.terms import ADAPTER, ANSWERS, BASE, METHODS, MODALITIES, SEVERITIES, STANDIN_NOTICE, VERDICTS
+from medlib.config.terms import (
+    ADAPTER,
+    ANSWERS,
+    BASE,
+    METHODS,
+    MODALITIES,
+    NOT_A_DEVICE,
+    SEVERITIES,
+    STANDIN_NOTICE,
+    VERDICTS,
+)
 
 __all__ = [
     "ADAPTER",
@@ -17,6 +27,7 @@ __all__ = [
     "METHODS",
     "MODALITIES",
     "ModelError",
+    "NOT_A_DEVICE",
     "NotRun",
     "ROOT",
     "ROWS",

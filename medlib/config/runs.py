@@ -51,8 +51,7 @@ USES: dict[str, tuple[Part, ...]] = {
     "reward": (*TRAINED, "adapter", Feedback, Reward, "rl_batch"),
     "rl": (*TRAINED, Suites, "adapter", "biomedclip", Feedback, Reward, RL, Threshold, Use),
     "publish": (Run, Model),
-    "bulk": (Run, Model, Api, "adapter", "biomedclip"),
-    "bulk-merge": ("run_dir",),
+    "audit": (*TRAINED, Suites, "adapter", "biomedclip", Api, Threshold),
     "report": STAGES,
 }
 #: What a step trains anew when its settings have changed, so that the change takes effect.

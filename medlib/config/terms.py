@@ -19,5 +19,11 @@ STANDIN_NOTICE = (
     "data to report; they say nothing about MedGemma or about patients."
 )
 
+#: What a reader must know about every result.
+NOT_A_DEVICE = (
+    "Research only: this is not a medical device. Nothing here may be used to make, check or "
+    "change a decision about a patient."
+)
+
 #: Ways of learning from feedback; SFT is the comparator: supervised on the same cases, labels and visits.
 METHODS = {"sft": "SFT", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}

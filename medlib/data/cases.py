@@ -18,6 +18,8 @@ from medlib.config import DataError, jsonl
 
 #: Modality of a case that states none.
 UNSPECIFIED = "unspecified"
+#: What stands in place of a withheld finding, treatment or complaint.
+WITHHELD = "withheld"
 ErrorType = Literal["none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"]
 Severity = Literal["none", "moderate", "high", "critical"]
 ERROR_TYPES = get_args(ErrorType)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medlib.config import ROOT, DataError, files
 from medlib.data import tables, values
-from medlib.data.cases import UNSPECIFIED, LabelledCase, Patient, scenario_hash
+from medlib.data.cases import UNSPECIFIED, Case, LabelledCase, Patient, scenario_hash
 from medlib.data.images import FORMATS
 from medlib.data.split import SIDES
 from medlib.data.tables import Table
@@ -120,6 +120,8 @@ class OwnData:
         Rows that could not be read, by file, row and field; they are in neither ``cases`` nor ``table``.
     unread : int
         How many rows those are.
+    places : list of str
+        File and row of each case, or of each row of ``table``.
     sha256 : str
         Over the rows that were read and the bytes of their images.
     """
@@ -133,6 +135,7 @@ class OwnData:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unread: int = 0
+    places: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.cases) if self.kind == "cases" else len(self.table)
@@ -168,7 +171,12 @@ def listing(lines: list[str], limit: int = 20) -> str:
 
 
 def read(
-    where: str | Path, name: str | None = None, strict: bool = True, extract_to: str | Path = EXTRACTED
+    where: str | Path,
+    name: str | None = None,
+    strict: bool = True,
+    extract_to: str | Path = EXTRACTED,
+    images: str | Path | None = None,
+    unlabelled: bool = False,
 ) -> OwnData:
     """Read a data set.
 
@@ -182,6 +190,11 @@ def read(
         Refuse a data set with a row that cannot be read; False leaves such rows out and lists them.
     extract_to : str or Path
         Images that lie inside a table are written to a folder of this one.
+    images : str or Path, optional
+        Folder of the images, where it is not that of the data set; names that lead out of it are refused.
+    unlabelled : bool
+        Cases to be asked about: the verdict is optional, and what cannot be read as one is not stated.
+        ``cases`` then holds `Case`, and `LabelledCase` for the rows with a verdict.
 
     Returns
     -------
@@ -211,7 +224,10 @@ def read(
         root = Path(extract_to) / name
         notes.append(f"images inside the table were written to {root.name}/")
         sources = [_extracted(source, root) for source in sources]
-    own = _Reader(name, root.resolve(), card, sources, notes).read()
+    elif images is not None:
+        root, card = Path(images), card.model_copy(update={"images": None})
+        sources = [replace(source, base=root) for source in sources]
+    own = _Reader(name, root.resolve(), card, sources, notes, unlabelled).read()
     if strict and own.problems:
         raise DataError(f"{len(own.problems)} problems in {name}:\n{listing(own.problems)}")
     if not len(own):
@@ -396,8 +412,11 @@ def _suffix(content: bytes) -> str:
 class _Reader:
     """Reads the rows of one data set; collects notes and problems."""
 
-    def __init__(self, name: str, root: Path, card: Card, sources: list[_Source], notes: list[str]):
+    def __init__(
+        self, name: str, root: Path, card: Card, sources: list[_Source], notes: list[str], unlabelled: bool = False
+    ):
         self.name, self.root, self.card, self.sources = name, root, card, sources
+        self.unlabelled = unlabelled
         self.notes = notes + [note for source in sources for note in source.table.notes]
         self.problems = [problem for source in sources for problem in source.table.problems]
         self.unread = len(self.problems)
@@ -408,6 +427,7 @@ class _Reader:
         self.seen: dict[tuple[str, str], str] = {}  # (split, id or file): file and row
         self.patients: dict[str, str] = {}  # what is written in a column of patients: pseudonym
         self.images = _ImageFinder(root, card.images)
+        self.places: list[str] = []
 
     def read(self) -> OwnData:
         rows = [row for source in self.sources for row in self._rows(source)]
@@ -427,9 +447,8 @@ class _Reader:
             )
         self._note_what_is_not_stated()
         cases = rows if self.kind == "cases" else []
-        return OwnData(
-            self.name, self.kind, cases, table, self.root, self.card, self.notes, self.problems, self.unread
-        )
+        read = self.notes, self.problems, self.unread, self.places
+        return OwnData(self.name, self.kind, cases, table, self.root, self.card, *read)
 
     # ---- columns
 
@@ -464,19 +483,25 @@ class _Reader:
     def _kind(self) -> Kind:
         present = set(self.columns)
         kind: Kind = "cases" if {"treatment", "verdict"} <= present else "images"
-        if self.card.kind:
+        if self.unlabelled:
+            kind = "cases"
+        elif self.card.kind:
             kind = self.card.kind
         elif kind == "images" and "treatment" in present:
             raise DataError(
                 f"{self.name}: column {self.columns['treatment']!r} is a treatment, but there is no verdict; name "
                 f"its column in {CARD} (columns: {{verdict: …}}), or say kind: images"
             )
-        if absent := [key for key in NEEDED[kind] if key not in present]:
+        optional = {"verdict"} if self.unlabelled else set()
+        if absent := [key for key in NEEDED[kind] if key not in present | optional]:
             there = ", ".join(str(c) for c in dict.fromkeys(c for s in self.sources for c in s.table.frame))
             missing = ", ".join(absent)
             raise DataError(
                 f"{self.name}: no column for {missing}; name it under 'columns:' in {CARD} (there are: {there})"
             )
+        if self.unlabelled:
+            self.notes.insert(0, f"cases {'with' if 'verdict' in present else 'without'} a column of verdicts")
+            return kind
         what, none = ("cases", "") if kind == "cases" else ("labelled images", "no ")
         why = f"{CARD} says so" if self.card.kind else f"there are {none}treatments and verdicts"
         self.notes.insert(0, f"recognised as {what}: {why}")
@@ -515,6 +540,7 @@ class _Reader:
                 ]
             else:
                 self.seen[used] = where
+                self.places.append(where)
         return made
 
     def _made_id(self, source: _Source, row: int) -> str:
@@ -552,7 +578,10 @@ class _Reader:
             return record
         parse("id", lambda text: text if text else _needed(""), "")
         parse("treatment", lambda text: _needed(text))
-        parse("verdict", self._verdict)
+        if self.unlabelled:
+            parse("verdict", lambda text: self._or_further("verdict", text, self._verdict))
+        else:
+            parse("verdict", self._verdict)
         parse("age", self._age)
         parse("sex", lambda text: self._noted("sex", text, values.sex(text)))
         parse("complaint", lambda text: None if values.is_missing(text) else text.rstrip("."))
@@ -561,7 +590,7 @@ class _Reader:
         parse("cost_impact", values.dollars)
         return record
 
-    def _case(self, record: dict, cells: dict) -> LabelledCase:
+    def _case(self, record: dict, cells: dict) -> Case:
         factors = {name: record[key] for key, name in FACTORS.items() if record[key]}
         factors |= {name: text for name, text in self._further(cells).items() if text}
         # a word for an error type or a severity that the project does not have is kept as it was written
@@ -571,13 +600,18 @@ class _Reader:
             if record[key] is None and not values.is_missing(str(cells.get(self.columns.get(key, ""), "")))
         ]
         factors |= {f"stated_{key}": str(cells[self.columns[key]]).strip() for key in unknown}
+        shown = {
+            "id": record["id"],
+            "modality": record["modality"],
+            "image": record["image"],
+            "patient": Patient(age=record["age"], sex=record["sex"], complaint=record["complaint"]),
+            "finding": record["finding"].rstrip("."),
+            "treatment": record["treatment"].rstrip("."),
+        }
+        if record["verdict"] is None:
+            return Case(**shown)
         return LabelledCase(
-            id=record["id"],
-            modality=record["modality"],
-            image=record["image"],
-            patient=Patient(age=record["age"], sex=record["sex"], complaint=record["complaint"]),
-            finding=record["finding"].rstrip("."),
-            treatment=record["treatment"].rstrip("."),
+            **shown,
             verdict=record["verdict"],
             error_type=record["error_type"],
             severity=record["severity"],

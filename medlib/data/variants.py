@@ -17,7 +17,7 @@ import pandas as pd
 
 from medlib.config import DataError
 from medlib.data import corruptions
-from medlib.data.cases import LabelledCase
+from medlib.data.cases import WITHHELD, LabelledCase
 from medlib.data.quality import ABNORMAL, BENIGN, DIAGNOSES, NEGATED, NORMAL
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar
@@ -227,9 +227,6 @@ def balanced(suite: Suite, pairs: int) -> Suite:
     each = min(pairs // frame["modality"].nunique(), by_modality.size().min())
     chosen = set(by_modality.head(each).index)
     return suite.rows(i for i, s in enumerate(suite.scenarios) if s.factors.get("pair", s.id) in chosen)
-
-
-WITHHELD = "withheld"
 
 
 def withhold_text(scenario: LabelledCase) -> LabelledCase:

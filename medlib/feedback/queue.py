@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,9 @@ import pandas as pd
 from medlib.config import ANSWERS, RunConfig, path
 from medlib.data import sources
 from medlib.data.suite import Suite
-from medlib.data.variants import WITHHELD
 from medlib.feedback import rating_store
 from medlib.feedback.rating_store import ADAPTER
-from medlib.models import occlusion, prompts, scoring
+from medlib.models import prompts
 from medlib.systems import Session
 
 # --- what a rater sees --------------------------------------------------------------------------
@@ -60,39 +58,4 @@ def case(suite: Suite, answers: pd.DataFrame, row: int) -> dict:
         "shown": shown,
         "p_correct": p_correct,
         "answer": ANSWERS[shown],
-    }
-
-
-def certainty(shown: str, p_correct: float) -> str:
-    """The model's probability of its own verdict, never rounded to certainty.
-
-    >>> certainty("ERROR", 0.0001)
-    'more than 99%'
-    """
-    p = p_correct if shown == "CORRECT" else 1 - p_correct
-    return "more than 99%" if p > 0.99 else f"{100 * p:.0f}%"
-
-
-def rationale(session: Session, suite: Suite, row: int, grid: int = 8) -> dict:
-    """What a verdict rests on, measured by asking again without parts of the case.
-
-    The model gives a verdict and no reasons; any that it wrote need not be the real ones. This measures its
-    behaviour instead, with ``grid ** 2 + 4`` questions.
-
-    Returns
-    -------
-    dict
-        ``drop``: float array (grid, grid) of `occlusion.occlusion_map`, and ``without``: probability of CORRECT
-        without the "image", the "finding" and the "treatment", by name of the withheld part.
-    """
-    scenario, size = suite.scenarios[row], session.config.eval_batch_size
-    drop, _ = occlusion.occlusion_map(session.adapted, scenario, suite.image(scenario), grid, size)
-    words = [scenario.model_copy(update={name: WITHHELD}) for name in ("finding", "treatment")]
-    variants = {
-        "image": replace(suite, scenarios=[scenario], view="grey"),
-        **{name: replace(suite, scenarios=[s]) for name, s in zip(("finding", "treatment"), words)},
-    }
-    return {
-        "drop": drop,
-        "without": {name: float(scoring.p_correct(session.adapted, part)[0]) for name, part in variants.items()},
     }

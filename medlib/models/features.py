@@ -6,10 +6,11 @@ foreign images share them. On disk a feature is named by its image's bytes and b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +126,21 @@ def keep_on_disk(network, image_processor, folder: Path) -> None:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     known.folder, known.made_by = folder, digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def forgotten(network) -> Iterator[None]:
+    """Nothing that is computed inside goes to disk, and none of it stays in memory."""
+    known = _known(network)
+    if known is None:
+        yield
+        return
+    folder, known.folder = known.folder, None
+    try:
+        yield
+    finally:
+        known.memory.clear()
+        known.bytes, known.folder = 0, folder
 
 
 def are_fixed(network) -> bool:

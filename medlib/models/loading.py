@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -18,7 +19,6 @@ from transformers import (
     BitsAndBytesConfig,
     TorchAoConfig,
 )
-from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from medlib.config import ROOT, ModelError, RunConfig, hardware, path
 from medlib.models import features, float16
@@ -138,7 +138,7 @@ def load(
     processor = load_processor(model, trust_remote_code)
     try:
         auto = AutoModelForSequenceClassification if reward_head else AutoModelForImageTextToText
-        with suppress_seqcls_warning():  # that a new head is new needs no warning
+        with _no_warning_of_a_new_head() if reward_head else contextlib.nullcontext():
             base = auto.from_pretrained(
                 name,
                 dtype=dtype,
@@ -154,6 +154,12 @@ def load(
     if quantization == "4bit":
         _keep_trainable(base)
     return VerdictModel(processor, (base if quantization in ("8bit", "4bit") else base.to(device)).eval())
+
+
+def _no_warning_of_a_new_head():
+    from trl.trainer.reward_trainer import suppress_seqcls_warning  # takes seconds, and only reward models need it
+
+    return suppress_seqcls_warning()
 
 
 def load_for(config: RunConfig, reward_head: bool = False) -> VerdictModel:

@@ -38,6 +38,7 @@ NEEDS = {
     "08_benchmark": ("07_rl",),
     "09_error_analysis": ("08_benchmark",),
     "10_cost": ("08_benchmark",),
+    "11_audit_a_case": ("07_rl",),
 }
 #: Seconds of each step as a first guess: the stand-in on two cores (benchmarks/README.md).
 SECONDS = {
@@ -54,6 +55,7 @@ SECONDS = {
     "08_benchmark": 90,
     "09_error_analysis": 73,
     "10_cost": 37,
+    "11_audit_a_case": 40,
 }
 EVERY = 25.0  # seconds between two lines on the progress
 

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medlib import stats
+from medlib.audit.answer import MEANING, CaseAudit
+from medlib.audit.rationale import certainty, sentences
 from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.models import occlusion
@@ -113,33 +115,55 @@ def looked_at(
         scenario = known[row["id"]]
         image = suite.image(scenario)
         drop, log_odds = occlusion.occlusion_map(model, scenario, image, grid, batch_size)
-        cases.append((scenario, image, drop, log_odds))
-    return _draw_cases(cases, len(rows))
+        cases.append((image, drop, _case_text(scenario, log_odds)))
+    return _draw_cases(cases, f"Where the model looked: {len(cases):,} of {len(rows):,} cases")
 
 
-def _draw_cases(cases: list[tuple], of: int) -> Figure:
+@plots.styled
+def answered(answers: Sequence[CaseAudit], images: Sequence[Image.Image], title: str = "") -> Figure:
+    """Answers below each other, each with its image, its map (where it was measured) and its words."""
+    cases = [(image, answer.drop, _answer_text(answer)) for answer, image in zip(answers, images)]
+    return _draw_cases(cases, title or f"{answers[0].system}: {answers[0].decision}")
+
+
+def _answer_text(answer: CaseAudit) -> list[str]:
+    case = answer.case
+    return [
+        f"{answer.decision.upper()}: {MEANING[answer.decision]}",
+        *(f"because {reason}" for reason in answer.reasons),
+        f"{answer.verdict}, calibrated probability {certainty(answer.verdict, answer.probability)}",
+        f"Note: {case['finding']}",
+        f"Treatment: {case['treatment']}",
+        *sentences(answer.verdict, answer.without or {}),
+        "Not a medical device." + (" A stand-in, which knows no medicine." if answer.standin else ""),
+    ]
+
+
+def _draw_cases(cases: list[tuple[Image.Image, np.ndarray | None, list[str]]], title: str) -> Figure:
     side, gap = 2.05, 0.15  # inches
     words_wide = WIDTH - 2 * (side + gap) - 0.2
     # a single patch of a close call can outdo all others; the arrows of the bar say that there are more
-    limit = max(float(np.quantile(np.abs([drop for _, _, drop, _ in cases]), 0.98)), 1e-6)
-    texts = [
-        "\n".join(plots._wrap(part, words_wide) for part in _case_text(scenario, log_odds))
-        for scenario, _, _, log_odds in cases
-    ]
+    drops = [drop for _, drop, _ in cases if drop is not None]
+    limit = max(float(np.quantile(np.abs(drops), 0.98)), 1e-6) if drops else 1.0
+    texts = ["\n".join(plots._wrap(part, words_wide) for part in lines) for _, _, lines in cases]
     heights = [max(side, (text.count("\n") + 1) * LINE * 1.05) + gap for text in texts]
-    title = f"Where the model looked: {len(cases):,} of {of:,} cases"
     figure = plots._new_figure(sum(heights) + 0.75, title)
     grid = figure.subplots(
         len(cases), 3, squeeze=False, height_ratios=heights, width_ratios=[side, side, words_wide]
     )
-    for (shown, mapped, words), (scenario, image, drop, _), text in zip(grid, cases, texts):
+    colours = None
+    for (shown, mapped, words), (image, drop, _), text in zip(grid, cases, texts):
         shown.imshow(image, extent=(0, SIDE, SIDE, 0))
         shown.set(xticks=[], yticks=[], aspect=image.height / image.width)
         shown.spines[:].set_visible(False)
-        colours = overlay(mapped, image, drop, limit)
+        mapped.axis("off")
+        if drop is not None:
+            colours = overlay(mapped, image, drop, limit)
         shown.set_anchor("N"), mapped.set_anchor("N")
         words.axis("off")
         words.text(0, 1, text, va="top", linespacing=1.25)
+    if colours is None:
+        return plots._finish(figure)
     bar = figure.colorbar(colours, ax=grid, location="bottom", shrink=0.6, aspect=30, extend="both")
     bar.set_label(
         "Drop in the verdict's log-odds when the patch is hidden\n"

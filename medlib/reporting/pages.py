@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
-from medlib.config import ROOT, STANDIN_NOTICE, files, provenance
+from medlib.config import NOT_A_DEVICE, ROOT, STANDIN_NOTICE, files, provenance
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
 from medlib.stats import text
@@ -46,11 +46,6 @@ SCORES = {
     "ece": "Calibration error",
     "constant_answer_share": "Most frequent answer",
 }
-
-NOT_A_DEVICE = (
-    "Research only: this is not a medical device. Nothing here may be used to make, check or "
-    "change a decision about a patient."
-)
 
 
 def render(run_dir: str | Path) -> Path:

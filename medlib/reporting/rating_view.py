@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from medlib.config import SEVERITIES, VERDICTS, ConfigError, DataError, ModelError, NotRun, RunConfig, runs
+from medlib.audit.rationale import certainty, rationale, sentences
+from medlib.config import SEVERITIES, ConfigError, DataError, ModelError, NotRun, RunConfig, runs
 from medlib.data.suite import Suite
 from medlib.feedback import queue, rating_store
 from medlib.feedback.preferences import rating_file
@@ -223,11 +224,11 @@ class RatingView:
         assert self.session is not None  # without one there is no such button
         self.explain.disabled, self.explain.description = True, "Asking the model…"
         try:
-            rationale = queue.rationale(self.session, self.suite, self.row)
+            rests_on = rationale(self.session.adapted, self.suite, self.row, self.session.config.eval_batch_size)
         finally:
             self.explain.description = "What does the verdict rest on?"
-        self.map.value = _png_of_map(self.case["image"], rationale["drop"])
-        self.reason.value = reason_text(self.case, rationale)
+        self.map.value = _png_of_map(self.case["image"], rests_on["drop"])
+        self.reason.value = reason_text(self.case, rests_on)
         self.seen.children = [self.image, self.map, self.reason]
 
     def _next(self, rater: str, first: int | None = None) -> None:
@@ -252,7 +253,7 @@ class RatingView:
             f"<h4>{html.escape(MODALITIES.get(self.case['modality'], self.case['modality']))}</h4>"
             + "".join(f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>" for name, _, text in lines)
         )
-        sure = queue.certainty(self.case["shown"], self.case["p_correct"])
+        sure = certainty(self.case["shown"], self.case["p_correct"])
         self.verdict.value = (
             f"<p class='rating-verdict'>The model says <b>{self.case['answer']}</b>"
             f"<br>and gives it a probability of {sure}.</p>"
@@ -280,14 +281,12 @@ class RatingView:
         self.save.disabled = verdict is None or (is_error and self.severity.value is None)
 
 
-def reason_text(case: dict, rationale: dict) -> str:
-    """The result of `queue.rationale` in words."""
+def reason_text(case: dict, rests_on: dict) -> str:
+    """The result of `medlib.audit.rationale.rationale` in words."""
     shown = case["shown"]
-    parts = []
-    for part, p_correct in rationale["without"].items():
-        turns = VERDICTS[0 if p_correct >= 0.5 else 1] != shown
-        says = "<b>changes</b>" if turns else f"stays, at {queue.certainty(shown, p_correct)}"
-        parts.append(f"<li>Without the {part} the verdict {says}.</li>")
+    parts = [
+        f"<li>{line.replace('changes.', '<b>changes</b>.')}</li>" for line in sentences(shown, rests_on["without"])
+    ]
     return (
         "<p>The model gives no reasons, so it was asked again without parts of the case:</p>"
         f"<ul>{''.join(parts)}</ul><p>Orange spots of the image speak for {shown}, purple ones against it. "

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.covariance import LedoitWolf
 
 from medlib.data.suite import Suite
 from medlib.models import loading, scoring
 from medlib.models.verdict_model import VerdictModel
 from medlib.systems.session import Session
+
+if TYPE_CHECKING:
+    from sklearn.covariance import LedoitWolf
 
 
 def image_features(model: VerdictModel, suite: Suite, batch_size: int = 64) -> np.ndarray:
@@ -44,6 +47,8 @@ def image_features(model: VerdictModel, suite: Suite, batch_size: int = 64) -> n
 
 def fit(features: np.ndarray, modalities: Sequence[str]) -> dict[str, LedoitWolf]:
     """A Gaussian with shrunk covariance for the training images of each modality."""
+    from sklearn.covariance import LedoitWolf  # not needed by those who only look at images
+
     modalities = np.asarray(modalities)
     return {name: LedoitWolf().fit(features[modalities == name]) for name in np.unique(modalities)}
 

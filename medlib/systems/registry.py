@@ -68,4 +68,5 @@ def names() -> list[str]:
 
 def is_system(name: str) -> bool:
     """True for a registered name, with or without a variant behind a colon."""
-    return name.partition(":")[0] in names()
+    kind = name.partition(":")[0]
+    return kind in REGISTRY or kind in names()  # no further modules for one that is there

@@ -102,6 +102,10 @@ class Session:
             answers = {key: row for key, row in answers.items() if "generated" in row or key in spoken}
         return len(keys - answers.keys())
 
+    def was_asked(self, name: str) -> bool:
+        """Whether this run keeps any answer of a system."""
+        return self._file(name, self.system(name).revision).is_file()
+
     def _file(self, label: str, revision: str) -> Path:
         stem = label.translate(str.maketrans(":/ ", "___"))
         return path(self.config.run_dir) / "answers" / f"{stem}-{revision[:16]}.jsonl"

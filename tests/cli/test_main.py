@@ -75,7 +75,10 @@ def test_help_of_train_lists_the_flags():
         (["data", "--set", "lora_rank=4"], "lora_rank: would not take effect"),
         (["evaluate", "--set", "corruption_pairs=8"], "corruption_pairs: would not take effect"),
         (["preferences", "out.jsonl", "--set", "ppo_lr=1"], "ppo_lr: would not take effect"),
-        (["bulk-merge", "x.jsonl", "--system", "constant", "--set", "lr=1"], "lr: would not take effect"),
+        (["audit", "--cases", "x.csv", "--set", "rl_seeds=1"], "rl_seeds: would not take effect"),
+        (["audit", "--image", "x.png", "--finding", "a mass"], "--treatment missing"),
+        (["audit", "--cases", "x.csv", "--image", "x.png"], "--image: of one case"),
+        (["audit", "--cases", "x.csv"], "x.csv: no such file"),
         (["sweep", "--set", "test_pairs=8", "--set", "systems=[constant]"], "systems: would not take effect"),
         (
             ["evaluate", "--profile", "tiny", "--adapter", "/no/such/adapter"],

@@ -31,10 +31,7 @@ from medlib.feedback.preferences import (
     training_side,
 )
 from medlib.feedback.simulated import NAMES
-from medlib.models import scoring
-from medlib.models.verdict_model import VerdictModel
 from medlib.reporting.notebooks import collect_feedback as collect_feedback_page
-from medlib.systems import Session
 
 KEYS = [f"{number:064x}" for number in range(6)]
 
@@ -327,19 +324,6 @@ def test_a_case_reveals_nothing_of_gold_and_origin(rated):
         secret = [scenario.id, scenario.image, "contradiction", *map(str, scenario.factors.values())]
         assert not [s for s in secret if "_" in s and s in words]
         assert case["shown"] == ("CORRECT" if case["p_correct"] >= 0.5 else "ERROR")
-
-
-def test_rationale_is_what_the_model_does_without_parts(nano, suite, small_config):
-    processor, model, _ = nano
-    pool = Suite("small", suite[0][:2], suite[1])
-    session = Session(small_config, {})
-    both = VerdictModel(processor, model)
-    session.__dict__ |= {"base": both, "adapted": both}
-    rationale = queue.rationale(session, pool, 1, grid=2)
-    assert rationale["drop"].shape == (2, 2) and list(rationale["without"]) == ["image", "finding", "treatment"]
-    grey = scoring.p_correct(both, Suite("grey", pool.scenarios[1:], suite[1], "grey"))[0]
-    assert rationale["without"]["image"] == pytest.approx(float(grey), abs=1e-5)
-    assert len({round(p, 9) for p in rationale["without"].values()}) == 3
 
 
 # --- from ratings to preferences ---

@@ -1,6 +1,14 @@
 """Two tiny notebooks, and a run in which they were executed and rendered."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 
 import nbformat
 import pytest
@@ -67,3 +75,66 @@ def finished_run(tmp_path_factory):
     runs.add(run_dir, **record)
     pages.render(run_dir)
     return run_dir
+
+
+# --- a page in a browser
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """A function that serves one cell of code by Voilà and gives the page's address."""
+    pytest.importorskip("voila", reason="voila is missing: pip install '.[browser]'")
+    servers = []
+
+    def start(code: str) -> str:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, tmp_path / "view.ipynb")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}  # no settings of the user
+        options = [f"--port={port}", "--no-browser", "--Voila.ip=127.0.0.1"]
+        with open(tmp_path / "voila.log", "wb") as log:
+            command = [sys.executable, "-m", "voila", str(tmp_path / "view.ipynb"), *options]
+            servers.append(subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own))
+        _wait_for(address := f"http://127.0.0.1:{port}/", servers[-1], tmp_path / "voila.log")
+        return address
+
+    yield start
+    for server in servers:
+        server.terminate()
+        server.wait(30)
+
+
+def _wait_for(address, server, log, seconds=60):
+    for _ in range(2 * seconds):
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{address}no-such-page", timeout=5)
+        except urllib.error.HTTPError:
+            return  # it answers
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"Voilà does not answer:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def page():
+    """A page of 1200 x 900 points in a browser without a network beyond this machine."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is missing: pip install '.[browser]'"
+    )
+    browser = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if browser is None:
+        pytest.skip("no chromium here")
+    with playwright.sync_playwright() as driver:
+        # a container's root has no sandbox to give
+        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(60_000)
+        yield page
+        chromium.close()

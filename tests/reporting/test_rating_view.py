@@ -1,15 +1,7 @@
 """The rating view: its widgets, and the whole of it in a real browser."""
 
 import io
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from types import SimpleNamespace
 
 import ipywidgets as widgets
@@ -276,74 +268,14 @@ rating_view.RatingView(suite, answers, Path({file!r})).page
 
 
 @pytest.fixture
-def voila(suite, tmp_path):
+def voila(suite, tmp_path, serve):
     """Address of the view, served by Voilà, and its store."""
-    pytest.importorskip("voila")
     file = tmp_path / "ratings.sqlite"
-    code = CELL.format(root=str(ROOT), folder=str(suite[1].parent), file=str(file))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "view.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/"
-    own = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}  # no settings of the user
-    with open(tmp_path / "voila.log", "wb") as log:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "voila",
-                str(tmp_path / "view.ipynb"),
-                f"--port={port}",
-                "--no-browser",
-                "--Voila.ip=127.0.0.1",
-            ],
-            stdout=log,
-            stderr=log,
-            env=os.environ | own,
-        )
-    try:
-        _wait_for(address, server, tmp_path / "voila.log")
-        yield address, file
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _wait_for(address, server, log, seconds=60):
-    for _ in range(2 * seconds):
-        if server.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(f"{address}no-such-page", timeout=5)
-        except urllib.error.HTTPError:
-            return  # it answers
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"Voilà does not answer:\n{log.read_text()[-2000:]}")
-
-
-@pytest.fixture
-def page(tmp_path):
-    """A page of 1200 x 900 points in a browser without a network beyond this machine."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    browser = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
-    if browser is None:
-        pytest.skip("no chromium here")
-    with playwright.sync_playwright() as driver:
-        # a container's root has no sandbox to give
-        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(60_000)
-        yield page
-        chromium.close()
+    return serve(CELL.format(root=str(ROOT), folder=str(suite[1].parent), file=str(file))), file
 
 
 @pytest.mark.slow
+@pytest.mark.browser
 def test_two_raters_in_a_browser(voila, page):
     address, file = voila
 

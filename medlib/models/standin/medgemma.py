@@ -33,11 +33,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from medlib.config import ANSWERS, MODALITIES, files
-from medlib.data.cases import Patient
+from medlib.data.cases import WITHHELD, Patient
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
 from medlib.data.synthetic.lexicon import CARE_ORDER, COMPLAINTS, DEGREES, FINDINGS, Care, Finding
-from medlib.data.variants import WITHHELD
 from medlib.models.prompts import INSTRUCTION
 from medlib.models.standin.loop import half_precision, schedule
 from medlib.models.standin.words import DRAWN, MODALITY_NAMES, Words, caption, modality_name

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medlib import stats
+from medlib.audit.rationale import certainty
 from medlib.config import SEVERITIES, RunConfig
 from medlib.data.suite import Suite
 from medlib.feedback import queue, rating_store
@@ -44,7 +45,7 @@ def cases(suite: Suite, answers: pd.DataFrame, rater: str, seed: int = 0, count:
     views = [queue.case(suite, answers, row) for row in rows]
     captions = [
         f"{case['text'].replace(chr(10), ' ')} The model says: {case['shown']}, probability "
-        f"{queue.certainty(case['shown'], case['p_correct'])}."
+        f"{certainty(case['shown'], case['p_correct'])}."
         for case in views
     ]
     return plots.contact_sheet(

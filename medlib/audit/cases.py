@@ -1,0 +1,124 @@
+"""The cases to ask about: one from options and DICOM, or rows of a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from medlib.config import DataError
+from medlib.data import own, tables, values
+from medlib.data.cases import UNSPECIFIED, Case
+
+#: DICOM attribute that states a field.
+DICOM = {"age": "PatientAge", "sex": "PatientSex", "modality": "Modality"}
+
+
+def one(image: str | Path, finding: str, treatment: str, **stated: str | None) -> tuple[Case, Path]:
+    """A case and the folder of its image.
+
+    Parameters
+    ----------
+    image : file of an image; a DICOM supplies age, sex and modality where they are not given
+    stated : ``modality``, ``age``, ``sex`` and ``complaint`` as people write them, see `medlib.data.values`
+
+    Raises
+    ------
+    DataError
+        Naming the field that cannot be read.
+    """
+    file = Path(image).expanduser()
+    if not file.is_file():
+        raise DataError(f"image: {image}: no such file")
+    known = dicom_facts(file) | {name: text for name, text in stated.items() if text}
+    readers: dict[str, Callable] = {
+        "age": values.age,
+        "sex": values.sex,
+        "modality": values.modality,
+        "complaint": str,
+    }
+    read = {}
+    for name, text in known.items():
+        try:
+            read[name] = readers[name](text.strip())
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from None
+    patient = {name: read.get(name) for name in ("age", "sex", "complaint")}
+    words = {"finding": finding.strip().rstrip("."), "treatment": treatment.strip().rstrip(".")}
+    modality = read.get("modality") or UNSPECIFIED
+    try:
+        case = Case(id=file.stem, image=file.name, modality=modality, patient=patient, **words)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise DataError("; ".join(lines)) from None
+    return case, file.parent
+
+
+def dicom_facts(file: Path) -> dict[str, str]:
+    """Age, sex and modality as a DICOM states them, by field; empty for any other file. No other tag is read."""
+    with file.open("rb") as content:
+        if content.read(132)[128:] != b"DICM" and file.suffix.lower() not in {".dcm", ".dicom"}:
+            return {}
+    import pydicom
+
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*DICOM.values()])
+    except Exception:  # pydicom raises many types; whoever loads the image names the file as broken
+        return {}
+    stated = {name: str(dataset.get(tag) or "") for name, tag in DICOM.items()}
+    return {name: text for name, text in stated.items() if text and not values.is_missing(text)}
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a worklist: its case, or why it cannot be read."""
+
+    place: str  # file and row
+    case: Case | None
+    problem: str = ""
+
+
+def rows(table: str | Path, images_dir: str | Path | None = None) -> tuple[list[Row], Path, list[str]]:
+    """Every row of a table in its order, the folder of the images, and notes on what was guessed.
+
+    Parameters
+    ----------
+    table : a table or folder that `medlib.data.own` reads; the verdict is optional
+    images_dir : folder of the images; by default that of the table
+
+    Raises
+    ------
+    DataError
+        If there is no such table, or none of its rows can be read.
+    """
+    file = Path(table).expanduser()
+    if not file.exists():
+        raise DataError(f"cases: {table}: no such file or folder; a table is one of {', '.join(tables.SUFFIXES)}")
+    if images_dir is not None and not Path(images_dir).expanduser().is_dir():
+        raise DataError(f"images: {images_dir}: no such folder")
+    images = None if images_dir is None else Path(images_dir).expanduser()
+    data = own.read(file, strict=False, images=images, unlabelled=True)
+    problems: dict[str, list[str]] = {}
+    for text in data.problems:
+        place, problem = _place(text)
+        problems.setdefault(place, []).append(problem)
+    read = [Row(place, case) for place, case in zip(data.places, data.cases)]
+    unread = [Row(place, None, "; ".join(texts)) for place, texts in problems.items()]
+    return sorted(read + unread, key=lambda row: _order(row.place)), data.images_dir, data.notes
+
+
+def _place(problem: str) -> tuple[str, str]:
+    """File and row of a problem of `medlib.data.own`, and the rest of it."""
+    match = re.match(r"(.*?, row \d+)(?: and all below)?(?:, |: )(.*)", problem, re.DOTALL)
+    return (match[1], match[2]) if match else (problem, problem)
+
+
+def _order(place: str) -> tuple[str, int]:
+    name, _, row = place.rpartition(", row ")
+    return name, int(row) if row.isdecimal() else 0
