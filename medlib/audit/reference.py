@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medlib.config import RunConfig, path, provenance
+from medlib.config import RunConfig, files, path, provenance
 from medlib.config.settings import Data, Threshold
 from medlib.data.cases import UNSPECIFIED
 from medlib.models.verdict_model import VerdictModel
@@ -135,7 +135,7 @@ def _write(file: Path, made: Reference) -> None:
     arrays = {}
     for name, value in (known["gallery"] or {}).items():
         (arrays if isinstance(value, np.ndarray) else words)[name] = value
-    with provenance.replacement(file) as unfinished, unfinished.open("wb") as out:
+    with files.replacement(file) as unfinished, unfinished.open("wb") as out:
         np.savez(out, words=np.array(json.dumps(words)), **arrays)
 
 

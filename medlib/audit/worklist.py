@@ -26,7 +26,7 @@ from medlib import stats
 from medlib.audit.answer import ABSTAIN, PASS, QUERY, CaseAudit
 from medlib.audit.auditor import Auditor
 from medlib.audit.cases import Row
-from medlib.config import ConfigError, DataError, NotRun, jobs, jsonl, provenance
+from medlib.config import ConfigError, DataError, NotRun, files, jobs, jsonl, provenance
 from medlib.data.cases import Case, LabelledCase
 from medlib.data.suite import Suite
 from medlib.systems.answers import keep_answers
@@ -210,7 +210,7 @@ class _WithThumbnails(Suite):
             file = self.folder / thumbnail_name(scenario.image)
             small = image.copy()
             small.thumbnail((THUMBNAIL, THUMBNAIL))
-            with provenance.replacement(file) as unfinished:
+            with files.replacement(file) as unfinished:
                 small.save(unfinished, "JPEG", quality=80)
         return image
 
@@ -316,8 +316,8 @@ def _write(
 ) -> None:
     gold: list[dict] = []
     with (
-        provenance.replacement(done.out / "worklist.csv") as table,
-        provenance.replacement(done.out / "worklist.jsonl") as lines,
+        files.replacement(done.out / "worklist.csv") as table,
+        files.replacement(done.out / "worklist.jsonl") as lines,
         table.open("w", encoding="utf-8", newline="") as csv_file,
         lines.open("w", encoding="utf-8") as json_file,
     ):
@@ -336,7 +336,7 @@ def _write(
                     gold.append(stats.prediction_row(row.case, answer.p_correct))
             writer.writerow({"place": row.place, **cells})
             json_file.write(
-                json.dumps({"place": row.place, **provenance.to_json(line)}, ensure_ascii=False) + "\n"
+                json.dumps({"place": row.place, **files.to_json(line)}, ensure_ascii=False) + "\n"
             )
     done.scores = stats.score(pd.DataFrame(gold)) if gold else None
 

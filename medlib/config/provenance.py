@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import medlib
 from medlib.config import hardware
-from medlib.config.files import replacement, to_json  # noqa: F401
+from medlib.config.files import to_json
 from medlib.config.paths import ROOT, path
 from medlib.config.settings import RunConfig
 

@@ -13,7 +13,7 @@ from medlib.audit.answer import MEANING
 from medlib.audit.auditor import Auditor
 from medlib.audit.cases import Row
 from medlib.audit.worklist import DECISIONS, FAILED, Worklist
-from medlib.config import NOT_A_DEVICE, STANDIN_NOTICE, provenance
+from medlib.config import NOT_A_DEVICE, STANDIN_NOTICE, files, provenance
 from medlib.data.suite import Suite
 from medlib.stats.text import rate_text
 
@@ -93,7 +93,7 @@ def _draw(auditor: Auditor, case, images_dir: Path, out: Path, place: str) -> bo
     if answer.drop is None:
         return False
     figure = maps.answered([answer], [Suite("case", [case], images_dir).image(case)])
-    with provenance.replacement(out / "maps" / _map_name(place)) as unfinished:
+    with files.replacement(out / "maps" / _map_name(place)) as unfinished:
         figure.savefig(unfinished, format="png")
     return True
 
@@ -154,6 +154,6 @@ def _rows(rows: pd.DataFrame, drawn: set[str]) -> Iterable[str]:
 def _write(file: Path, body: str) -> None:
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head = f'<meta charset="utf-8">{policy}<meta name="viewport" content="width=device-width, initial-scale=1">'
-    with provenance.replacement(file) as unfinished:
+    with files.replacement(file) as unfinished:
         text = f'<!doctype html><html lang="en"><head>{head}<title>Worklist</title><style>{STYLE}</style></head>'
         unfinished.write_text(f"{text}<body>{body}</body></html>", encoding="utf-8")
