@@ -46,7 +46,12 @@ _MANY_PAGES = (
 
 
 def load_image(
-    path: str | Path, *, square: bool = False, frame: int | None = None, thumbnail: int | None = None
+    path: str | Path,
+    *,
+    square: bool = False,
+    frame: int | None = None,
+    thumbnail: int | None = None,
+    looked_at: bool = False,
 ) -> Image.Image:
     """Load an image as RGB.
 
@@ -65,6 +70,8 @@ def load_image(
     thumbnail : int, optional
         Longest side in pixels of a smaller copy. A whole-slide TIFF is then read at its smallest sufficient
         level.
+    looked_at : bool
+        Somebody has looked at this very file: a saved screen is accepted without its tag.
 
     Returns
     -------
@@ -84,7 +91,7 @@ def load_image(
     with path.open("rb") as file:
         start = file.read(132)
         if start[128:] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:
-            image = Image.fromarray(_dicom_pixels(path, frame)).convert("RGB")
+            image = Image.fromarray(_dicom_pixels(path, frame, looked_at)).convert("RGB")
         else:
             try:
                 image = _load(path, file, start[:4] in _TIFF, frame, thumbnail)
@@ -233,7 +240,7 @@ _TAGS = [
 ]
 
 
-def _dicom_pixels(path: Path, frame: int | None) -> np.ndarray:
+def _dicom_pixels(path: Path, frame: int | None, looked_at: bool = False) -> np.ndarray:
     """Grey (rows, columns) or colour (rows, columns, 3) bytes of a DICOM file."""
     import pydicom
     from pydicom.pixels import apply_color_lut, pixel_array
@@ -246,7 +253,7 @@ def _dicom_pixels(path: Path, frame: int | None) -> np.ndarray:
         dataset = pydicom.dcmread(path, specific_tags=_TAGS, force=True)
         if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise DataError(f"{path}: truncated, or a DICOM file without an image")
-        dicom_limits.check_annotation(path, dataset)
+        dicom_limits.check_annotation(path, dataset, looked_at)
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, _ = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian

@@ -163,7 +163,7 @@ def _outside_image(package: str, file: str) -> Image.Image:
     else:
         from pydicom.data import get_testdata_file
 
-        image = load_image(get_testdata_file(file, download=False))
+        image = load_image(get_testdata_file(file, download=False), looked_at=True)
     if file == "examples_rgb_color.dcm":
         # the name of a hospital is burned in above the image
         width, height = image.size
