@@ -64,7 +64,8 @@ def test_a_run_from_training_to_benchmark(config, asked):
 
     results = benchmark.benchmark(config)
     for suite in ("heldout", "core24_val", "val", "contradiction", "paraphrase"):
-        assert set(results.systems(suite)) == set(rows_asked(config)), suite
+        labelled = {"image-statistics"} if suite == "core24_val" else set()  # nobody says what those images show
+        assert set(results.systems(suite)) == set(rows_asked(config)) - labelled, suite
     for view in corruptions.views():
         assert set(results.systems(view)) == set(LOOKING)
     run = run_dir(config)
