@@ -122,7 +122,7 @@ def test_a_changed_adapter_is_asked_again_and_nothing_else(config, asked):
 
 def test_a_row_that_cannot_be_asked_says_why_and_has_no_number(config, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    rows = ["constant", "openai:gpt-4o", "heuristics"]
+    rows = ("constant", "openai:gpt-4o", "heuristics")
     results = benchmark.benchmark(config.model_copy(update={"systems": rows}))
     assert set(results.table["system"]) == {"constant", "heuristics"}
     record = json.loads((run_dir(config) / "metrics.json").read_text())
@@ -236,10 +236,10 @@ def test_a_kill_between_predictions_and_their_stamp_mixes_no_two_runs(config, mo
     benchmark.benchmark(cheap)
     write_text = benchmark.files.write_text
 
-    def killed(path, text):
+    def killed(path, *text):
         if path.name == "predictions.sha256":
             raise KeyboardInterrupt
-        return write_text(path, text)
+        return write_text(path, *text)
 
     monkeypatch.setattr(benchmark.files, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
