@@ -22,7 +22,8 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medlib.config import ROOT, DataError
+from medlib.config import DataError
+from medlib.config.paths import generated
 from medlib.data import tables, values
 from medlib.data.cases import UNSPECIFIED, LabelledCase, Patient, scenario_hash
 from medlib.data.split import SIDES
@@ -30,7 +31,7 @@ from medlib.data.tables import Table
 
 CARD = "dataset.yaml"
 #: Where images that lie inside a table (Parquet, a data set of the hub) are written.
-EXTRACTED = ROOT / "data" / "own"
+EXTRACTED = generated("own")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm", ".dicom"}
 Kind = Literal["cases", "images"]
 

@@ -12,7 +12,7 @@ from medlib.config import ADAPTER, BASE, METHODS, NotRun, RunConfig, adapter_dir
 from medlib.data import ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
-from medlib.evaluation import compare_methods, summary
+from medlib.evaluation import compare_methods, measured, summary
 from medlib.evaluation.results import Results
 from medlib.evaluation.summary import FUSED
 from medlib.models import loading
@@ -141,6 +141,7 @@ def _ask_everyone(run: Benchmark) -> None:
     run.ask(everyone, run.suites["val"], "val")
     run.ask(everyone, sources.contradiction(config, "test"), "contradiction")
     run.ask(everyone, sources.paraphrase(config), "paraphrase")
+    run.ask(everyone, variants.orders(variants.balanced(heldout, config.corruption_pairs)), "orders")
     for view, suite in variants.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
     run.ask(LOOKING, ood.out_of_distribution(), "ood")
@@ -200,7 +201,7 @@ def _written(run: Benchmark) -> Results:
     if len(results):
         stats.write_predictions(file, results.table)
         stamp.write_text(made_of)
-    summary.write_metrics(run.config, results, run.not_run)
+    summary.write_metrics(run.config, results, run.not_run, measured.facts(run.config, run.suites))
     record.write_record(run.recorded, run.suites)
     return results
 
@@ -212,7 +213,7 @@ def _made_of(run: Benchmark) -> str:
         config.of(settings.Run, settings.Model, settings.Data, settings.Suites, settings.Scoring),
         config.of(settings.Benchmark, settings.Api),
         sources.hashes(run.suites),
-        loading.weights_hash(config.model),
+        loading.base_hash(config.model),
         loading.weights_hash(config.biomedclip),
         loading.file_hash(adapter) if adapter.is_file() else "",
     ]

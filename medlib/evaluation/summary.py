@@ -200,8 +200,18 @@ def harder_suites(config: RunConfig, results: Results) -> pd.DataFrame:
         for title, suite in (("Other words", "paraphrase"), ("Note contradicts image", "contradiction")):
             if results.has(name, suite):
                 rates[title] = results.score(name, suite)["accuracy"]
+        if results.has(name, "orders"):
+            rates["Flipped by an order in the note"] = flipped(
+                results.of(name, "heldout"), results.of(name, "orders")
+            )
         rows.append({"System": names.get(name, name)} | {k: rate_text(rate) for k, rate in rates.items()})
     return pd.DataFrame(rows)
+
+
+def flipped(plain: pd.DataFrame, ordered: pd.DataFrame) -> dict:
+    """Share of cases whose verdict changes once the note gives an order, as a proportion."""
+    same = stats.consistency(plain[plain["id"].isin(ordered["id"])], ordered)
+    return stats.proportion(same["n"] - round(same["value"] * same["n"]), same["n"])
 
 
 @once
@@ -238,8 +248,16 @@ def abstention_rules(results: Results, coverage: float = 0.95) -> list[dict]:
 # --- what a run leaves behind -----------------------------------------------------------------------
 
 
-def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] | None = None) -> Path:
-    """``metrics.json``: scores of every system and suite, paired tests, calibration, tables."""
+def write_metrics(
+    config: RunConfig, results: Results, not_run: dict[str, str] | None = None, measured: dict | None = None
+) -> Path:
+    """``metrics.json``: scores of every system and suite, paired tests, calibration, tables.
+
+    Parameters
+    ----------
+    not_run : reason by system
+    measured : what the figures are of, from `medlib.evaluation.measured.facts`
+    """
     main, names = results.scores("heldout"), figure_names(config)
     record = {
         "headline": headline(config, main),
@@ -253,6 +271,8 @@ def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] |
         "tests": {},
         "tables": {},
         "not_run": not_run or {},
+        "refused": refused(results),
+        "measured": measured or {},
     }
     if len(main) > 1:
         record["comparisons"] = every_pair(results).to_dict(orient="records")
@@ -277,6 +297,12 @@ def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] |
         record["calibration"] = calibration_table(results).to_dict(orient="records")
     record["tables"] = {title: table.to_dict(orient="records") for title, table in tables.items()}
     return provenance.write_json_atomic(path(config.run_dir) / "metrics.json", record)
+
+
+def refused(results: Results) -> dict[str, int]:
+    """Cases that a system did not judge, such as broken images, by system and suite; none is left out."""
+    counts = {key: int(f["refused"].notna().sum()) for key, f in results.parts.items() if "refused" in f}
+    return {"/".join(filter(None, (system, suite, part))): n for (system, suite, part), n in counts.items() if n}
 
 
 def scores_written(metrics: dict, suite: str) -> dict[str, dict]:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 
-from medlib.config import ModelError
+from medlib.models import adapter_files
 
 
 class VerdictModel(NamedTuple):
@@ -33,10 +32,6 @@ class VerdictModel(NamedTuple):
         Raises
         ------
         ModelError
-            If the folder is not a complete adapter (names the missing file).
+                If the folder is not a complete adapter, or its adapter does not fit, see `adapter_files.attach`.
         """
-        folder = Path(folder)
-        for file in ("adapter_config.json", "adapter_model.safetensors"):
-            if not (folder / file).is_file():
-                raise ModelError(f"{folder}: {file} is missing; train first (`python -m medlib train`)")
-        return self._replace(network=PeftModel.from_pretrained(self.network, folder, use_safetensors=True).eval())
+        return self._replace(network=adapter_files.attach(self.network, folder).eval())

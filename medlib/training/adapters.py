@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from medlib.config import METHODS, ModelError, RunConfig, adapter_dir, path
-from medlib.models import loading
+from medlib.models import adapter_files, loading
+from medlib.training import finite
 
 
 def read_metadata(adapter: Path) -> dict:
-    file = adapter / "training_metadata.json"
-    complete = file.is_file() and (adapter / "adapter_model.safetensors").is_file()
-    return json.loads(file.read_text()) if complete else {}
+    """What the training of a finished adapter wrote about itself; empty if it has not finished."""
+    is_complete = (adapter / adapter_files.WEIGHTS).is_file()
+    return adapter_files.read_metadata(adapter) if is_complete else {}
 
 
 def training_metadata(config: RunConfig) -> dict:
@@ -23,13 +23,30 @@ def training_metadata(config: RunConfig) -> dict:
     return metadata
 
 
-def save_adapter(model, processor, config: RunConfig, out: Path, weights: dict | None = None) -> None:
+def base(config: RunConfig) -> dict[str, str]:
+    """What an adapter's metadata say about the base that it belongs to: its name, and its weights by content."""
+    return {"base_model": config.model, "base_weights": loading.weights_hash(config.model)}
+
+
+def save_adapter(
+    model, processor, config: RunConfig, out: Path, weights: dict | None = None, rate: str = "lr"
+) -> None:
     """Write the adapter "default" and the processor's files, so that they load on any machine.
 
     Parameters
     ----------
     weights : state dict, where no process holds the whole model
+    rate : setting that was the learning rate, for the message
+
+    Raises
+    ------
+    ModelError
+        A weight is not a number; nothing is written.
     """
+    recipe = finite.recipe(rate, getattr(config, rate), next(model.parameters()).dtype)
+    for name, parameter in (weights or dict(model.named_parameters())).items():
+        if ".default" in name or weights:
+            finite.check(f"weight {name}", finite.norm([parameter]), "its end", recipe)
     model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
     # embeddings are untouched; "auto" would ask the hub
     options = dict(selected_adapters=["default"], save_embedding_layers=False, state_dict=weights)
@@ -47,9 +64,7 @@ def rl_folder(config: RunConfig, method: str, seed: int | None = None) -> Path:
 
 def rl_metadata(config: RunConfig, method: str, seed: int) -> dict:
     """What a finished run wrote about itself; empty if it has not finished."""
-    file = rl_folder(config, method, seed) / "adapter" / "training_metadata.json"
-    complete = file.is_file() and (file.parent / "adapter_model.safetensors").is_file()
-    return json.loads(file.read_text()) if complete else {}
+    return read_metadata(rl_folder(config, method, seed) / "adapter")
 
 
 def rl_adapter(config: RunConfig, method: str, seed: int) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -20,11 +23,23 @@ def checkpoint_folder(parent: Path, fingerprint: str) -> Path:
 
 
 def last_whole_checkpoint(checkpoints: Path) -> str | None:
-    """The newest complete checkpoint; the trainer's state is written last, so without it one is cut off."""
+    """The newest complete checkpoint; any with a file that is missing or cut off is deleted."""
     for folder in checkpoints.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():
+        if not _is_whole(folder):
             shutil.rmtree(folder)
     return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # is written last
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    # what torch saves is an archive with its index at the end
+    return all(zipfile.is_zipfile(file) for file in [*folder.glob("*.pt"), *folder.glob("*.pth")])
 
 
 def clear_checkpoints(out_dir: str | Path) -> None:

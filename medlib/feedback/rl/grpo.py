@@ -22,6 +22,7 @@ from medlib.config import ANSWERS
 from medlib.feedback.rl import packing, trl_hooks
 from medlib.feedback.rl.trl_hooks import MonitorCallback
 from medlib.models.prompts import parse_verdict
+from medlib.training.finite import FiniteSteps
 
 #: Longest answer in tokens; a verdict has about nine, and an answer that is cut off is rarely one.
 MAX_TOKENS = 16
@@ -139,8 +140,10 @@ def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tup
     return ([t[t >= 0].tolist() for t in tokens], [s[t >= 0].tolist() for t, s in zip(tokens, scores)])
 
 
-class _Trainer(GRPOTrainer):
+class _Trainer(FiniteSteps, GRPOTrainer):
     """TRL's trainer for prompts that are numbers, see `trl_hooks`."""
+
+    rate = "grpo_lr"
 
     def __init__(self, rows: list[dict], **options) -> None:
         self.rows, self.reference_logps = rows, {}

@@ -31,7 +31,7 @@ from transformers import get_linear_schedule_with_warmup
 from medlib.config import provenance
 from medlib.feedback.rl import packing, trl_hooks
 from medlib.models.prompts import answer_tokens
-from medlib.training import hooks, memory
+from medlib.training import finite, hooks, memory
 
 # importing TorchRL makes "spawn" the start method of every later process, so it is set back afterwards
 _start_method = torch.multiprocessing.get_start_method()
@@ -252,6 +252,7 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
     per_case, total = task.config.rl_samples, {}
     size = trl_hooks.micro_batch(task.config, len(samples) // per_case)[0] * per_case
     learner.optimizer.zero_grad()
+    recipe = finite.recipe("ppo_lr", task.config.ppo_lr, next(task.model.parameters()).dtype)
     for part in samples.split(size):
         scores, informative = part["scores"].clone(), part["informative"]
         if informative.any():
@@ -262,6 +263,7 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
         loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
         loss = loss + task.config.rl_beta * kl - VERDICT_COEFFICIENT * likelihood
         share = len(part) / len(samples)
+        finite.check("loss", loss.detach(), "an update of PPO", recipe)
         (share * loss).backward()
         figures = {
             "kl": kl,
@@ -273,7 +275,8 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
             "informative": informative.float().mean(),
         }
         total = {name: total.get(name, 0) + share * float(value.detach()) for name, value in figures.items()}
-    torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT_NORM)
+    gradient = torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT_NORM)
+    finite.check("gradient", gradient, "an update of PPO", recipe)
     learner.optimizer.step()
     return total
 
