@@ -81,8 +81,8 @@ def configuration(step: str, profile: str | None, settings: list[str] | None, im
             raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
         if values[name] is None:
             raise ConfigError(f"--set {item!r}: no value; a setting that is to stay as it is, is omitted")
-    values |= {name: place(values[name]) for name in PATHS if values.get(name) is not None}
-    values |= {name: data_place(values[name]) for name in PLACES_OR_NAMES if values.get(name)}
+    for names, placed in ((PATHS, place), (PLACES_OR_NAMES, data_place)):
+        values |= {name: placed(values[name]) for name in names if isinstance(values.get(name), (str, Path))}
     if step not in STARTS:
         return runs.settings_for(step, values, profile)
     runs.check_used(step, values)
@@ -97,7 +97,7 @@ def place(name: str | Path) -> str:
     """
     from medlib.config import ROOT
 
-    full = Path(os.path.abspath(Path(name).expanduser()))
+    full = Path(os.path.abspath(os.path.expanduser(name)))
     return full.relative_to(ROOT).as_posix() if full.is_relative_to(ROOT) else str(full)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from medlib.config.errors import ModelError
@@ -12,9 +13,9 @@ from medlib.config.paths import ROOT
 def locate(model: str) -> str:
     """A folder of this repository if there is one of that name, else a hub name or path as given."""
     folder = ROOT / model
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False for what no path can be, such as too long a name
         return str(folder)
-    if model.startswith(("models/", "./", "/")) and not Path(model).is_dir():
+    if model.startswith(("models/", "./", "/")) and not os.path.isdir(model):
         raise ModelError(f"{model}: no such model folder; `make standin` rebuilds models/medgemma-nano")
     return model
 
@@ -28,7 +29,7 @@ def model_config(model: str) -> dict:
         If the file is not JSON.
     """
     place = locate(model)
-    file = Path(place) / "config.json" if Path(place).is_dir() else cached(place, "config.json")
+    file = Path(place) / "config.json" if os.path.isdir(place) else cached(place, "config.json")
     if file is None or not file.is_file():
         return {}
     try:
@@ -41,11 +42,10 @@ def model_config(model: str) -> dict:
 def cached(model: str, name: str) -> Path | None:
     """A hub model's file in the cache of the hub's client; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache  # only where somebody asks about a hub model
-    from huggingface_hub.errors import HFValidationError
 
     try:
         found = try_to_load_from_cache(model, name)
-    except HFValidationError:  # no name that the hub could have
+    except (ValueError, OSError):  # no name that the hub could have
         return None
     return Path(found) if isinstance(found, str) else None
 

@@ -245,7 +245,7 @@ def resolve(profile: str | None = "standin", **overrides: Any) -> RunConfig:
     0.001
     """
     if profile == "standin":
-        model = overrides.get("model") or STANDIN
+        model = str(overrides.get("model") or STANDIN)
         profile = recipe_of(model)
         if profile != "standin":
             print(f"{model} is no stand-in by its config.json: recipe of the profile {profile}", file=sys.stderr)

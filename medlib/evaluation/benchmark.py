@@ -197,11 +197,13 @@ def _written(run: Benchmark) -> Results:
     folder = path(run.config.run_dir)
     file, stamp, made_of = folder / "predictions.jsonl", folder / "predictions.sha256", _made_of(run)
     same = file.is_file() and stamp.is_file() and stamp.read_text() == made_of
-    results = Results.join((Results.read(file).parts if same else {}) | run.parts)
+    facts = measured.facts(run.config, run.suites)
+    earlier = measured.still_valid(folder, Results.read(file).parts, facts) if same else {}
+    results = Results.join(earlier | run.parts)
     if len(results):
         stats.write_predictions(file, results.table)
         stamp.write_text(made_of)
-    summary.write_metrics(run.config, results, run.not_run, measured.facts(run.config, run.suites))
+    summary.write_metrics(run.config, results, run.not_run, facts)
     record.write_record(run.recorded, run.suites)
     return results
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from medlib.config import ADAPTER, METHODS, ConfigError, ModelError, RunConfig, adapter_dir, path
 from medlib.data import sources
 from medlib.data.suite import Suite
@@ -29,6 +31,14 @@ def _folders(config: RunConfig, own: Path) -> dict[str, Path]:
     """Folder of the adapter of each system."""
     methods = {f"medgemma-{method}": adapters.rl_folder(config, method) / "adapter" for method in METHODS}
     return {ADAPTER: own, **methods}
+
+
+def still_valid(folder: Path, parts: dict[tuple, pd.DataFrame], now: dict) -> dict[tuple, pd.DataFrame]:
+    """Earlier predictions (key: system first) but for those of an adapter that has learned anew since then."""
+    before = _read(folder / "metrics.json").get("measured", {}).get("adapters", {})
+    names = {system.partition(":")[0] for system, *_ in parts}
+    changed = {name for name in names if before.get(name) != now["adapters"].get(name)}
+    return {key: part for key, part in parts.items() if key[0].partition(":")[0] not in changed}
 
 
 def check(folder: str | Path, metrics: dict) -> None:

@@ -22,9 +22,9 @@ MODULES = ("text", "image_statistics", "biomedclip", "medgemma", "fusion", "open
 class Interrupted(NotRun):
     """NotRun in the middle of a call: ``answers`` holds those that came before, by row number, to be kept."""
 
-    def __init__(self, reason: str, answers: dict[int, dict]) -> None:
-        super().__init__(reason)
-        self.answers = answers
+    def __init__(self, reason: str, answers: dict[int, dict] | None = None) -> None:
+        super().__init__(reason)  # whose only argument this is, so that it can come from another process
+        self.answers = answers or {}
 
 
 def refused(reason: str) -> dict:

@@ -257,7 +257,7 @@ def test_relative_paths_begin_where_one_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     given = dict(run_dir="runs/x", adapter="a", data_dir="mine", model="models/medgemma-nano")
-    config = options.configuration("benchmark", None, ["ratings=r.db"], "images", **given)
+    config = options.configuration("report", None, ["ratings=r.db"], "images", **given)
     inside = {name: str(tmp_path / name) for name in ("runs/x", "a", "mine", "r.db", "images")}
     found = config.run_dir, config.adapter, config.data_dir, config.ratings, config.images_dir
     assert found == tuple(inside.values()) and config.model == "models/medgemma-nano"

@@ -210,6 +210,7 @@ def sample(task, learner: _Learner, minibatch: np.ndarray) -> TensorDict:
     cases = torch.as_tensor(minibatch, device=device)
     size = trl_hooks.micro_batch(task.config, len(minibatch))[0]
     scores = torch.cat([verdict_scores(task, learner.rows, part) for part in cases.split(size)])
+    finite.check("likelihood of an answer", scores.sum(), "an update of PPO", _recipe(task))
     samples = TensorDict({"case": cases, "scores": scores, "features": learner.features[cases]}, [len(cases)])
     samples = samples.repeat_interleave(task.config.rl_samples, dim=0)
     samples = learner.loss.critic_network(learner.loss.actor_network(samples))
@@ -252,18 +253,18 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
     per_case, total = task.config.rl_samples, {}
     size = trl_hooks.micro_batch(task.config, len(samples) // per_case)[0] * per_case
     learner.optimizer.zero_grad()
-    recipe = finite.recipe("ppo_lr", task.config.ppo_lr, next(task.model.parameters()).dtype)
     for part in samples.split(size):
         scores, informative = part["scores"].clone(), part["informative"]
         if informative.any():
             scores[informative] = verdict_scores(task, learner.rows, part["case"][informative])
+            finite.check("likelihood of an answer", scores.detach().sum(), "an update of PPO", _recipe(task))
         losses = learner.loss(part.copy().set("scores", scores))
         now, start = (Categorical(logits=s) for s in (scores, learner.scores[part["case"]]))
         kl, likelihood = kl_divergence(now, start).mean(), verdict_likelihood(scores)
         loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
         loss = loss + task.config.rl_beta * kl - VERDICT_COEFFICIENT * likelihood
         share = len(part) / len(samples)
-        finite.check("loss", loss.detach(), "an update of PPO", recipe)
+        finite.check("loss", loss.detach(), "an update of PPO", _recipe(task))
         (share * loss).backward()
         figures = {
             "kl": kl,
@@ -276,9 +277,13 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
         }
         total = {name: total.get(name, 0) + share * float(value.detach()) for name, value in figures.items()}
     gradient = torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT_NORM)
-    finite.check("gradient", gradient, "an update of PPO", recipe)
+    finite.check("gradient", gradient, "an update of PPO", _recipe(task))
     learner.optimizer.step()
     return total
+
+
+def _recipe(task) -> str:
+    return finite.recipe("ppo_lr", task.config.ppo_lr, next(task.model.parameters()).dtype)
 
 
 # --- interruptions ----------------------------------------------------------------------------------
