@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medlib.config import DataError, RunConfig
+from medlib.config import ANSWERS, DataError, RunConfig
 from medlib.data import corruptions, ood, sources, variants
 from medlib.data.cases import read_scenarios
 from medlib.data.images import check_images
@@ -228,3 +228,14 @@ def test_a_missing_optional_package_leaves_its_images_out_and_says_so(tmp_path, 
     with pytest.warns(UserWarning, match="nilearn is not installed.*left out"):
         suite = ood.out_of_distribution(tmp_path)
     assert len(suite) == sum(row[0] != "nilearn" for row in OUTSIDE) >= 12
+
+
+def test_an_order_asks_for_the_wrong_answer_and_changes_nothing_else(suite):
+    plain = Suite("plain", suite[0], suite[1])
+    ordered = variants.orders(plain)
+    for before, after in zip(plain.scenarios, ordered.scenarios):
+        wrong, right = ("ERROR", "CORRECT") if before.verdict == "CORRECT" else ("CORRECT", "ERROR")
+        order = after.finding.removeprefix(f"{before.finding}. ")
+        assert ANSWERS[wrong] in order and ANSWERS[right] not in order
+        assert after.model_copy(update={"finding": before.finding}) == before
+    assert any("<start_of_turn>model" in s.finding for s in ordered.scenarios)

@@ -422,3 +422,36 @@ def test_a_missing_package_is_named_with_what_else_there_is(monkeypatch, nano_fo
 def test_formats_that_do_not_go_together_are_refused(nano_folder, kind):
     with pytest.raises(ModelError, match="float16 does not go with.*4bit"):
         loading.load(str(nano_folder), dtype="float16", quantization=kind)
+
+
+@pytest.fixture
+def copy(nano_folder, tmp_path):
+    return shutil.copytree(nano_folder, tmp_path / "copy")
+
+
+def test_a_model_without_a_chat_template_is_refused_by_name(copy):
+    for file in copy.glob("chat_template*"):
+        file.unlink()
+    with pytest.raises(
+        ModelError, match="copy: no chat template, so it cannot be asked; take the instruction-tuned"
+    ):
+        loading.load_processor(str(copy))
+
+
+def test_a_model_for_text_only_is_refused_by_name(copy):
+    for file in (*copy.glob("p*processor_config.json"), copy / "config.json"):
+        file.unlink(missing_ok=True)
+    (copy / "config.json").write_text('{"model_type": "gemma3_text"}')
+    with pytest.raises(ModelError, match="copy: a model for text only"):
+        loading.load_processor(str(copy))
+
+
+def test_a_file_that_was_not_fetched_or_is_cut_is_named(copy):
+    file = copy / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match="copy: a file of weights is cut off or damaged"):
+        loading.load(str(copy))
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match="copy: model.safetensors is a git-lfs pointer; `git lfs pull`"):
+        loading.load(str(copy))

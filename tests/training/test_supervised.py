@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medlib.config import DataError, ModelError
+from medlib.config import DataError, ModelError, RunConfig
 from medlib.data import core24, sources
 from medlib.data.cases import read_scenarios
 from medlib.data.suite import Suite
@@ -137,3 +137,17 @@ def test_note_pairs_are_trained_on_if_asked_for(small_config):
     assert adapters.training_metadata(more)["steps"] == 6  # 24 + 16 + 8 scenarios, 8 a batch
     supervised.train(small_config)
     assert adapters.training_metadata(small_config)["steps"] == 5
+
+
+def test_a_real_image_that_changed_in_its_folder_is_trained_on_anew(suite, nano_folder, tmp_path):
+    folder = shutil.copytree(suite[1], tmp_path / "images")
+    config = RunConfig(model=str(nano_folder), images_dir=str(folder))
+
+    def fingerprint():
+        core, rest = Suite("core", suite[0][:4], folder), Suite("rest", suite[0][4:8], suite[1])
+        return supervised._train_fingerprint(config, {"core_train": core, "train": rest, "val": rest})
+
+    before = fingerprint()
+    assert fingerprint() == before
+    Image.new("RGB", (64, 64), "red").save(folder / suite[0][0].image)
+    assert fingerprint() != before
