@@ -433,7 +433,7 @@ def test_a_model_without_a_chat_template_is_refused_by_name(copy):
     for file in copy.glob("chat_template*"):
         file.unlink()
     with pytest.raises(
-        ModelError, match="copy: no chat template, so it cannot be asked; take the instruction-tuned"
+        ModelError, match="copy: no chat template, so it cannot be asked; take the instr"
     ):
         loading.load_processor(str(copy))
 
