@@ -568,7 +568,9 @@ class _Reader:
         unknown = [
             key
             for key in ("error_type", "severity")
-            if record[key] is None and not values.is_missing(str(cells.get(self.columns.get(key, ""), "")))
+            if key in self.columns
+            and record[key] is None
+            and not values.is_missing(str(cells.get(self.columns[key], "")))
         ]
         factors |= {f"stated_{key}": str(cells[self.columns[key]]).strip() for key in unknown}
         return LabelledCase(

@@ -432,9 +432,7 @@ def copy(nano_folder, tmp_path):
 def test_a_model_without_a_chat_template_is_refused_by_name(copy):
     for file in copy.glob("chat_template*"):
         file.unlink()
-    with pytest.raises(
-        ModelError, match="copy: no chat template, so it cannot be asked; take the instr"
-    ):
+    with pytest.raises(ModelError, match="copy: no chat template, so it cannot be asked; take the instr"):
         loading.load_processor(str(copy))
 
 
