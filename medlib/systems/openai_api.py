@@ -122,7 +122,7 @@ def openai_api(session: Session) -> System:
             answers = list(pool.map(lambda s: ask(suite, s), suite.scenarios))
         if endpoint.failure:
             known = {number: answer for number, answer in enumerate(answers) if answer}
-            raise Interrupted(endpoint.failure, known)
+            raise Interrupted(endpoint.failure, known) from None
         return pd.DataFrame(answers)
 
     made_of = [

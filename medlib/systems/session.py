@@ -139,7 +139,7 @@ def sound_only(question: Callable) -> Callable:
 
     def ask(part: Suite) -> pd.DataFrame:
         try:
-            return _table(question(part), len(part), part.name)
+            return question(part)
         except DataError:
             problems = {row: problem for row, s in enumerate(part.scenarios) if (problem := _problem(part, s))}
             if not problems:
