@@ -210,13 +210,14 @@ def of_run(config: RunConfig) -> RunConfig:
 
 
 def is_medgemma(config: RunConfig) -> bool:
-    """True if the base is Google's MedGemma or made of it, whatever its name; the stand-in is not.
+    """True if the base is Google's MedGemma or made of it, by its config.json and else by its name.
 
     MedGemma has Gemma 3's architecture, so a folder with that one is taken for it unless it is known to be Gemma.
     """
     if loading.is_standin(config.model) or config.model.startswith("google/gemma-"):
         return False
-    return "medgemma" in config.model.lower() or model_config(config.model).get("model_type") == "gemma3"
+    kind = model_config(config.model).get("model_type")
+    return kind.startswith("gemma3") if kind else "medgemma" in config.model.lower()
 
 
 def config_name(config: RunConfig, merged: bool = False) -> str:

@@ -116,11 +116,11 @@ def test_a_run_without_fresh_metrics_is_not_published(finished, tmp_path):
     copy = finished.model_copy(update={"run_dir": str(run)})
     publish.card(copy)
     adapter = run / "adapter" / "adapter_model.safetensors"
-    tensors = load_file(adapter)
-    save_file({name: tensor * 2 for name, tensor in tensors.items()}, adapter)
+    content = adapter.read_bytes()
+    save_file({name: tensor * 2 for name, tensor in load_file(adapter).items()}, adapter)
     with pytest.raises(PublishError, match="figures of medgemma-lora are of another adapter than adapter; run"):
         publish.export(copy)
-    save_file(tensors, adapter)
+    adapter.write_bytes(content)
     record = json.loads((run / "run.json").read_text())
     record["data_hashes"]["test-12-0"] = "0" * 64
     (run / "run.json").write_text(json.dumps(record))
@@ -317,7 +317,7 @@ def hub(monkeypatch):
 
         def do_GET(self):
             assert self.path.startswith("/api/models/someone/auditor"), self.path
-            self.reply({"id": "someone/auditor", "private": state.private})
+            self.reply({"id": "someone/auditor", "private": state.private}, state.status)
 
         def do_PUT(self):
             content = self.body()
