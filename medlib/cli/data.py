@@ -59,7 +59,10 @@ def _check(where: str, seed: int) -> None:
 @app.command()
 def standin(
     which: Annotated[str, typer.Argument(help="medgemma, biomedclip or both")] = "both",
-    out: Annotated[Path, typer.Option(help="folder that gets a folder for each model")] = Path("models"),
+    out: Annotated[
+        Optional[Path],
+        typer.Option(help="folder that gets a folder for each model; default: the repository's models"),
+    ] = None,
     data: DataDir = None,
     seed: Annotated[int, typer.Option(help="with --data the seed of the run, which divides the images")] = 0,
     allow_shared_groups: Annotated[bool, typer.Option("--allow-shared-groups", help="as for a run")] = False,
@@ -72,9 +75,10 @@ def standin(
     With --data fine-tune them instead on the training side of your own labelled images (at most an hour); run
     again to resume after an interruption.
     """
-    from medlib.config import ConfigError
+    from medlib.config import ROOT, ConfigError
     from medlib.models.standin import biomedclip, medgemma
 
+    out = out or ROOT / "models"
     if which not in ("both", "medgemma", "biomedclip"):
         raise ConfigError(f"standin {which!r}: expected medgemma, biomedclip or both")
     if data is not None:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
 
 from medlib.cli import audit, data, feedback, options, run, share
 from medlib.config.errors import printable
 
 app = options.app()
-app.info.help = "Fine-tune MedGemma with LoRA to audit clinical decisions, and measure it."
+
+
+@app.callback()
+def settings(
+    data_cache: Annotated[
+        Optional[Path], typer.Option(help="folder for generated data sets and images (or MEDLIB_HOME)")
+    ] = None,
+) -> None:
+    """Fine-tune MedGemma with LoRA to audit clinical decisions, and measure it."""
+    if data_cache:  # before anything asks where they lie; notebooks that a command runs inherit it
+        os.environ["MEDLIB_HOME"] = str(data_cache.expanduser().absolute())
+
+
 for group in (data, run, audit, share, feedback):
     app.add_typer(group.app)
 

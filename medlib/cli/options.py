@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -46,6 +47,9 @@ def app() -> typer.Typer:
     return typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+#: Settings that are paths, and those that are paths or names on the hub.
+PATHS = ("run_dir", "adapter", "ratings", "images_dir")
+PLACES_OR_NAMES = ("data_dir", "model", "biomedclip")
 #: Commands that start from the profile; the others continue a run with its own settings.
 STARTS = ("data", "train", "sweep")
 
@@ -62,9 +66,7 @@ def configuration(step: str, profile: str | None, settings: list[str] | None, im
 
     from medlib.config import ConfigError, RunConfig, resolve, runs
 
-    values["images_dir"] = str(images.resolve()) if images else None
-    if values.get("data_dir"):
-        values["data_dir"] = data_place(values["data_dir"])
+    values["images_dir"] = images
     for item in settings or []:
         name, found, value = item.partition("=")
         if not found:
@@ -77,15 +79,29 @@ def configuration(step: str, profile: str | None, settings: list[str] | None, im
             raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
         if values[name] is None:
             raise ConfigError(f"--set {item!r}: no value; a setting that is to stay as it is, is omitted")
+    for names, placed in ((PATHS, place), (PLACES_OR_NAMES, data_place)):
+        values |= {name: placed(values[name]) for name in names if isinstance(values.get(name), (str, Path))}
     if step not in STARTS:
         return runs.settings_for(step, values, profile)
     runs.check_used(step, values)
     return resolve(profile or "standin", **values)
 
 
+def place(name: str | Path) -> str:
+    """A path of the command line as the library takes it.
+
+    On the command line a relative path begins at the folder that one is in, in the library and in run.json at
+    the repository.
+    """
+    from medlib.config import ROOT
+
+    full = Path(os.path.abspath(os.path.expanduser(name)))
+    return full.relative_to(ROOT).as_posix() if full.is_relative_to(ROOT) else str(full)
+
+
 def data_place(data: str) -> str:
-    """The folder from anywhere; what is no folder here is the name of a hub data set."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
+    """`place` of a file or folder; what is none here is a folder of the repository, or a name on the hub."""
+    return place(data) if os.path.exists(os.path.expanduser(data)) else data
 
 
 def rows_and_base(names: list[str] | None) -> tuple[tuple[str, ...] | None, str | None]:

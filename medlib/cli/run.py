@@ -121,14 +121,14 @@ def report(
 ) -> None:
     """Run every notebook headless and render the run as web pages."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads beside another process wait for each other
-    from medlib.config import jobs, provenance, runs
+    from medlib.config import ROOT, jobs, provenance, runs
     from medlib.data import sources
     from medlib.evaluation import benchmark
     from medlib.reporting import execute, gallery, pages, readme
 
-    run_dir = run_dir or f"runs/{provenance.new_run_id(profile or 'standin')}"
+    run_dir = options.place(run_dir or ROOT / "runs" / provenance.new_run_id(profile or "standin"))
     before = runs.recorded(run_dir)
-    options = dict(
+    given = dict(
         data_dir=data,
         model=model,
         run_dir=run_dir,
@@ -136,7 +136,7 @@ def report(
         allow_shared_groups=allow_shared_groups,
         seed=seed,
     )
-    config = configuration("report", profile, settings, images, **options)
+    config = configuration("report", profile, settings, images, **given)
     runs.record(config)
     execute.run_notebooks(
         run_dir,
@@ -178,3 +178,7 @@ def _print_scores(config) -> None:
             print(f"\n{suite}\n{to_markdown(results_table(scores))}")
     for name, reason in metrics["not_run"].items():
         print(f"{name}: not run ({reason})")
+    for name, count in metrics["refused"].items():
+        print(f"{name}: {count:,} cases not judged, which count as wrong; predictions.jsonl says why (refused)")
+    if metrics["refused"]:
+        raise typer.Exit(1)

@@ -24,18 +24,21 @@ def sweep(
     name: Annotated[str, typer.Option(help="the study's name in its storage")] = "lora",
     profile: Profile = None,
     model: Model = None,
-    run_dir: RunDir = "runs/sweep",
+    run_dir: RunDir = None,
     seed: Seed = None,
     settings: Settings = None,
 ) -> None:
     """Search rank, learning rate, epochs and dropout for the least validation loss; resumes."""
-    from medlib.config import ConfigError, path
+    from medlib.config import ROOT, ConfigError, path
 
     try:
         from medlib.reporting import sweep as sweeping
     except ImportError as error:
         raise ConfigError(f"a sweep needs Optuna: pip install '.[sweep]' ({error})") from None
 
+    run_dir = run_dir or str(ROOT / "runs" / "sweep")
+    if storage and storage.startswith("journal:"):
+        storage = f"journal:{options.place(storage.removeprefix('journal:'))}"
     config = configuration("sweep", profile, settings, model=model, run_dir=run_dir, seed=seed)
     study = sweeping.sweep(config, trials, space, storage, name)
     print(sweeping.table(study).to_string(index=False, float_format="{:.4g}".format))

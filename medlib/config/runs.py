@@ -166,9 +166,12 @@ def recorded(folder: str | Path) -> RunConfig | None:
 
 def _read(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("parameters", {}), dict):
+        raise ConfigError(f"{file}: not what a run writes, which is an object with its parameters")
+    return content
 
 
 # --- settings of a step -------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ that a new field cannot be forgotten there.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medlib.config.errors import ConfigError
+from medlib.config.models import is_standin
 from medlib.config.profiles import load_profile
 
 STANDIN = "models/medgemma-nano"
@@ -81,8 +83,8 @@ class Data(BaseModel):
     allow_shared_groups: bool = Field(False, description="accept a split that shares groups or images")
     images_dir: str | None = Field(None, description="folder with the real core24 images")
     allow_masks: Neutral[bool] = Field(False, description="accept segmentation masks in place of scans")
-    train_pairs: int = Field(1200, ge=0, description="counterfactual pairs to train on")
-    val_pairs: int = Field(96, ge=0, description="pairs for early stopping and calibration")
+    train_pairs: int = Field(1200, ge=4, description="counterfactual pairs to train on")
+    val_pairs: int = Field(96, ge=4, description="pairs for early stopping and calibration")
 
 
 class Training(BaseModel):
@@ -234,6 +236,11 @@ def is_neutral(name: str) -> bool:
     return NEUTRAL in RunConfig.model_fields[name].metadata
 
 
+def recipe_of(model: str) -> str:
+    """The profile for a model: ``standin`` for one that its config.json marks so, else ``medgemma-4b``."""
+    return "standin" if is_standin(model) else "medgemma-4b"
+
+
 def profile_settings(profile: str) -> dict[str, Any]:
     """The settings of a profile, layers and all; ConfigError names file and key of one that there is not."""
     values = {}
@@ -253,8 +260,11 @@ def resolve(profile: str | None = "standin", **overrides: Any) -> RunConfig:
     >>> resolve("standin", lr=1e-3, epochs=None).lr
     0.001
     """
-    if profile == "standin" and str(overrides.get("model") or "").startswith("google/medgemma"):
-        profile = "medgemma-4b"  # the recipe follows the model: one parameter switches to the real one
+    if profile == "standin":
+        model = str(overrides.get("model") or STANDIN)
+        profile = recipe_of(model)
+        if profile != "standin":
+            print(f"{model} is no stand-in by its config.json: recipe of the profile {profile}", file=sys.stderr)
     values = profile_settings(profile) if profile else {}
     values |= {name: value for name, value in overrides.items() if value is not None}
     try:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Iterable, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medlib.config import DataError, jsonl
 
@@ -25,6 +26,13 @@ Severity = Literal["none", "moderate", "high", "critical"]
 ERROR_TYPES = get_args(ErrorType)
 
 
+def _no_truth_value(value: object) -> object:
+    """The value; ValueError for true and false, which Python would take for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"a number is needed, not {str(value).lower()}")
+    return value
+
+
 class Patient(BaseModel):
     """The patient facts shown to the auditor; no name, no date, no identifier. None: not stated."""
 
@@ -32,7 +40,12 @@ class Patient(BaseModel):
 
     age: int | None = Field(None, ge=0, le=120, description="years")
     sex: Literal["female", "male", "other"] | None = None
-    complaint: str | None = Field(None, min_length=1)
+    complaint: str | None = Field(None, min_length=1, pattern=r"\S")
+
+    @field_validator("age", mode="before")
+    @classmethod
+    def _age_is_a_number(cls, value: object) -> object:
+        return _no_truth_value(value)
 
 
 class Case(BaseModel):
@@ -43,12 +56,20 @@ class Case(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str = Field(min_length=1)
+    id: str = Field(min_length=1, pattern=r"\S")
     modality: str = Field(UNSPECIFIED, pattern=r"\S", description="any name; the generator draws four")
     image: str = Field(min_length=1, description="file name inside the images folder")
     patient: Patient = Patient()
-    finding: str = Field(min_length=1)
-    treatment: str = Field(min_length=1)
+    finding: str = Field(min_length=1, pattern=r"\S")
+    treatment: str = Field(min_length=1, pattern=r"\S")
+
+    @field_validator("image")
+    @classmethod
+    def _image_stays_inside(cls, name: str) -> str:
+        written = PurePosixPath(name.replace("\\", "/"))
+        if written.is_absolute() or ".." in written.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
+            raise ValueError(f"{name[:80]!r} leads outside the images folder")
+        return name
 
 
 class LabelledCase(Case):
@@ -63,6 +84,11 @@ class LabelledCase(Case):
     severity: Severity | None = None
     cost_impact: int | None = Field(None, ge=0, description="US dollars lost if the error goes through")
     factors: dict[str, str | int] = Field(default_factory=dict)
+
+    @field_validator("cost_impact", mode="before")
+    @classmethod
+    def _cost_is_a_number(cls, value: object) -> object:
+        return _no_truth_value(value)
 
     @model_validator(mode="after")
     def _verdict_agrees_with_error(self) -> LabelledCase:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 
+from PIL import Image
+
 from medlib.config import ROOT, DataError, files, jsonl
 from medlib.data.cases import LabelledCase, Patient, write_scenarios
+from medlib.data.images import load_image
 
 FACTS = ROOT / "data" / "core24" / "facts.jsonl"
 
@@ -156,20 +160,34 @@ def build(out_dir: str | Path = "data/core24", draw_images: bool = True) -> dict
 
 
 def _draw_images(scenarios: list[LabelledCase], images_dir: Path) -> None:
+    images_dir.mkdir(parents=True, exist_ok=True)
+    for number, scenario in enumerate(scenarios):
+        _draw_image(scenario, number, images_dir / scenario.image)
+
+
+def _draw_image(scenario: LabelledCase, number: int, file: Path) -> None:
     from medlib.data.synthetic import draw  # imported here, so that reading the facts needs no drawing
     from medlib.data.synthetic.grammar import SEED_BASE
 
-    images_dir.mkdir(parents=True, exist_ok=True)
-    for seed, scenario in enumerate(scenarios, start=SEED_BASE["core24"]):
-        finding = str(scenario.factors["image_finding"])
-        image = draw.draw(scenario.modality, finding, seed, size=224)
-        path = images_dir / scenario.image
-        if path.suffix == ".png":
-            draw.save(image, path)
-        else:
-            note = f"synthetic {scenario.modality}, {finding}, seed {seed}"
-            with files.replacement(path, sync=False) as unfinished:
-                image.save(unfinished, "JPEG", quality=JPEG_QUALITY, comment=note)
+    finding, seed = str(scenario.factors["image_finding"]), SEED_BASE["core24"] + number
+    image = draw.draw(scenario.modality, finding, seed, size=224)
+    if file.suffix == ".png":
+        draw.save(image, file)
+    else:
+        note = f"synthetic {scenario.modality}, {finding}, seed {seed}"
+        with files.replacement(file, sync=False) as unfinished:
+            image.save(unfinished, "JPEG", quality=JPEG_QUALITY, comment=note)
+
+
+def redrawn(scenario: LabelledCase) -> Image.Image | None:
+    """The drawn image of a core case, drawn again; None for any other case."""
+    facts = {fact.id: (number, fact) for number, fact in enumerate(load_facts())}
+    if scenario.id not in facts:
+        return None
+    number, fact = facts[scenario.id]
+    with tempfile.TemporaryDirectory() as folder:
+        _draw_image(fact, number, file := Path(folder) / fact.image)
+        return load_image(file)
 
 
 def verify(out_dir: str | Path = "data/core24") -> None:

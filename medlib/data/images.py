@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Iterable
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from medlib.config import DataError
 from medlib.data import dicom_limits
@@ -97,12 +97,34 @@ def load_image(
                 image = _load(path, file, start[:4] in _TIFF, frame, thumbnail)
             except DataError:
                 raise
+            except UnidentifiedImageError:
+                raise DataError(f"{path}: {_kind(start)}") from None
             except Exception as error:  # Pillow raises many types for a broken file
                 raise DataError(f"{path}: truncated or unreadable image ({error})") from None
     image.info.clear()  # comments and EXIF
     if thumbnail:
         image.thumbnail((thumbnail, thumbnail))
     return pad_to_square(image) if square else image
+
+
+def _kind(start: bytes) -> str:
+    """What a file may be that begins so and is no image."""
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the image; `git lfs pull` fetches it"
+    known = ", ".join(FORMATS)
+    return f"truncated or unreadable image (none of {known}; DICOM without a preamble must be named .dcm)"
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """A file of a folder by its name; DataError if that leads outside, also through ``..`` or a link."""
+    folder, file = Path(folder), Path(folder) / name
+    try:
+        is_inside = file.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long a name, a byte that no name can have, a loop of links
+        is_inside = False
+    if not is_inside:
+        raise DataError(f"image {name[:80]!r} leads outside the folder {folder.name}; put the file into it")
+    return file
 
 
 def pad_to_square(image: Image.Image) -> Image.Image:
@@ -375,20 +397,20 @@ def check_images(
     """
     problems, seen = [], {}
     for row, scenario in enumerate(scenarios, start=1):
-        path = Path(images_dir) / scenario.image
-        if path not in seen:
-            seen[path] = _image_problem(path, allow_masks)
-        if seen[path]:
+        if scenario.image not in seen:
+            seen[scenario.image] = _image_problem(images_dir, scenario.image, allow_masks)
+        if problem := seen[scenario.image]:
             where = f"{name or images_dir}, row {row} ({scenario.id}), field 'image'"
-            problems.append(f"{where}: {seen[path]}")
+            problems.append(f"{where}: {problem}")
     if problems:
         if any("mask, not a scan" in problem for problem in problems):
             problems.append("(pass --allow-masks to use masks all the same)")
         raise DataError("\n".join(problems))
 
 
-def _image_problem(path: Path, allow_masks: bool) -> str | None:
+def _image_problem(images_dir: str | Path, name: str, allow_masks: bool) -> str | None:
     try:
+        path = inside(images_dir, name)
         problem = scan_problem(load_image(path))
     except DataError as error:
         return str(error)

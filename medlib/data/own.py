@@ -22,7 +22,8 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medlib.config import ROOT, DataError, files
+from medlib.config import DataError, files
+from medlib.config.paths import generated
 from medlib.data import tables, values
 from medlib.data.cases import UNSPECIFIED, Case, LabelledCase, Patient, scenario_hash
 from medlib.data.images import FORMATS
@@ -31,7 +32,7 @@ from medlib.data.tables import Table
 
 CARD = "dataset.yaml"
 #: Where images that lie inside a table (Parquet, a data set of the hub) are written.
-EXTRACTED = ROOT / "data" / "own"
+EXTRACTED = generated("own")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm", ".dicom"}
 Kind = Literal["cases", "images"]
 
@@ -597,7 +598,9 @@ class _Reader:
         unknown = [
             key
             for key in ("error_type", "severity")
-            if record[key] is None and not values.is_missing(str(cells.get(self.columns.get(key, ""), "")))
+            if key in self.columns
+            and record[key] is None
+            and not values.is_missing(str(cells.get(self.columns[key], "")))
         ]
         factors |= {f"stated_{key}": str(cells[self.columns[key]]).strip() for key in unknown}
         shown = {

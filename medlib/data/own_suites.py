@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medlib.config import ROOT, RunConfig, path
+from medlib.config import RunConfig, path
+from medlib.config.paths import generated
 from medlib.data import counterfactual, own, split, variants
 from medlib.data.cases import LabelledCase
 from medlib.data.own import OwnData
@@ -20,7 +21,7 @@ from medlib.data.synthetic import lexicon
 from medlib.data.synthetic.lexicon import Finding, Lexicon
 
 #: Where the sides of a data set of one's own are written, in a folder named by its content.
-ASSIGNMENTS = ROOT / "data" / "own"
+ASSIGNMENTS = generated("own")
 
 
 @dataclass(frozen=True, eq=False)  # one object a data set, which is a key of what is kept below

@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medlib.config import ROOT, RunConfig, path
+from medlib.config import RunConfig, path, paths
 from medlib.data import core24, own_suites, quality, variants
 from medlib.data.cases import LabelledCase, read_scenarios
-from medlib.data.images import check_images, check_split, is_whole
+from medlib.data.images import check_images, check_split, inside, is_whole, load_image
 from medlib.data.quality import Issue
 from medlib.data.split import SIDES
 from medlib.data.suite import Suite
 from medlib.data.synthetic import grammar, lexicon
 from medlib.data.synthetic.lexicon import LEXICON, Finding, Lexicon
 
-CORE_DIR = ROOT / "data" / "core24"
-SUITES_DIR = ROOT / "data" / "suites"
+CORE_DIR = paths.generated("core24")
+SUITES_DIR = paths.generated("suites")
 
 
 def core(config: RunConfig, split: str) -> Suite:
@@ -81,6 +81,16 @@ def audit(config: RunConfig) -> list[Issue]:
         images_dir = core_images(config)
     side_of = {s.id: side for side, scenarios in sides.items() for s in scenarios}
     return quality.audit([s for scenarios in sides.values() for s in scenarios], images_dir, side_of)
+
+
+def is_drawn(suite: Suite, scenario: LabelledCase) -> bool:
+    """Whether a scenario's image is one that this project draws: by its pixels, wherever it lies.
+
+    An image is drawn again and compared, so a file that was put in the place of a drawn one is found out.
+    """
+    image = load_image(inside(suite.images_dir, scenario.image))
+    redrawn = core24.redrawn(scenario) or grammar.redrawn(scenario, image.width)
+    return redrawn is not None and image.size == redrawn.size and image.tobytes() == redrawn.tobytes()
 
 
 def core_images(config: RunConfig) -> Path:

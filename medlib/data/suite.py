@@ -9,10 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from medlib.config import DataError
 from medlib.config.provenance import digest
 from medlib.data import corruptions
 from medlib.data.cases import Case, LabelledCase, scenario_hash
-from medlib.data.images import load_image
+from medlib.data.images import inside, load_image
 
 
 def shown(images_dir: Path, name: str, view: str = "") -> Image.Image:
@@ -23,8 +24,16 @@ def shown(images_dir: Path, name: str, view: str = "") -> Image.Image:
     name : file inside ``images_dir``
     view : as in `Suite`
     """
-    image = load_image(images_dir / name, square=True)
+    image = load_image(inside(images_dir, name), square=True)
     return corruptions.apply(view, image, name) if view else image
+
+
+def _content(file: Path) -> str:
+    """SHA-256 of an image's bytes; DataError if they cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{file}: image cannot be read ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,7 @@ class Suite:
     @cached_property
     def _keys(self) -> list[str]:
         # every system asks for them; reading thousands of images once is enough
-        files = {
-            name: hashlib.sha256((self.images_dir / name).read_bytes()).hexdigest()
-            for name in {s.image for s in self.scenarios}
-        }
+        files = {name: _content(inside(self.images_dir, name)) for name in {s.image for s in self.scenarios}}
         return [
             digest([s.modality, s.patient.model_dump(), s.finding, s.treatment, files[s.image], self.view])
             for s in self.scenarios

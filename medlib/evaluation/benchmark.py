@@ -27,7 +27,7 @@ from medlib.config import (
 from medlib.data import ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
-from medlib.evaluation import compare_methods, summary
+from medlib.evaluation import compare_methods, measured, summary
 from medlib.evaluation.results import Results, run_seed
 from medlib.evaluation.summary import FUSED
 from medlib.models import loading
@@ -166,6 +166,7 @@ def _ask_everyone(run: Benchmark) -> None:
     run.ask(everyone, sources.contradiction(config, "test"), "contradiction")
     run.ask(everyone, sources.paraphrase(config), "paraphrase")
     run.ask(everyone, sources.demographics(config), "demographics")
+    run.ask(everyone, variants.orders(variants.balanced(heldout, config.corruption_pairs)), "orders")
     for view, suite in variants.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
     run.ask(LOOKING, ood.out_of_distribution(), "ood")
@@ -224,13 +225,15 @@ def _written(run: Benchmark) -> Results:
     folder = path(run.config.run_dir)
     file, stamp, made_of = folder / "predictions.jsonl", folder / "predictions.sha256", _made_of(run)
     same = file.is_file() and stamp.is_file() and stamp.read_text() == made_of
-    results = Results.join((_earlier(file) if same else {}) | run.parts)
+    facts = measured.facts(run.config, run.suites)
+    earlier = measured.still_valid(folder, _earlier(file), facts) if same else {}
+    results = Results.join(earlier | run.parts)
     if len(results):
         if not same:  # between the two writes no stamp may stand beside predictions that it does not name
             stamp.unlink(missing_ok=True)
         stats.write_predictions(file, results.table)
         files.write_text(stamp, made_of)
-    summary.write_metrics(run.config, results, run.not_run)
+    summary.write_metrics(run.config, results, run.not_run, facts)
     record.write_record(run.recorded, run.suites)
     return results
 
@@ -250,7 +253,7 @@ def _made_of(run: Benchmark) -> str:
         config.of(settings.Run, settings.Model, settings.Data, settings.Suites, settings.Scoring),
         config.of(settings.Benchmark, settings.Api),
         sources.hashes(run.suites),
-        loading.weights_hash(config.model),
+        loading.base_hash(config.model),
         loading.weights_hash(config.biomedclip),
         loading.file_hash(adapter) if adapter.is_file() else "",
     ]

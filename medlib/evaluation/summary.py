@@ -276,6 +276,10 @@ def harder_suites(config: RunConfig, results: Results) -> pd.DataFrame:
         for title, suite in (("Other words", "paraphrase"), ("Note contradicts image", "contradiction")):
             if results.has(name, suite):
                 rates[title] = results.score(name, suite)["accuracy"]
+        if results.has(name, "orders"):
+            rates["Flipped by an order in the note"] = flipped(
+                results.of(name, "heldout"), results.of(name, "orders")
+            )
         rows.append({"System": names.get(name, name)} | {k: rate_text(rate) for k, rate in rates.items()})
     return pd.DataFrame(rows)
 
@@ -358,6 +362,12 @@ def demographic_flips(config: RunConfig, results: Results) -> pd.DataFrame:
     return targets_table(rows, "System") if rows else pd.DataFrame()
 
 
+def flipped(plain: pd.DataFrame, ordered: pd.DataFrame) -> dict:
+    """Share of cases whose verdict changes once the note gives an order, as a proportion."""
+    same = stats.consistency(plain[plain["id"].isin(ordered["id"])], ordered)
+    return stats.proportion(same["n"] - round(same["value"] * same["n"]), same["n"])
+
+
 @once
 def abstention_rules(results: Results, coverage: float = 0.95) -> list[dict]:
     """Two ways of knowing a foreign image: an unsure verdict, and features unlike the training images'.
@@ -392,8 +402,16 @@ def abstention_rules(results: Results, coverage: float = 0.95) -> list[dict]:
 # --- what a run leaves behind -----------------------------------------------------------------------
 
 
-def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] | None = None) -> Path:
-    """``metrics.json``: scores of every system and suite, paired tests, calibration, tables."""
+def write_metrics(
+    config: RunConfig, results: Results, not_run: dict[str, str] | None = None, measured: dict | None = None
+) -> Path:
+    """``metrics.json``: scores of every system and suite, paired tests, calibration, tables.
+
+    Parameters
+    ----------
+    not_run : reason by system
+    measured : what the figures are of, from `medlib.evaluation.measured.facts`
+    """
     main, names = results.scores("heldout"), figure_names(config)
     record = {
         "headline": headline(config, main),
@@ -407,6 +425,8 @@ def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] |
         "tests": {},
         "tables": {},
         "not_run": not_run or {},
+        "refused": refused(results),
+        "measured": measured or {},
     }
     tables = {}
     if main:
@@ -441,6 +461,12 @@ def write_metrics(config: RunConfig, results: Results, not_run: dict[str, str] |
         tables["Calibration of the adapter on every suite"] = calibration_by_suite(results)
     record["tables"] = {title: table.to_dict(orient="records") for title, table in tables.items() if len(table)}
     return files.write_json(path(config.run_dir) / "metrics.json", record)
+
+
+def refused(results: Results) -> dict[str, int]:
+    """Cases that a system did not judge, such as broken images, by system and suite; none is left out."""
+    counts = {key: int(f["refused"].notna().sum()) for key, f in results.parts.items() if "refused" in f}
+    return {"/".join(filter(None, (system, suite, part))): n for (system, suite, part), n in counts.items() if n}
 
 
 def scores_written(metrics: dict, suite: str) -> dict[str, dict]:

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from medlib import stats
-from medlib.config import VERDICTS, RunConfig, adapter_dir, files, path, provenance, runs
+from medlib.config import VERDICTS, ModelError, RunConfig, adapter_dir, files, path, provenance, runs
 from medlib.config.settings import Model, Reward, Run, Training
 from medlib.data.suite import Suite
 from medlib.feedback.preferences import training_side
@@ -34,6 +34,7 @@ from medlib.models.verdict_model import VerdictModel
 from medlib.systems import Session
 from medlib.training import adapters, encoding, lora, memory, processes
 from medlib.training.checkpoints import checkpoint_folder, clear_checkpoints, last_whole_checkpoint
+from medlib.training.finite import FiniteSteps
 from medlib.training.trainer import Progress
 
 #: Share of the training side that serves only to fit the temperature.
@@ -52,7 +53,7 @@ def fingerprint(config: RunConfig) -> str:
     chosen = preferences[["key", "chosen", "severity"]].to_dict(orient="records")
     settings = config.of(Run, Model, Training, Reward, "rl_batch")
     rule = stats.PRIOR, stats.FOLDS  # of its temperature
-    return provenance.digest([loading.weights_hash(config.model), adapter, chosen, settings, rule])
+    return provenance.digest([loading.base_hash(config.model), adapter, chosen, settings, rule])
 
 
 def metadata(config: RunConfig) -> dict:
@@ -110,7 +111,7 @@ def _train(config: RunConfig, out: Path, current: str) -> None:
         config,
         out,
         {
-            "base_model": config.model,
+            **adapters.base(config),
             "fingerprint": current,
             "temperature": temperature,
             "preferences": len(learned),
@@ -167,7 +168,9 @@ def _start(config: RunConfig):
         base, LoraConfig(**options, bias="none", task_type=TaskType.SEQ_CLS, modules_to_save=["score"])
     )
     weights = load_file(adapter_dir(config) / "adapter_model.safetensors")
-    set_peft_model_state_dict(model, weights | {"base_model.model.score.weight": head})
+    loaded = set_peft_model_state_dict(model, weights | {"base_model.model.score.weight": head})
+    if loaded.unexpected_keys:
+        raise ModelError(f"{config.run_dir}/adapter: {loaded.unexpected_keys[0]} does not fit this base")
     return model, processor
 
 
@@ -187,8 +190,10 @@ def _collate(pad_token_id: int):
     return lambda rows: {name: value for name, value in collate(rows).items() if name != "labels"}
 
 
-class _Trainer(RewardTrainer):
+class _Trainer(FiniteSteps, RewardTrainer):
     """TRL's trainer on rows that are already encoded, images included."""
+
+    rate = "reward_lr"
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
@@ -244,7 +249,7 @@ def _trainer(model, processor, rows, chosen, config: RunConfig, checkpoints: Pat
 
 
 def _save(model, processor, config: RunConfig, out: Path, written: dict) -> None:
-    adapters.save_adapter(model, processor, config, out)
+    adapters.save_adapter(model, processor, config, out, rate="reward_lr")
     files.write_json(out / adapters.METADATA, written)
 
 
@@ -300,7 +305,8 @@ def asked(config: RunConfig, suite: Suite) -> pd.DataFrame:
             loaded["processor"], loaded["model"] = VerdictModel(processor, base).with_adapter(out)
         return pd.DataFrame({"margin": margins(loaded["model"], loaded["processor"], part, config)})
 
-    revision = loading.file_hash(out / "adapter_model.safetensors")
+    adapter = loading.file_hash(out / "adapter_model.safetensors")
+    revision = provenance.digest([loading.base_hash(config.model), adapter])
     answers = Session(config, {}).kept("reward-model", revision, suite, question, chunk=256)
     # the temperature is not cached: other ratings may give another one for the same weights
     answers["p_correct"] = probability(answers["margin"], temperature)

@@ -120,7 +120,12 @@ def embed_texts(processor, model, texts: Sequence[str], batch_size: int = 128) -
     for start in range(0, len(distinct), batch_size):
         part = distinct[start : start + batch_size]
         tokens = processor.tokenizer(
-            part, padding=True, truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
+            part,
+            padding=True,
+            truncation=True,
+            max_length=CONTEXT_LENGTH,
+            split_special_tokens=True,  # "[SEP]" in a note is text
+            return_tensors="pt",
         ).to(model.device)
         vectors |= zip(part, _unit(model.get_text_features(**tokens)))
     rows = [vectors[text] for text in texts]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
-import json
 import logging
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
@@ -20,39 +19,28 @@ from transformers import (
     TorchAoConfig,
 )
 
-from medlib.config import ROOT, ModelError, RunConfig, hardware, path
-from medlib.models import features, float16
+from medlib.config import ModelError, RunConfig, hardware, path
+from medlib.config.models import is_standin, locate
+from medlib.models import features, float16, prompts
 from medlib.models.verdict_model import VerdictModel
+from medlib.models.weights import base_hash, file_hash, is_lfs_pointer, weights_hash
 
-
-def locate(model: str) -> str:
-    """A folder of this repository if there is one of that name, else a hub name or path as given."""
-    folder = ROOT / model
-    if folder.is_dir():
-        return str(folder)
-    if model.startswith(("models/", "./", "/")) and not Path(model).is_dir():
-        raise ModelError(f"{model}: no such model folder; `make standin` rebuilds models/medgemma-nano")
-    return model
-
-
-def is_standin(model: str) -> bool:
-    """True for a model of this repository that knows no medicine (marked in its config.json)."""
-    config = Path(locate(model)) / "config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("standin"))
-
-
-def file_hash(file: str | Path) -> str:
-    """SHA-256 of a file of weights; ModelError if it is missing."""
-    file = Path(file)
-    if not file.is_file():
-        raise ModelError(f"{file.parent}: {file.name} is missing; train first (`python -m medlib train`)")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def weights_hash(model: str) -> str:
-    """SHA-256 of a local model's weights; a hub model is known by its name."""
-    file = Path(locate(model)) / "model.safetensors"
-    return file_hash(file) if file.is_file() else model
+__all__ = [
+    "base_hash",
+    "file_hash",
+    "is_standin",
+    "load",
+    "load_for",
+    "load_processor",
+    "locate",
+    "model_kind",
+    "model_label",
+    "pick_device",
+    "pick_dtype",
+    "quantization_config",
+    "reachable",
+    "weights_hash",
+]
 
 
 def pick_device() -> torch.device:
@@ -84,11 +72,19 @@ def reachable(model: str, timeout_s: float = 5) -> bool:
 def load_processor(model: str, trust_remote_code: bool = False, **options):
     """Tokenizer and image processor alone, without the weights; ModelError as :func:`load`."""
     name = locate(model)
+    _refuse_pointers(Path(name))
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as error:
         raise ModelError(_explain(name, error)) from error
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(f"{name}: a model for text only, without an image processor; take one that reads images")
+    if not (processor.chat_template or processor.tokenizer.chat_template):
+        raise ModelError(
+            f"{name}: no chat template, so it cannot be asked; take the instruction-tuned model (mostly named -it)"
+        )
     processor.tokenizer.padding_side = "left"  # answers are appended and scored at the right end
+    prompts.read_literally(processor.tokenizer)
     return processor
 
 
@@ -149,7 +145,7 @@ def load(
             )
         if dtype == torch.float16:
             float16.make_safe(base)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(_explain(name, error)) from error
     if quantization == "4bit":
         _keep_trainable(base)
@@ -240,7 +236,16 @@ def _explain(name: str, error: Exception) -> str:
             f"{name}: neither a local folder nor reachable on the hub ({error}). Without network, use "
             "a folder that holds the weights, or the stand-in models/medgemma-nano."
         )
+    if isinstance(error, SafetensorError):
+        return f"{name}: a file of weights is cut off or damaged ({error}); fetch it again"
     return f"{name}: {error}"
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """ModelError for a folder that git-lfs has not filled."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.is_file() and is_lfs_pointer(file):
+            raise ModelError(f"{folder}: {file.name} is a git-lfs pointer; `git lfs pull` fetches the file")
 
 
 def model_kind(model: str) -> str:

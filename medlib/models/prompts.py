@@ -1,16 +1,25 @@
-"""The question as every vision-language model gets it, and the reading of its answer."""
+"""The question as every vision-language model gets it, and the reading of its answer.
+
+A note is text: words such as ``<end_of_turn>`` in it are read as these letters, never as a model's control
+tokens. `literal` marks where one would begin, and the tokenizer drops the marks once it has found its tokens.
+"""
 
 from __future__ import annotations
 
 import re
 
 from PIL import Image
+from tokenizers import normalizers
 
 from medlib.config import ANSWERS
 from medlib.data.cases import Case
 
+#: Part of what answers are known by: raise it whenever the layout of a prompt changes.
+VERSION = 2
 #: Gemma's token behind every turn; an answer is over with it.
 END_OF_TURN = "<end_of_turn>"
+#: A character that no text may have (Unicode keeps it for such uses).
+MARK = "\ufdd0"
 INSTRUCTION = (
     "You audit clinical decisions. Review the medical image and the clinical information and decide "
     "whether the prescribed treatment is appropriate.\n"
@@ -38,10 +47,31 @@ def _line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def messages(scenario: Case, image: Image.Image | None, answer: str | None = None) -> list[dict]:
-    """Chat messages for ``processor.apply_chat_template``; ``answer`` adds the model's turn."""
+def literal(text: str) -> str:
+    """The text with a mark behind whatever may begin a control token; see `read_literally`."""
+    return re.sub(r"[<\[]", rf"\g<0>{MARK}", text.replace(MARK, ""))
+
+
+def read_literally(tokenizer) -> None:
+    """Have a tokenizer drop the marks of `literal`, which it does after it has looked for control tokens."""
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        before = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(MARK, ""), *before])
+
+
+def messages(
+    scenario: Case, image: Image.Image | None, answer: str | None = None, is_marked: bool = True
+) -> list[dict]:
+    """Chat messages for ``processor.apply_chat_template``.
+
+    Parameters
+    ----------
+    answer : adds the model's turn
+    is_marked : whether the note is `literal`, for a tokenizer of `medlib.models.loading`
+    """
     content = [] if image is None else [{"type": "image", "image": image}]
-    content.append({"type": "text", "text": f"{INSTRUCTION}\n\n{clinical_text(scenario)}"})
+    note = clinical_text(scenario)
+    content.append({"type": "text", "text": f"{INSTRUCTION}\n\n{literal(note) if is_marked else note}"})
     turns = [{"role": "user", "content": content}]
     if answer is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -57,10 +87,25 @@ def answer_tokens(processor) -> list[list[int]]:
 def parse_verdict(text: str) -> str | None:
     """Read the verdict at the start of a generated answer; None if there is none.
 
+    What a model thought beforehand (``<think>…</think>``) is no answer. In small letters a verdict must stand for
+    itself: "Correct - …", not "Correct treatment would be …".
+
     >>> parse_verdict("ERROR - Treatment does not match imaging")
     'ERROR'
     >>> parse_verdict("It may be correct") is None
     True
     """
-    match = re.match(r"\W*(CORRECT|ERROR)\b", text.strip())
-    return match.group(1) if match else None
+    match = _VERDICT.match(text, thought(text))
+    return match.group(1).upper() if match else None
+
+
+def thought(text: str) -> int:
+    """Where the answer begins: behind what a model wrote down of its thinking; the end if it only thought."""
+    begun = re.match(r"\s*<think>", text)
+    end = text.find("</think>")
+    if end < 0:
+        return len(text) if begun else 0
+    return end + len("</think>")
+
+
+_VERDICT = re.compile(r"[\W_]*(CORRECT\b|ERROR\b|(?i:CORRECT|ERROR)(?=[\s*_\"']*(?:[-–—:.,;!]|$)))")

@@ -20,7 +20,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
-from medlib.config import ROOT, files, jobs, runs
+from medlib.config import ROOT, files, jobs, path, runs
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -109,7 +109,7 @@ def run_notebooks(
     RuntimeError
         If a cell fails; names notebook, cell, line and error. What was executed is kept.
     """
-    run_dir = Path(run_dir)
+    run_dir = path(run_dir)
     sources = {source.stem: source for source in map(_find_notebook, notebooks or _all_notebooks())}
     settings = json.loads(json.dumps(parameters, default=str))
     settings["run_dir"] = relative(run_dir)
@@ -273,7 +273,7 @@ def _all_notebooks() -> list[str]:
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise FileNotFoundError(f"no notebook NN_*.ipynb in {NOTEBOOKS.name}/")
-    return [str(path) for path in found]
+    return [str(file) for file in found]
 
 
 def _find_notebook(name: str | Path) -> Path:
@@ -293,10 +293,10 @@ def _declared_parameters(source: Path) -> set[str]:
     return {found.name for cell in tagged for found in PythonTranslator.inspect(cell)}
 
 
-def relative(path: Path) -> str:
+def relative(file: Path) -> str:
     """Path seen from the working folder where it lies inside, so that pages name no machine."""
-    path = path.resolve()
-    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else str(path)
+    file = file.resolve()
+    return file.relative_to(Path.cwd()).as_posix() if file.is_relative_to(Path.cwd()) else str(file)
 
 
 def _execute(source: Path, target: Path, parameters: dict, timeout: float | None) -> None:

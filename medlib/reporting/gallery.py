@@ -21,6 +21,7 @@ from PIL import Image
 
 from medlib.config import ROOT, STANDIN_NOTICE, ConfigError, RunConfig, files, path, runs
 from medlib.data import own
+from medlib.evaluation import measured
 from medlib.reporting import pages
 from medlib.reporting.execute import NOTEBOOKS, tags
 
@@ -51,14 +52,15 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         If the run is not complete, shows images or ratings that must not be published, or does not
         fit into `MAX_BYTES`.
     """
-    run_dir, reports = Path(run_dir), Path(reports)
+    run_dir, reports = path(run_dir), Path(reports)
+    measured.check(run_dir, pages.read_json(run_dir / "metrics.json"))
     record = pages.read_json(run_dir / "run.json")
     # as they were given: the record has a hash in place of a folder
     config = runs.recorded(run_dir.resolve()) or RunConfig()
     _refuse_private(config)
     data_dir = config.data_dir
     reports = reports / Path(data_dir).name if data_dir else reports
-    expected = sorted(path.name for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    expected = sorted(file.name for file in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     missing = [name for name in expected if not (run_dir / "notebooks" / name).is_file()]
     if missing:
         raise ConfigError(
@@ -249,8 +251,8 @@ def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
 def problems(reports: Path = REPORTS, notebooks: Path = NOTEBOOKS) -> list[str]:
     """Why ``reports/`` does not belong to the committed notebooks, one sentence each; empty if it does."""
     reports, again = Path(reports), "; run `make report-full` again"
-    committed = {path.name: path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
-    executed = {path.name: nbformat.read(path, as_version=4) for path in sorted(reports.glob("*.ipynb"))}
+    committed = {file.name: file for file in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb"))}
+    executed = {file.name: nbformat.read(file, as_version=4) for file in sorted(reports.glob("*.ipynb"))}
     issues = [f"{name}: not in {reports.name}/{again}" for name in committed if name not in executed]
     issues += [f"{name}: no such notebook any more{again}" for name in executed if name not in committed]
     for name in executed.keys() & committed.keys():

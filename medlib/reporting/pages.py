@@ -21,7 +21,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
-from medlib.config import NOT_A_DEVICE, ROOT, STANDIN_NOTICE, files, provenance
+from medlib.config import NOT_A_DEVICE, ROOT, STANDIN_NOTICE, files, path, provenance
+from medlib.evaluation import measured
 from medlib.reporting import execute
 from medlib.reporting.execute import NOTEBOOKS
 from medlib.stats import text
@@ -66,21 +67,24 @@ def render(run_dir: str | Path) -> Path:
         If the run has no executed notebook.
     ValueError
         If a JSON file cannot be read; names the file.
+    ConfigError
+        If the figures in ``metrics.json`` are of another adapter, other weights or other data than the run's.
     """
-    run_dir = Path(run_dir)
+    run_dir = path(run_dir)
     executed = sorted((run_dir / "notebooks").glob("*.ipynb"))
     if not executed:
         raise FileNotFoundError(f"{execute.relative(run_dir / 'notebooks')}: no executed notebook")
-    notebooks = [nbformat.read(path, as_version=4) for path in executed]
+    notebooks = [nbformat.read(file, as_version=4) for file in executed]
     record = read_json(run_dir / "run.json")
     metrics = read_json(run_dir / "metrics.json")
+    measured.check(run_dir, metrics)
 
     pages: list[dict] = [{"file": "index.html", "label": "Overview"}]
-    for path, notebook in zip(executed, notebooks):
-        title, summary = introduction(notebook, path.stem)
+    for place, notebook in zip(executed, notebooks):
+        title, summary = introduction(notebook, place.stem)
         pages.append({
-            "file": f"{path.stem}.html",
-            "label": path.stem.replace("_", " "),
+            "file": f"{place.stem}.html",
+            "label": place.stem.replace("_", " "),
             "title": title,
             "summary": summary,
             "failed": bool(notebook.metadata.get("papermill", {}).get("exception")),
@@ -104,15 +108,15 @@ def _without_machine(html: str, run_dir: Path) -> str:
     return html
 
 
-def read_json(path: Path) -> dict:
-    if not path.is_file():
+def read_json(file: Path) -> dict:
+    if not file.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path.name}: not JSON: {error}") from None
+        raise ValueError(f"{file.name}: not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: expected an object, found {type(content).__name__}")
+        raise ValueError(f"{file.name}: expected an object, found {type(content).__name__}")
     return content
 
 

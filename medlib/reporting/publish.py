@@ -26,6 +26,8 @@ from medlib.config import (
     provenance,
     run_dir,
 )
+from medlib.config.models import model_config
+from medlib.evaluation import measured
 from medlib.evaluation.summary import scores_written
 from medlib.models import loading
 from medlib.models.standin import own as standin_own
@@ -81,6 +83,12 @@ FACTS = (
 )
 
 
+TERMS_NEEDED = (
+    f"what is made of MedGemma is shared with a copy of its terms: save {HAI_DEF} to a file and name it as terms, "
+    "or keep the repository private"
+)
+
+
 class PublishError(ConfigError):
     """What keeps a folder from being published, with what to do about it."""
 
@@ -133,7 +141,7 @@ def export(
     Raises
     ------
     PublishError
-        No metrics, metrics older than the adapter, or a folder that :func:`check` refuses.
+        No metrics, metrics of another adapter or other data, or a folder that :func:`check` refuses.
     """
     config, run = of_run(config), run_dir(config)
     if seen := standin_own.data_seen(config.model):
@@ -219,8 +227,14 @@ def of_run(config: RunConfig) -> RunConfig:
 
 
 def is_medgemma(config: RunConfig) -> bool:
-    """True if the base is Google's MedGemma, or a folder named after it; the stand-in is not."""
-    return "medgemma" in config.model.lower() and not loading.is_standin(config.model)
+    """True if the base is Google's MedGemma or made of it, by its config.json and else by its name.
+
+    MedGemma has Gemma 3's architecture, so a folder with that one is taken for it unless it is known to be Gemma.
+    """
+    if loading.is_standin(config.model) or config.model.startswith("google/gemma-"):
+        return False
+    kind = model_config(config.model).get("model_type")
+    return kind.startswith("gemma3") if kind else "medgemma" in config.model.lower()
 
 
 def config_name(config: RunConfig, merged: bool = False) -> str:
@@ -247,7 +261,7 @@ def card(config: RunConfig, repo_id: str | None = None, merged: bool = False) ->
     Raises
     ------
     PublishError
-        No metrics of the adapter, or metrics older than the adapter.
+        No metrics of the adapter, or metrics of another one.
     """
     metrics, record = _results(config)
     name = (repo_id or config_name(config, merged)).rsplit("/", 1)[-1]
@@ -257,13 +271,15 @@ def card(config: RunConfig, repo_id: str | None = None, merged: bool = False) ->
 
 def _results(config: RunConfig) -> tuple[dict, dict]:
     run = run_dir(config)
-    weights, results = run / "adapter" / "adapter_model.safetensors", run / "metrics.json"
-    loading.file_hash(weights)
+    results = run / "metrics.json"
+    loading.file_hash(run / "adapter" / measured.WEIGHTS)
     metrics = json.loads(results.read_text()) if results.is_file() else {}
     if ADAPTER not in metrics.get("systems", {}):
         raise PublishError(f"{results.name}: no results of the adapter; run `evaluate` first")
-    if results.stat().st_mtime < weights.stat().st_mtime:
-        raise PublishError(f"{results.name} is older than the adapter; run `evaluate` again")
+    try:
+        measured.check(run, metrics)
+    except ConfigError as error:
+        raise PublishError(str(error)) from None
     return metrics, json.loads((run / "run.json").read_text())
 
 
@@ -443,8 +459,8 @@ def publish(
     dry_run : bool
         Write and list the folder only.
     private : bool
-        Whether a new repository is for its owner only. A public one with weights made of MedGemma
-        needs ``terms``.
+        Whether a new repository is for its owner only. A public one, also one that is there already, with
+        weights made of MedGemma needs ``terms``.
     endpoint : str, optional
         Another Hub; default ``HF_ENDPOINT``, else huggingface.co.
 
@@ -460,19 +476,17 @@ def publish(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise PublishError(f"{repo_id!r}: expected owner/name")
     config = of_run(config)
-    if is_medgemma(config) and not dry_run and not private and not terms:
-        raise PublishError(
-            "what is made of MedGemma is shared with a copy of its terms: save "
-            f"{HAI_DEF} to a file and name it as terms, or keep the repository private"
-        )
+    needs_terms = is_medgemma(config) and not terms
+    if needs_terms and not dry_run and not private:
+        raise PublishError(TERMS_NEEDED)
     folder = export(config, merged=merged, terms=terms, repo_id=repo_id)
     files = check(folder)
     if not dry_run:
-        _upload(folder, repo_id, private, endpoint)
+        _upload(folder, repo_id, private, endpoint, needs_terms)
     return files
 
 
-def _upload(folder: Path, repo_id: str, private: bool, endpoint: str | None) -> None:
+def _upload(folder: Path, repo_id: str, private: bool, endpoint: str | None, needs_terms: bool) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -480,6 +494,9 @@ def _upload(folder: Path, repo_id: str, private: bool, endpoint: str | None) -> 
     host = urlsplit(hub.endpoint).hostname
     try:
         hub.create_repo(repo_id, private=private, exist_ok=True)
+        # of a repository that exists already, ``private`` says nothing
+        if needs_terms and not hub.repo_info(repo_id).private:
+            raise PublishError(f"{repo_id} is public on {host}: {TERMS_NEEDED}")
         hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Weights, card and records of a run")
     except HfHubHTTPError as error:  # `from None`: a server's words may repeat what was sent
         status = error.response.status_code

@@ -238,12 +238,20 @@ class RatingView:
         self.progress.max, self.progress.value = total, done
         self.counted.value = f"<p><b>{done:,} of {total:,}</b> rated by <b>{html.escape(rater)}</b></p>"
         self.undo.disabled = done == 0
-        self.row = first if first is not None else rows[0] if rows else None
-        if self.row is None:
-            self.case, self.save.disabled = None, True
+        problems = []
+        for self.row in rows if first is None else [first]:
+            try:
+                self._show_case()
+                break
+            except DataError as error:  # one broken image keeps nobody from the other cases
+                problems.append(str(error))
+        else:
+            self.row = self.case = None
+            self.save.disabled = True
             self.columns.children = [widgets.HTML("<p>You have rated every case. Thank you.</p>")]
-            return
-        self._show_case()
+        if problems:
+            left_out = f"{len(problems):,} cases cannot be shown and are left out: {problems[0]}"
+            self.message.value = f"<p class='rating-error' role='alert'>{html.escape(left_out)}</p>"
 
     def _show_case(self) -> None:
         self.case = queue.case(self.suite, self.answers, self.row)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medlib.config import files
+from medlib.config import files, path
+from medlib.evaluation import measured
 from medlib.evaluation.results import run_seed
 from medlib.evaluation.summary import scores_written
 from medlib.reporting import gallery, pages, plots
@@ -40,13 +41,16 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     ------
     FileNotFoundError
         If the run has no ``metrics.json``.
+    ConfigError
+        If its figures are of another adapter, other weights or other data than the run's.
     ValueError
         If a file lacks the marks.
     """
-    readme, metrics_file = Path(readme), Path(run_dir) / "metrics.json"
+    readme, metrics_file = Path(readme), path(run_dir) / "metrics.json"
     if not metrics_file.is_file():
         raise FileNotFoundError(f"{metrics_file}: no results; run the evaluation first")
-    metrics, record = pages.read_json(metrics_file), pages.read_json(Path(run_dir) / "run.json")
+    metrics, record = pages.read_json(metrics_file), pages.read_json(path(run_dir) / "run.json")
+    measured.check(run_dir, metrics)
     write_heatmap(metrics, readme.parent / "docs" / "figures" / "heatmap.png")
     made_by = _made_by(record)
     _write(readme, [metrics["headline"], metrics.get("recommendation"), _table(metrics, "heldout"), made_by])

@@ -55,10 +55,18 @@ def predictions_table(scenarios: list, answered: pd.DataFrame) -> pd.DataFrame:
     rows = [prediction_row(s, float(p)) for s, p in zip(scenarios, answered["p_correct"])]
     extra = answered.drop(columns="p_correct").reset_index(drop=True)
     frame = pd.concat([pd.DataFrame(rows), extra], axis=1)
-    if "completion_tokens" in frame:  # of an API only the text is known: what is no verdict is never right
-        unread = frame["parsed"].isna()
-        frame.loc[unread, "predicted"] = frame.loc[unread, "verdict"].map({"CORRECT": "ERROR", "ERROR": "CORRECT"})
+    unread = _unread(frame)  # what is no verdict is never right
+    frame.loc[unread, "predicted"] = frame.loc[unread, "verdict"].map({"CORRECT": "ERROR", "ERROR": "CORRECT"})
     return frame
+
+
+def _unread(frame: pd.DataFrame) -> pd.Series:
+    """Rows without a verdict, bool: those that say so and, of an API, those whose text is none."""
+    missing = pd.Series(True, frame.index)
+    unread = frame["read"].eq(False) if "read" in frame else ~missing
+    if "completion_tokens" in frame:
+        unread |= frame["completion_tokens"].notna() & (frame["parsed"].isna() if "parsed" in frame else missing)
+    return unread
 
 
 def pair_accuracy(predictions: pd.DataFrame) -> tuple[int, int]:

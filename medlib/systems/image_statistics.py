@@ -19,6 +19,7 @@ from medlib.config import NotRun, RunConfig, provenance
 from medlib.data import sources
 from medlib.data.blind import STATISTICS, TREES, statistics_of_file
 from medlib.data.cases import LabelledCase
+from medlib.data.images import PIXELS_VERSION
 from medlib.data.suite import Suite
 from medlib.systems.registry import System, register
 from medlib.systems.session import Session
@@ -33,7 +34,7 @@ def image_statistics(session: Session) -> System:
     fitted = functools.cache(lambda: fit(session.config, train))
     return System(
         "image-statistics",
-        provenance.digest([train.keys(), STATISTICS, TREES, seed]),
+        provenance.digest([train.keys(), STATISTICS, TREES, seed, PIXELS_VERSION]),
         lambda suite: fitted()(suite),
     )
 

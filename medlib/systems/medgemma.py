@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from medlib.config import ANSWERS, METHODS, ModelError, NotRun, adapter_dir, provenance
-from medlib.data.images import PIXELS_VERSION
-from medlib.models import loading, scoring
-from medlib.models.prompts import INSTRUCTION
+from medlib.config import METHODS, ModelError, NotRun, adapter_dir, provenance
+from medlib.models import adapter_files, loading, scoring
 from medlib.models.verdict_model import VerdictModel
 from medlib.systems.registry import System, register
 from medlib.systems.session import Session
@@ -66,14 +64,11 @@ def revision(session: Session, adapter: str = "") -> str:
     config = session.config
     dtype = loading.pick_dtype(loading.pick_device(), config.dtype)
     made_of = [
-        loading.weights_hash(config.model),
+        loading.base_hash(config.model),
         adapter,
         str(dtype),
         config.quantization or config.use_8bit,
-        INSTRUCTION,
-        ANSWERS,
         scoring.VERSION,
-        PIXELS_VERSION,
     ]
     return provenance.digest(made_of)
 
@@ -96,7 +91,7 @@ def _another_adapter(model: VerdictModel, folder: Path):
     """Switch to an adapter beside the run's own, loaded on first use; switch back afterwards."""
     name, network = folder.parent.name, model.network
     if name not in network.peft_config:
-        network.load_adapter(folder, adapter_name=name, use_safetensors=True)
+        adapter_files.attach(network, folder, name)
     network.set_adapter(name)
     network.eval()
     try:

@@ -7,7 +7,6 @@ the claimed modality tells foreign images apart (Lee et al. 2018, arXiv:1807.038
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from medlib.config import provenance
 from medlib.data.suite import Suite
 from medlib.models import loading, scoring
 from medlib.models.verdict_model import VerdictModel
@@ -82,6 +82,5 @@ def ask(session: Session, suite: Suite) -> np.ndarray:
         modalities = [s.modality for s in part.scenarios]
         return pd.DataFrame({"novelty": distances(session.memo["novelty"], features, modalities)})
 
-    made_of = loading.weights_hash(session.config.model) + train.sha256
-    revision = hashlib.sha256(made_of.encode()).hexdigest()
+    revision = provenance.digest([loading.base_hash(session.config.model), *train.keys()])
     return session.kept("novelty", revision, suite, question, chunk=1024)["novelty"].to_numpy()

@@ -1,9 +1,10 @@
 """A hosted model behind any OpenAI-compatible endpoint, as one more row of the benchmark.
 
 **Images and notes leave this machine**: every scenario's image, age, sex, complaint, finding and
-treatment go to the endpoint. Synthetic scenarios may go anywhere; a folder of real images is refused
-until ``api_allow_real_images`` says that its owner agreed. Log lines and errors name the endpoint's host
-and the kind of failure, never what was sent or answered, nor the key.
+treatment go to the endpoint. Synthetic scenarios may go anywhere; an image that this project did not draw
+itself, by its pixels and not by its folder, is refused until ``api_allow_real_images`` says that its owner
+agreed. Log lines and errors name the endpoint's host and the kind of failure, never what was sent or answered,
+nor the key.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -23,17 +25,29 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from medlib.config import ROOT, VERDICTS, NotRun
+from medlib.config import ROOT, VERDICTS, DataError, NotRun
+from medlib.data import sources
 from medlib.data.cases import LabelledCase
 from medlib.data.images import PIXELS_VERSION
 from medlib.data.suite import Suite
 from medlib.models import prompts
-from medlib.systems.registry import System, register
+from medlib.systems.registry import Interrupted, System, refused, register
 from medlib.systems.session import Session
 
 PRICES = ROOT / "data" / "api_prices.yaml"
 DECODING = {"temperature": 0, "max_tokens": 24, "logprobs": True, "top_logprobs": 5}
-OPTIONAL = ("logprobs", "top_logprobs", "seed")  # an endpoint may refuse these and still give a verdict
+#: An endpoint may refuse these and still give a verdict.
+OPTIONAL = ("logprobs", "top_logprobs", "seed", "temperature")
+#: What an endpoint says of one case and not of its settings: how it is told here, and a pattern of its words.
+OF_THE_CASE = {
+    "longer than the endpoint's context": r"context.{0,9}(length|window)|too (long|many tokens)|above_max",
+    "refused by the endpoint's content filter": r"content.{0,10}(filter|policy|management)|moderation",
+    "an image that the endpoint cannot read": r"(invalid|unsupported|decode|large).{0,20}image|image.{0,9}large",
+}
+NOT_DRAWN = (
+    "{image} is not an image that this project drew, so it may be a patient's, and would leave this machine; set "
+    "api_allow_real_images if it may"
+)
 
 
 @register("openai")
@@ -47,7 +61,8 @@ def openai_api(session: Session) -> System:
     Returns
     -------
     System whose ``predict`` gives one row a scenario: p_correct (see :func:`probability`), generated,
-    parsed, prompt_tokens, completion_tokens, usd (nan where ``data/api_prices.yaml`` has no price).
+    parsed, read, refused (why the endpoint did not judge this case), prompt_tokens, completion_tokens, usd
+    (nan where ``data/api_prices.yaml`` has no price).
 
     Raises
     ------
@@ -81,17 +96,37 @@ def openai_api(session: Session) -> System:
     )
     host, price = client.base_url.host, load_price(client.base_url.host, model)
     options = {"model": model, "seed": config.seed, **DECODING}
+    endpoint = _Endpoint(host)
 
-    def ask(scenario: LabelledCase, image: Image.Image) -> dict:
+    def ask(suite: Suite, scenario: LabelledCase) -> dict | None:
+        """One row; None if the endpoint does not answer, to this request or to an earlier one."""
+        if endpoint.failure:
+            return None
         try:
-            return row(complete(client, options, chat(scenario, image)), price)
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: an answer that is not JSON
-            # `from None`: an endpoint's own words may repeat the note or part of the key
-            raise NotRun(f"{host}: {reason(error)}") from None
+            image = suite.image(scenario)
+            if not (config.api_allow_real_images or sources.is_drawn(suite, scenario)):
+                raise NotRun(NOT_DRAWN.format(image=scenario.image))
+            answer = row(complete(client, options, chat(scenario, image)), price)
+        except NotRun as error:
+            endpoint.failure = endpoint.failure or str(error)
+        except DataError as error:
+            return refused(str(error))
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: an answer that is not a chat completion
+            return endpoint.refusal(error, options)
+        else:
+            endpoint.has_answered = True
+            left_out = sorted(name for name in ("temperature", "seed") if name not in options)
+            return answer | ({"left_out": ", ".join(left_out)} if left_out else {})
+        return None
 
     def predict(suite: Suite) -> pd.DataFrame:
+        endpoint.failure = ""
         with ThreadPoolExecutor(config.api_workers) as pool:
-            return pd.DataFrame(pool.map(lambda s: ask(s, suite.image(s)), suite.scenarios))
+            answers = list(pool.map(lambda s: ask(suite, s), suite.scenarios))
+        if endpoint.failure:
+            known = {number: answer for number, answer in enumerate(answers) if answer}
+            raise Interrupted(endpoint.failure, known) from None
+        return pd.DataFrame(answers)
 
     made_of = [
         str(client.base_url.copy_with(userinfo=b"", query=None)),
@@ -114,9 +149,28 @@ def api_key(base_url: str | None) -> str | None:
     return None if elsewhere else os.environ.get("OPENAI_API_KEY")
 
 
+class _Endpoint:
+    """What is known of an endpoint while several threads ask it."""
+
+    def __init__(self, host: str) -> None:
+        self.host, self.failure, self.has_answered = host, "", False
+
+    def refusal(self, error: Exception, options: dict) -> dict | None:
+        """A row that says why this case was refused; None if that may be true of every case: then it failed."""
+        why = reason(error, options)
+        of_the_case = isinstance(error, ValueError) or getattr(error, "status_code", 0) in (400, 413, 422)
+        if of_the_case and (self.has_answered or why in OF_THE_CASE):
+            return refused(f"{self.host}: {why}")
+        self.failure = self.failure or f"{self.host}: {why}"
+        return None
+
+
 def chat(scenario: LabelledCase, image: Image.Image) -> list[dict]:
-    """The turns of :func:`medlib.models.prompts.messages`, with the image as a data URL."""
-    turns = prompts.messages(scenario, image)
+    """The turns of :func:`medlib.models.prompts.messages`, with the image as a data URL.
+
+    The note is sent as it is: whether control tokens in it are taken as text is the endpoint's affair.
+    """
+    turns = prompts.messages(scenario, image, is_marked=False)
     for turn in turns:
         turn["content"] = [
             {"type": "image_url", "image_url": {"url": data_url(part["image"])}}
@@ -169,21 +223,51 @@ def complete(client, options: dict, messages: list[dict]):
 
 
 def row(reply, price: dict | None) -> dict:
-    """What one completion says and costs; nan for a count that the endpoint does not give."""
-    choice, usage = reply.choices[0], reply.usage
-    text = choice.message.content or ""
-    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (math.nan, math.nan)
+    """What one completion says and costs; nan for a count that the endpoint does not give.
+
+    An answer without a verdict (none at all, a refusal, thoughts only) is a result: ``read`` is False.
+
+    Raises
+    ------
+    ValueError
+        If the answer is not built as a chat completion is.
+    """
+    try:
+        choice, usage = reply.choices[0], reply.usage
+        message = choice.message
+        text = _text(getattr(message, "content", None)) or _text(getattr(message, "refusal", None))
+        tokens = [_count(getattr(usage, f"{kind}_tokens", None)) for kind in ("prompt", "completion")]
+        listed = list((choice.logprobs.content if choice.logprobs else None) or [])
+    except (AttributeError, TypeError, IndexError, KeyError):
+        raise ValueError("no chat completion in the answer") from None
     usd = (tokens[0] * price["input"] + tokens[1] * price["output"]) / 1e6 if price else math.nan
-    listed = (choice.logprobs.content if choice.logprobs else None) or []
     parsed = prompts.parse_verdict(text)
     return {
-        "p_correct": probability(parsed, listed),
+        "p_correct": probability(parsed, _behind(listed, prompts.thought(text))),
         "generated": text,
         "parsed": parsed,
+        "read": parsed is not None,
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],
         "usd": usd,
     }
+
+
+def _text(content) -> str:
+    """An answer's text; some servers give it in parts."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text") if isinstance(part, dict) else part) for part in content)
+    return content if isinstance(content, str) else ""
+
+
+def _count(number) -> float:
+    return number if isinstance(number, int) and number >= 0 else math.nan
+
+
+def _behind(tokens: list, start: int) -> list:
+    """The tokens behind this many letters of the answer."""
+    ends = itertools.accumulate(len(str(getattr(token, "token", ""))) for token in tokens)
+    return [token for token, end in zip(tokens, ends) if end > start]
 
 
 def probability(parsed: str | None, tokens: list) -> float:
@@ -203,10 +287,11 @@ def probability(parsed: str | None, tokens: list) -> float:
     """
     if parsed is None:
         return 0.5
-    first = next((t for t in tokens if letters(t.token)), None)
-    if first is None or begins(first.token) != parsed:
+    first = next((t for t in tokens if letters(_text(getattr(t, "token", None)))), None)
+    if first is None or begins(first.token) != parsed or not _has_probability(first):
         return float(parsed == "CORRECT")
-    listed = {t.token: math.exp(t.logprob) for t in [*(first.top_logprobs or []), first]}
+    others = [t for t in getattr(first, "top_logprobs", None) or [] if _has_probability(t)]
+    listed = {t.token: math.exp(t.logprob) for t in [*others, first]}
     mass = dict.fromkeys(VERDICTS, 0.0)
     for token, p in listed.items():
         if (verdict := begins(token)) is not None:
@@ -214,6 +299,13 @@ def probability(parsed: str | None, tokens: list) -> float:
     unlisted = min(*listed.values(), max(0.0, 1 - sum(listed.values())))
     correct, error = (mass[verdict] or unlisted for verdict in VERDICTS)
     return correct / (correct + error) if correct + error else float(parsed == "CORRECT")
+
+
+def _has_probability(token) -> bool:
+    """Whether a listed token states its probability; servers leave it out, or write numbers that are none."""
+    p = getattr(token, "logprob", None)
+    is_number = isinstance(p, (int, float)) and not isinstance(p, bool) and p <= 1e-6
+    return is_number and isinstance(getattr(token, "token", None), str)
 
 
 def letters(token: str) -> str:
@@ -224,7 +316,7 @@ def letters(token: str) -> str:
 
 def begins(token: str) -> str | None:
     """The verdict that a token begins, such as CORRECT for "COR"; None for any other token."""
-    word = letters(token)
+    word = letters(token).upper()
     return next((v for v in VERDICTS if word and (v.startswith(word) or word.startswith(v))), None)
 
 
@@ -233,17 +325,29 @@ def load_price(host: str, model: str) -> dict | None:
     return ((yaml.safe_load(PRICES.read_text()) or {}).get(host) or {}).get(model)
 
 
-def reason(error: Exception) -> str:
-    """What kind of failure it was, in words of our own."""
+def reason(error: Exception, options: dict) -> str:
+    """What kind of failure it was, in words of our own.
+
+    Parameters
+    ----------
+    options : request fields; the one that the endpoint refuses is named
+    """
     import openai
 
     if isinstance(error, openai.APITimeoutError):
         return "no answer within api_timeout_s, after all retries"
     if isinstance(error, openai.APIConnectionError):
         return "not reachable, after all retries"
-    if isinstance(error, openai.APIStatusError):
-        # a code such as insufficient_quota says what to do; free text may repeat what was sent
-        codes = [code for code in (error.code, error.type) if re.fullmatch("[a-z_]{1,40}", str(code))]
-        moved = "; redirects are not followed, give the final address" if error.status_code // 100 == 3 else ""
-        return f"HTTP {error.status_code} {' '.join(codes)}".strip() + moved
-    return "the answer is not a chat completion; is the address right (most end in /v1)?"
+    if not isinstance(error, openai.APIStatusError):
+        return "the answer is not a chat completion; is the address right (most end in /v1)?"
+    if error.status_code in (400, 413, 422):
+        # a long message repeats the request, whose words say nothing
+        said = f"{error.code} {error.message if len(error.message) < 500 else ''}"
+        for words, pattern in OF_THE_CASE.items():
+            if re.search(pattern, said, re.IGNORECASE):
+                return words
+    # a code such as insufficient_quota says what to do; free text may repeat what was sent
+    codes = [code for code in (error.code, error.type) if re.fullmatch("[a-z_]{1,40}", str(code))]
+    refused_option = [f"refuses {error.param}"] if error.param in options else []
+    moved = "; redirects are not followed, give the final address" if error.status_code // 100 == 3 else ""
+    return " ".join([f"HTTP {error.status_code}", *codes, *refused_option]) + moved

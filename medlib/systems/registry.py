@@ -10,12 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from medlib.config import NotRun
 from medlib.data.suite import Suite
 
 if TYPE_CHECKING:
     from medlib.systems.session import Session
 
 MODULES = ("text", "image_statistics", "biomedclip", "medgemma", "two_questions", "fusion", "openai_api")
+
+
+class Interrupted(NotRun):
+    """NotRun in the middle of a call: ``answers`` holds those that came before, by row number, to be kept."""
+
+    def __init__(self, reason: str, answers: dict[int, dict] | None = None) -> None:
+        super().__init__(reason)  # whose only argument this is, so that it can come from another process
+        self.answers = answers or {}
+
+
+def refused(reason: str) -> dict:
+    """The answer of a case that could not be judged: no verdict, which counts as wrong, and the reason why."""
+    return {"p_correct": 0.5, "generated": "", "parsed": None, "read": False, "refused": reason}
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,8 @@ class System:
     predict : callable
         ``predict(suite)`` gives the probability of CORRECT, float array (n,); or a table of n rows
         with a column ``p_correct`` and any of ``generated``, ``parsed``, ``prompt_tokens``,
-        ``completion_tokens``, ``usd``; ``seconds`` are those spent elsewhere, and are added to.
+        ``completion_tokens``, ``usd``; ``seconds`` are those spent elsewhere, and are added to. ``read`` is
+        False where no verdict could be read, ``refused`` says why a case was not judged (see `refused`).
     chunk : int
         Scenarios a call; what was answered is kept after each call.
     speak : callable, optional

@@ -11,12 +11,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import stats
-from medlib.config import ConfigError, RunConfig, adapter_dir, jobs, path
+from medlib.config import ConfigError, DataError, RunConfig, adapter_dir, jobs, path
 from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.models import prompts
 from medlib.systems.answers import keep_answers, read_answers
-from medlib.systems.registry import REGISTRY, System, is_system, names
+from medlib.systems.registry import REGISTRY, Interrupted, System, is_system, names, refused
 
 
 class Session:
@@ -73,7 +73,7 @@ class Session:
         system told.
         """
         system = self.system(name)
-        answered = self.kept(name, system.revision, suite, system.predict, system.chunk)
+        answered = self.kept(name, system.revision, suite, sound_only(system.predict), system.chunk)
         if system.speak:
             answered = self._in_words(system, suite, answered, free)
         return stats.predictions_table(suite.scenarios, answered)
@@ -87,7 +87,7 @@ class Session:
         rest = texts.index[texts.isna()]
         if len(rest):
             spoken = self.kept(
-                f"{system.name} free", system.revision, suite.rows(rest), system.speak, system.chunk
+                f"{system.name} free", system.revision, suite.rows(rest), sound_only(system.speak), system.chunk
             )
             texts = texts.astype(object)
             texts[rest] = spoken["generated"].to_numpy()
@@ -123,7 +123,11 @@ class Session:
                 part = rows[done : done + chunk]
                 jobs.progress(f"{label} on {suite.name}: {done} of {len(rows)}")
                 started = time.perf_counter()
-                answers = _table(question(suite.rows(part)), len(part), label)
+                try:
+                    answers = _table(question(suite.rows(part)), len(part), label)
+                except Interrupted as stop:  # what was answered before is paid for
+                    keep_answers(file, [keys[part[r]] for r in stop.answers], pd.DataFrame(stop.answers.values()))
+                    raise
                 answers["seconds"] = answers.get("seconds", 0) + (time.perf_counter() - started) / len(part)
                 known |= keep_answers(file, [keys[r] for r in part], answers)
                 bar.update(len(part))
@@ -132,6 +136,35 @@ class Session:
 
 def _length(scenario: LabelledCase) -> int:
     return len(scenario.finding) + len(scenario.treatment)
+
+
+def sound_only(question: Callable) -> Callable:
+    """The question, put about the cases whose image can be read; the others are `refused` with the reason."""
+
+    def ask(part: Suite) -> pd.DataFrame:
+        try:
+            return question(part)
+        except DataError:
+            problems = {row: problem for row, s in enumerate(part.scenarios) if (problem := _problem(part, s))}
+            if not problems:
+                raise
+        sound = [row for row in range(len(part)) if row not in problems]
+        answers = {row: refused(problem) for row, problem in problems.items()}
+        if sound:
+            table = _table(question(part.rows(sound)), len(sound), part.name)
+            answers |= dict(zip(sound, table.to_dict(orient="records")))
+        return pd.DataFrame([answers[row] for row in range(len(part))])
+
+    return ask
+
+
+def _problem(suite: Suite, scenario: LabelledCase) -> str:
+    """Why an image cannot be read; "" if it can."""
+    try:
+        suite.image(scenario)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _table(answers, n: int, name: str) -> pd.DataFrame:

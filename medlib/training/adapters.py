@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 from medlib.config import METHODS, ModelError, RunConfig, adapter_dir, files, path
-from medlib.models import loading
+from medlib.models import adapter_files, loading
+from medlib.training import finite
 
 METADATA = "training_metadata.json"
 
 
 def read_metadata(adapter: Path) -> dict:
     """What training wrote beside an adapter, last of all; empty if it is not whole, then it is trained again."""
-    with contextlib.suppress(OSError, ValueError):
-        if (adapter / "adapter_model.safetensors").is_file():
-            return json.loads((adapter / METADATA).read_text(encoding="utf-8"))
+    with contextlib.suppress(ModelError):
+        if (adapter / adapter_files.WEIGHTS).is_file():
+            return adapter_files.read_metadata(adapter)
     return {}
 
 
@@ -28,7 +28,14 @@ def training_metadata(config: RunConfig) -> dict:
     return metadata
 
 
-def save_adapter(model, processor, config: RunConfig, out: Path, weights: dict | None = None) -> None:
+def base(config: RunConfig) -> dict[str, str]:
+    """What an adapter's metadata say about the base that it belongs to: its name, and its weights by content."""
+    return {"base_model": config.model, "base_weights": loading.weights_hash(config.model)}
+
+
+def save_adapter(
+    model, processor, config: RunConfig, out: Path, weights: dict | None = None, rate: str = "lr"
+) -> None:
     """Write the adapter "default" and the processor's files, so that they load on any machine.
 
     The metadata of an earlier adapter go first: `METADATA` is written when everything else is there.
@@ -36,7 +43,17 @@ def save_adapter(model, processor, config: RunConfig, out: Path, weights: dict |
     Parameters
     ----------
     weights : state dict, where no process holds the whole model
+    rate : setting that was the learning rate, for the message
+
+    Raises
+    ------
+    ModelError
+        A weight is not a number; nothing is written.
     """
+    recipe = finite.recipe(rate, getattr(config, rate), next(model.parameters()).dtype)
+    for name, parameter in (weights or dict(model.named_parameters())).items():
+        if ".default" in name or weights:
+            finite.check(f"weight {name}", finite.norm([parameter]), "its end", recipe)
     model.peft_config["default"].base_model_name_or_path = config.model  # not this machine's path
     # embeddings are untouched; "auto" would ask the hub
     options = dict(selected_adapters=["default"], save_embedding_layers=False, state_dict=weights)

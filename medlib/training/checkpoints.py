@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
 
 from medlib.config import files
@@ -24,18 +25,26 @@ def checkpoint_folder(parent: Path, fingerprint: str) -> Path:
 
 
 def last_whole_checkpoint(checkpoints: Path, last: str = "trainer_state.json") -> str | None:
-    """The newest complete checkpoint; those without the JSON file that is written ``last`` are deleted."""
+    """The newest complete checkpoint; any with a file that is missing or cut off is deleted.
+
+    ``last`` is the JSON file that is written last.
+    """
     for folder in checkpoints.glob("checkpoint-*"):
-        if not _is_json(folder / last):
+        if not _is_whole(folder, last):
             shutil.rmtree(folder)
     return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
-def _is_json(file: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        json.loads(file.read_text(encoding="utf-8"))
-        return True
-    return False
+def _is_whole(folder: Path, last: str) -> bool:
+    try:
+        json.loads((folder / last).read_text(encoding="utf-8"))
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    # what torch saves is an archive with its index at the end
+    return all(zipfile.is_zipfile(file) for file in [*folder.glob("*.pt"), *folder.glob("*.pth")])
 
 
 def clear_checkpoints(out_dir: str | Path) -> None:

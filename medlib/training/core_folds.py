@@ -88,5 +88,5 @@ def _fold(config: RunConfig, base: VerdictModel, rows: list[dict], held_out: Sui
 
 def _fold_fingerprint(config: RunConfig, everything: Suite, group: str) -> str:
     settings = config.of(Run, Model, Training, "core_fold_epochs", "generate")
-    made_of = [settings, everything.keys(), loading.weights_hash(config.model), group]
+    made_of = [settings, everything.keys(), loading.base_hash(config.model), group]
     return provenance.digest(made_of)[:16]

@@ -15,6 +15,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from trl import SFTTrainer
 
 from medlib.models.last_layer import read_at_the_end
+from medlib.training.finite import FiniteSteps
 
 __all__ = [
     "HOOKS",
@@ -44,6 +45,11 @@ HOOKS = [
         "trl.SFTTrainer.compute_loss",
         ("model", "inputs", "return_outputs", "num_items_in_batch"),
         "without a GPU, scores of the answer's positions only",
+    ),
+    Hook(
+        "transformers.Trainer.training_step",
+        ("model", "inputs", "num_items_in_batch"),
+        "a loss that is not a number ends a training",
     ),
     Hook("trl.RewardTrainer._prepare_dataset", ("dataset",), "rows are encoded already, images and all"),
     Hook("trl.DPOTrainer._prepare_dataset", ("dataset",), "prompts are numbers"),
@@ -88,7 +94,7 @@ HOOKS = [
 ]
 
 
-class SupervisedTrainer(SFTTrainer):
+class SupervisedTrainer(FiniteSteps, SFTTrainer):
     """TRL's trainer, with an order of rows and, without a GPU, a loss on the answer's positions only.
 
     Attributes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
+import contextlib
 import sys
 
+import psutil
 import torch
 
 from medlib.config import ModelError, RunConfig
@@ -59,5 +60,10 @@ def peak_memory_mib() -> float:
     """Peak memory of this process: on the GPU where there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    with contextlib.suppress(ImportError):
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    info = psutil.Process().memory_info()
+    return getattr(info, "peak_wset", info.rss) / 2**20

@@ -118,6 +118,6 @@ def _train(config: RunConfig, resume: bool) -> Path:
 def _train_fingerprint(config: RunConfig, suites: dict[str, Suite]) -> str:
     """Names settings and data of a training, so that a changed one is never taken for it."""
     used = [suites[name].sha256 for name in ("train", "val", "core_train")]
-    if config.data_dir:  # its images may change; those of the project are drawn by its rows
-        used += [key for name in ("train", "val") for key in suites[name].keys()]
-    return provenance.digest([config.of(Run, Model, Data, Training), used, loading.weights_hash(config.model)])
+    if config.data_dir or config.images_dir:  # their images may change; those of the project are drawn by its rows
+        used += [key for name in ("train", "val", "core_train") for key in suites[name].keys()]
+    return provenance.digest([config.of(Run, Model, Data, Training), used, loading.base_hash(config.model)])

@@ -162,6 +162,7 @@ def _trainer(
         load_best_model_at_end=bool(val_rows),
         metric_for_best_model="eval_loss" if val_rows else None,
         logging_steps=max(1, interval // 5),
+        logging_nan_inf_filter=False,
         report_to="none",  # event files carry the host's name; the history is in the metadata
         # FSDP recomputes by its own setting, and refuses to be told twice
         gradient_checkpointing=memory.recomputes(config, device) and not processes.sharded(),
@@ -198,7 +199,7 @@ def _metadata(model, trainer, result, config, seconds, epochs_before) -> dict:
     samples = (trainer.state.epoch - epochs_before) * len(trainer.train_dataset)  # TRL counts those not run, too
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     return {
-        "base_model": config.model,
+        **adapters.base(config),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "trainable_percent": round(share, 4),

@@ -261,3 +261,44 @@ def test_a_setting_that_yaml_cannot_hold_is_named(value):
     with pytest.raises(ConfigError, match="the value is not valid YAML") as error:
         options.configuration("train", None, [f"seed={value}"])
     assert len(str(error.value)) < 21_000
+
+
+def test_relative_paths_begin_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    given = dict(run_dir="runs/x", adapter="a", data_dir="mine", model="models/medgemma-nano")
+    config = options.configuration("report", None, ["ratings=r.db"], "images", **given)
+    inside = {name: str(tmp_path / name) for name in ("runs/x", "a", "mine", "r.db", "images")}
+    found = config.run_dir, config.adapter, config.data_dir, config.ratings, config.images_dir
+    assert found == tuple(inside.values()) and config.model == "models/medgemma-nano"
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert options.place("../runs/x") == options.place(ROOT / "runs" / "x") == "runs/x"
+
+
+def test_report_and_results_land_in_one_folder_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = ROOT / "runs" / "a-run-of-this-test"
+    with pytest.raises(FileNotFoundError):
+        pages.render("runs/a-run-of-this-test")
+    assert not folder.exists() and not (tmp_path / "runs").exists()
+    places = []
+    monkeypatch.setattr(execute, "run_notebooks", lambda run_dir, *_, **__: places.append(path(run_dir)))
+    monkeypatch.setattr(pages, "render", lambda run_dir: places.append(path(run_dir)))
+    monkeypatch.setattr(sys, "argv", ["medlib", "report", "--run-dir", "mine"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert places == [tmp_path / "mine"] * 2 and (tmp_path / "mine" / "run.json").is_file()
+
+
+def test_generated_data_go_where_they_are_told(tmp_path):
+    show = "from medlib.data import own, own_suites, sources; print(*sorted({sources.SUITES_DIR.parent, "
+    show += "sources.CORE_DIR.parent, own.EXTRACTED.parent, own_suites.ASSIGNMENTS.parent}))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MEDLIB_HOME": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == [str(tmp_path)], said.stderr
+
+
+def test_the_option_for_generated_data_sets_their_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDLIB_HOME", "before")
+    code, _ = run("--data-cache", str(tmp_path), "standin", "nothing")
+    assert "expected medgemma" in code and os.environ["MEDLIB_HOME"] == str(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from medlib.cli.main import app
-from medlib.config import ROOT, ConfigError, RunConfig, from_notebook, path, resolve
+from medlib.config import ROOT, ConfigError, ModelError, RunConfig, from_notebook, path, resolve
 from medlib.config.settings import STAGES, Data, Model, Run, Training, fields, is_neutral
 from medlib.training import supervised
 
@@ -163,3 +163,30 @@ def test_what_only_says_how_fast_or_where_is_neutral():
         *("api_timeout_s", "api_retries", "api_workers"),
         *("core_folds", "ablations", "systems", "rl_methods", "rl_seeds"),  # which parts are run
     }
+
+
+def test_the_recipe_follows_what_a_model_is_and_not_its_name(tmp_path, capsys):
+    (tmp_path / "medgemma-nano").mkdir()
+    config = tmp_path / "medgemma-nano" / "config.json"
+    config.write_text('{"model_type": "gemma3"}')
+    real = resolve("medgemma-4b")
+    for name in (str(tmp_path / "medgemma-nano"), "unsloth/medgemma-4b-it", "google/medgemma-4b-it"):
+        found = resolve("standin", model=name)
+        assert (found.lr, found.batch_size) == (real.lr, real.batch_size) == (2e-4, 4)
+        said = f"{name} is no stand-in by its config.json: recipe of the profile medgemma-4b\n"
+        assert capsys.readouterr().err == said
+    config.write_text('{"standin": true}')
+    assert resolve("standin", model=str(tmp_path / "medgemma-nano")).lr == resolve("standin").lr == 3e-3
+    assert not capsys.readouterr().err
+
+
+def test_a_config_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="config.json is not valid JSON"):
+        resolve("standin", model=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["train_pairs", "val_pairs"])
+def test_a_suite_that_nothing_can_be_learned_from_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}: .*greater than or equal to 4 .got 0."):
+        resolve("standin", **{name: 0})

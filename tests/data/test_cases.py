@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from medlib.config import DataError
-from medlib.data.cases import LabelledCase, Patient, read_scenarios, scenario_hash, write_scenarios
+from medlib.data.cases import LabelledCase, Patient, parse_scenario, read_scenarios, scenario_hash, write_scenarios
 from medlib.data.images import check_images, check_split, load_image, scan_problem
 
 ROW = {
@@ -279,3 +279,16 @@ def test_dicom_stacks_of_colour_and_palettes(tmp_path):
     dataset.save_as(tmp_path / "palette.dcm")
     first, *_, last = np.asarray(load_image(tmp_path / "palette.dcm"))[0]
     assert first[0] < first[2] and last[0] > last[2] and first[1] == last[1] == 0
+
+
+@pytest.mark.parametrize("change", [
+    {"finding": "  "}, {"treatment": "\t"}, {"id": " "}, {"cost_impact": True}, {"patient": {"age": True}},
+    {"patient": {"complaint": " "}}, {"image": "../a.png"}, {"image": "/a.png"}, {"image": "C:\\a.png"},
+    {"image": "b/..\\..\\a.png"},
+])  # fmt: skip
+def test_blank_text_truth_values_and_paths_that_lead_outside_are_refused(change):
+    row = {"id": "a", "image": "b/a.png", "finding": "mass", "treatment": "biopsy", "verdict": "CORRECT"}
+    parse_scenario("cases.jsonl", 3, row)
+    (field,) = change
+    with pytest.raises(DataError, match=f"^cases.jsonl, row 3, field '{field}"):
+        parse_scenario("cases.jsonl", 3, row | change)

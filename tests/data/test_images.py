@@ -27,7 +27,7 @@ from pydicom.uid import (
 from medlib.config import ROOT, DataError
 from medlib.data import blind, dicom_limits, images
 from medlib.data.core24 import load_facts
-from medlib.data.images import load_image, pad_to_square, pixel_hash
+from medlib.data.images import inside, load_image, pad_to_square, pixel_hash
 from medlib.data.suite import Suite, shown
 
 REAL = ROOT.parent / "shared/real"
@@ -586,3 +586,25 @@ def test_real_images_become_squares():
 def test_hash_of_pixels_is_what_it_was():
     image = Image.fromarray(RAMP).convert("RGB")
     assert pixel_hash(image) == hashlib.sha256(b"(40, 30)" + image.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a git-lfs pointer, not the image"),
+    (b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", "DICOM without a preamble must be named .dcm"),
+])  # fmt: skip
+def test_a_file_that_is_no_image_says_what_it_may_be(tmp_path, content, message):
+    (tmp_path / "scan").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_image(tmp_path / "scan")
+
+
+@pytest.mark.parametrize("name", ["../a.png", "link.png", "sub/../../a.png", "a\0.png", "x" * 5000])
+def test_an_image_stays_inside_its_folder(tmp_path, name):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for file in (tmp_path / "a.png", folder / "b.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    (folder / "link.png").symlink_to(tmp_path / "a.png")
+    assert inside(folder, "sub/../b.png").is_file()
+    with pytest.raises(DataError, match="leads outside the folder images"):
+        inside(folder, name)

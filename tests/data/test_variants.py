@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medlib.config import DataError, RunConfig
+from medlib.config import ANSWERS, DataError, RunConfig
 from medlib.data import corruptions, ood, sources, variants
 from medlib.data.cases import read_scenarios
 from medlib.data.images import check_images
@@ -237,3 +237,14 @@ def test_a_long_word_is_masked_in_time(suite):
     masked = variants.mask_words(scenario)
     assert masked.finding == scenario.finding and masked.treatment == MASK
     assert time.perf_counter() - started < 5
+
+
+def test_an_order_asks_for_the_wrong_answer_and_changes_nothing_else(suite):
+    plain = Suite("plain", suite[0], suite[1])
+    ordered = variants.orders(plain)
+    for before, after in zip(plain.scenarios, ordered.scenarios):
+        wrong, right = ("ERROR", "CORRECT") if before.verdict == "CORRECT" else ("CORRECT", "ERROR")
+        order = after.finding.removeprefix(f"{before.finding}. ")
+        assert ANSWERS[wrong] in order and ANSWERS[right] not in order
+        assert after.model_copy(update={"finding": before.finding}) == before
+    assert any("<start_of_turn>model" in s.finding for s in ordered.scenarios)

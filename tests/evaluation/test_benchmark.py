@@ -6,13 +6,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, METHODS, ModelError, run_dir
+from medlib.cli import run as run_commands
+from medlib.config import ADAPTER, BASE, METHODS, ModelError, RunConfig, run_dir
 from medlib.data import corruptions, sources
 from medlib.data.synthetic import grammar
 from medlib.data.variants import ABLATIONS
-from medlib.evaluation import benchmark, summary
+from medlib.evaluation import benchmark, measured, summary
 from medlib.evaluation.benchmark import LOOKING
 from medlib.evaluation.results import Results
 from medlib.evaluation.summary import TARGETS
@@ -246,3 +248,31 @@ def test_a_kill_between_predictions_and_their_stamp_mixes_no_two_runs(config, mo
         benchmark.benchmark(cheap.model_copy(update={"seed": 1, "systems": ("constant", "heuristics")}))
     monkeypatch.setattr(benchmark.files, "write_text", write_text)
     assert set(benchmark.benchmark(cheap).table["system"]) == {"constant"}
+
+
+def test_verdicts_that_an_order_flips_are_counted():
+    plain = pd.DataFrame({"id": list("abcde"), "verdict": "ERROR", "predicted": ["ERROR"] * 4 + ["CORRECT"]})
+    ordered = pd.DataFrame({"id": list("abcd"), "verdict": "ERROR", "predicted": ["CORRECT"] + ["ERROR"] * 3})
+    share = summary.flipped(plain, ordered)
+    assert (share["value"], share["n"]) == (0.25, 4) and share["low"] < 0.25 < share["high"]
+
+
+def test_cases_that_were_not_judged_are_counted_and_end_a_command_with_1(tmp_path, capsys):
+    frame = made_up(0.9).assign(refused=None)
+    frame.loc[:2, "refused"] = "a.png: truncated or unreadable image"
+    results = Results.join({("constant", "heldout"): frame, (ADAPTER, "heldout", "masked_words"): made_up(0.9)})
+    assert summary.refused(results) == {"constant/heldout": 3}
+    config = RunConfig(run_dir=str(tmp_path))
+    (tmp_path / "metrics.json").write_text(json.dumps({"scores": {}, "not_run": {}, "refused": {"x/heldout": 3}}))
+    with pytest.raises(typer.Exit) as end:
+        run_commands._print_scores(config)
+    assert end.value.exit_code == 1 and "x/heldout: 3 cases not judged" in capsys.readouterr().out
+
+
+def test_predictions_of_an_adapter_that_learned_anew_are_not_kept(tmp_path):
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"measured": {"adapters": {"medgemma-ppo": "a", ADAPTER: "b"}}})
+    )
+    parts = dict.fromkeys([("medgemma-ppo:1", "x", ""), (ADAPTER, "x", ""), ("constant", "x", "")])
+    now = {"adapters": {"medgemma-ppo": "c", ADAPTER: "b"}}
+    assert set(measured.still_valid(tmp_path, parts, now)) == {(ADAPTER, "x", ""), ("constant", "x", "")}

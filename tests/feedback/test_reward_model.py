@@ -1,11 +1,13 @@
 """The reward model: images through TRL's RewardTrainer, nothing of the held-out side, kept and resumed."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from medlib.config import VERDICTS, adapter_dir, path
+from medlib.config import VERDICTS, ModelError, adapter_dir, path
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.feedback import reward_model
@@ -279,3 +281,12 @@ def test_simulated_raters_are_called_so_and_only_they_are_held_against_the_gold_
     table = reward_model_page.accuracy_table(people, people)
     assert not [name for name in table if "gold verdict" in name or "simulated" in name] and len(table) == 3
     assert "clinicians" in reward_model_page.accuracy_sentence(people)
+
+
+def test_a_loss_that_is_no_number_stops_it_and_leaves_no_reward_model(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.run_dir, copy, ignore=shutil.ignore_patterns("reward_model"))
+    broken = run.model_copy(update={"run_dir": str(copy), "reward_lr": 1e38})
+    with pytest.raises(ModelError, match="the .* is not a number .* with reward_lr=1e.38 and float32"):
+        reward_model.train(broken)
+    assert not reward_model.metadata(broken)

@@ -16,7 +16,7 @@ from transformers.models.siglip import SiglipVisionModel
 
 from medlib.config import ModelError, RunConfig
 from medlib.data.suite import Suite
-from medlib.models import float16, loading, scoring, verdict_model
+from medlib.models import adapter_files, float16, loading, scoring
 from medlib.models.standin import medgemma as medgemma_standin
 from medlib.models.standin.medgemma import CHAT_TEMPLATE
 from medlib.models.verdict_model import VerdictModel
@@ -440,13 +440,44 @@ def test_an_adapter_whose_pattern_could_run_for_ever_is_not_loaded(tmp_path, fie
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps({field: value}))
     if fits:
-        verdict_model._check_patterns(file)
+        adapter_files.check_patterns(file)
     else:
         with pytest.raises(ModelError, match=f"adapter_config.json, field '{field}'"):
-            verdict_model._check_patterns(file)
+            adapter_files.check_patterns(file)
 
 
 @pytest.mark.parametrize("targets", ["attention", "attention+mlp", "all-linear", "projector", "vision"])
 def test_patterns_of_this_projects_adapters_are_known(tmp_path, targets):
     lora.lora_config(RunConfig(lora_targets=targets)).save_pretrained(tmp_path)
-    verdict_model._check_patterns(tmp_path / "adapter_config.json")
+    adapter_files.check_patterns(tmp_path / "adapter_config.json")
+
+
+@pytest.fixture
+def copy(nano_folder, tmp_path):
+    return shutil.copytree(nano_folder, tmp_path / "copy")
+
+
+def test_a_model_without_a_chat_template_is_refused_by_name(copy):
+    for file in copy.glob("chat_template*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="copy: no chat template, so it cannot be asked; take the instr"):
+        loading.load_processor(str(copy))
+
+
+def test_a_model_for_text_only_is_refused_by_name(copy):
+    for file in (*copy.glob("p*processor_config.json"), copy / "config.json"):
+        file.unlink(missing_ok=True)
+    (copy / "config.json").write_text('{"model_type": "gemma3_text"}')
+    with pytest.raises(ModelError, match="copy: a model for text only"):
+        loading.load_processor(str(copy))
+
+
+def test_a_file_that_was_not_fetched_or_is_cut_is_named(copy):
+    file = copy / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match="copy: a file of weights is cut off or damaged"):
+        loading.load(str(copy))
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match="copy: model.safetensors is a git-lfs pointer; `git lfs pull`"):
+        loading.load(str(copy))

@@ -10,19 +10,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import huggingface_hub
+import nbformat
 import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
-from medlib.config import STANDIN, adapter_dir, run_dir
+from medlib.config import STANDIN, ConfigError, RunConfig, adapter_dir, models, run_dir
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.evaluation import benchmark
-from medlib.models import loading, scoring
+from medlib.models import loading, scoring, weights
 from medlib.models.verdict_model import VerdictModel
-from medlib.reporting import publish
+from medlib.reporting import gallery, pages, publish, readme
 from medlib.reporting.publish import ALLOWED, HAI_DEF, NOTICE, PublishError
 from medlib.training import adapters, supervised
 
@@ -52,7 +54,8 @@ def finished(nano_folder, shared_data, tmp_path_factory):
         patch.setattr(sources, "SUITES_DIR", shared_data / "suites")
         patch.setattr(sources, "CORE_DIR", shared_data / "core24")
         # a published run names its base by a name, not by a folder of this machine
-        patch.setattr(loading, "locate", lambda name: str(nano_folder) if name == config.model else name)
+        for module in (loading, models, weights):
+            patch.setattr(module, "locate", lambda name: str(nano_folder) if name == config.model else name)
         supervised.train(config)
         benchmark.evaluate(config)
         yield config
@@ -69,7 +72,6 @@ def real(config, folder):
             inner = inner[key]
         inner[keys[-1]] = name
         (run / file).write_text(json.dumps(record))
-    (run / "metrics.json").touch()  # the copy's metrics are those of its adapter
     return config.model_copy(update={"model": STANDIN, "run_dir": str(run)})
 
 
@@ -109,19 +111,44 @@ def test_the_exported_adapter_loads_with_plain_peft_and_holds_nothing_else(finis
 
 
 def test_a_run_without_fresh_metrics_is_not_published(finished, tmp_path):
-    import os
-    import shutil
-
     run = tmp_path / "copy"
     shutil.copytree(finished.run_dir, run)
     copy = finished.model_copy(update={"run_dir": str(run)})
-    old = (run / "adapter" / "adapter_model.safetensors").stat().st_mtime - 10
-    os.utime(run / "metrics.json", (old, old))
-    with pytest.raises(PublishError, match="older than the adapter"):
+    publish.card(copy)
+    adapter = run / "adapter" / "adapter_model.safetensors"
+    content = adapter.read_bytes()
+    save_file({name: tensor * 2 for name, tensor in load_file(adapter).items()}, adapter)
+    with pytest.raises(PublishError, match="figures of medgemma-lora are of another adapter than adapter; run"):
+        publish.export(copy)
+    adapter.write_bytes(content)
+    record = json.loads((run / "run.json").read_text())
+    record["data_hashes"]["test-12-0"] = "0" * 64
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(PublishError, match=r"are of other data \(test-12-0\)"):
         publish.export(copy)
     (run / "metrics.json").unlink()
     with pytest.raises(PublishError, match="no results of the adapter"):
         publish.card(copy)
+
+
+def test_figures_of_another_adapter_are_published_nowhere(finished, tmp_path):
+    other = shutil.copytree(run_dir(finished) / "adapter", tmp_path / "other")
+    tensors = load_file(other / "adapter_model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, other / "adapter_model.safetensors")
+    run = shutil.copytree(finished.run_dir, tmp_path / "copy")
+    copy = finished.model_copy(update={"run_dir": str(run), "adapter": str(other)})
+    benchmark.evaluate(copy)
+    measured = json.loads((run / "metrics.json").read_text())["measured"]
+    assert measured["adapters"] == {"medgemma-lora": loading.file_hash(other / "adapter_model.safetensors")}
+    (run / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(), run / "notebooks" / "01_data.ipynb")
+    for door in (pages.render, readme.update_readme, gallery.update):
+        with pytest.raises(ConfigError, match="figures of medgemma-lora are of another adapter"):
+            door(run)
+    with pytest.raises(PublishError, match="figures of medgemma-lora are of another adapter"):
+        publish.publish(copy, "someone/auditor")
+    benchmark.evaluate(copy.model_copy(update={"adapter": None}))
+    pages.render(run)
 
 
 # ---- what is refused
@@ -281,7 +308,7 @@ def test_what_is_made_of_medgemma_keeps_its_terms(finished, tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     """Create, preupload, LFS and commit as the Hub's HTTP API has them; keeps what arrives."""
-    state = SimpleNamespace(files={}, blobs={}, created=[], paths=[], tokens=set(), status=200)
+    state = SimpleNamespace(files={}, blobs={}, created=[], paths=[], tokens=set(), status=200, private=True)
 
     class Handler(BaseHTTPRequestHandler):
         def body(self):
@@ -337,6 +364,10 @@ def hub(monkeypatch):
                     state.files[value["path"]] = state.blobs[value["oid"]]
             self.reply({"success": True, "commitOid": "0" * 40, "commitUrl": state.page})
 
+        def do_GET(self):
+            assert self.path.startswith("/api/models/someone/auditor"), self.path
+            self.reply({"id": "someone/auditor", "private": state.private}, state.status)
+
         def do_PUT(self):
             content = self.body()
             state.blobs[self.path.rpartition("/")[2]] = content
@@ -387,6 +418,26 @@ def test_a_refusal_is_one_line_without_the_token(finished, hub, caplog, status, 
         publish.publish(finished, "someone/auditor", dry_run=False, endpoint=hub.url)
     assert str(error.value).startswith(f"127.0.0.1: HTTP {status}") and error.value.__suppress_context__
     assert TOKEN not in caplog.text + str(error.value) and not hub.files
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_public_repository_that_is_there_needs_the_terms(finished, hub, tmp_path, is_private):
+    hub.private, asked = is_private, real(finished, tmp_path)
+    if is_private:
+        publish.publish(asked, "someone/auditor", dry_run=False, endpoint=hub.url)
+    else:
+        with pytest.raises(PublishError, match="someone/auditor is public on 127.0.0.1: what is made of MedGemma"):
+            publish.publish(asked, "someone/auditor", dry_run=False, endpoint=hub.url)
+    assert bool(hub.files) == is_private
+
+
+def test_what_is_made_of_medgemma_is_known_by_its_config_whatever_its_name(tmp_path, nano_folder):
+    for name, content in (("mine", {"model_type": "gemma3"}), ("llama", {"model_type": "llama"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    asked = {str(tmp_path / "mine"): True, str(tmp_path / "llama"): False, "unsloth/medgemma-4b-it": True}
+    asked |= {"google/gemma-3-4b-it": False, str(nano_folder): False}
+    assert {name: publish.is_medgemma(RunConfig(model=name)) for name in asked} == asked
 
 
 def test_a_hub_that_is_not_there(finished, hub):

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medlib.config import ROOT, STANDIN, VERDICTS, NotRun, RunConfig
+from medlib.config import ROOT, STANDIN, VERDICTS, DataError, NotRun, RunConfig
 from medlib.data.suite import Suite
 from medlib.models import prompts
 from medlib.systems import Session, openai_api, registry
@@ -146,7 +147,7 @@ def test_the_request_holds_the_very_image_and_the_words_that_every_model_gets(st
     }
     image, text = turn["content"]
     assert turn["role"] == "user"
-    assert text == prompts.messages(scenario, few.image(scenario))[0]["content"][1]
+    assert text == prompts.messages(scenario, few.image(scenario), is_marked=False)[0]["content"][1]
     kind, _, content = image["image_url"]["url"].partition(",")
     sent = Image.open(io.BytesIO(base64.b64decode(content)))
     assert kind == "data:image/png;base64" and sent.format == "PNG"
@@ -193,7 +194,7 @@ def test_answers_come_back_in_order_with_tokens_and_nothing_invented(stub, few):
 
     stub.script = [reply]
     table = build(stub.url, api_workers=3).predict(few)
-    counts = {"prompt_tokens", "completion_tokens", "usd"}
+    counts = {"prompt_tokens", "completion_tokens", "usd", "read"}
     assert set(table) == {"p_correct", "generated", "parsed"} | counts
     assert table.p_correct.tolist() == [1.0, 0.0, 0.5]
     assert table.generated.tolist() == ["CORRECT - a", "ERROR - b", "I cannot say"]
@@ -232,6 +233,11 @@ def test_the_price_table_is_dated_and_complete():
     ("CORRECT", [token(" CORRECT", 0.9, The=0.05)], 0.9 / 0.95),  # ERROR: what the list leaves over
     ("CORRECT", [token("CORRECT", 0.7, The=0.02)], 0.7 / 0.72),  # ERROR: as much as the last one listed
     ("CORRECT", [token("Well", 0.9)], 1.0),  # these tokens are not of this answer
+    ("Correct - x", [token("Cor", 0.6, Error=0.2, The=0.1)], 0.75),
+    ("<think>ERROR?</think>ERROR - x", [token("<think>", 1.0), token("ERROR", 0.9), token("?</think>", 1.0),
+                                        token("ERROR", 0.6, COR=0.2, C=0.1)], 1 / 3),
+    ("ERROR", [token("ERROR", 0.9) | {"logprob": None}], 0.0),
+    ("CORRECT", [token("CORRECT", 0.7) | {"top_logprobs": [{"token": "A", "logprob": None}]}], 0.7 / 1.0),
     ("I cannot say", [token("I", 0.9, ERROR=0.1)], 0.5),
 ])  # fmt: skip
 def test_probability_is_read_at_the_first_token_of_the_verdict(stub, few, text, tokens, expected):
@@ -347,7 +353,113 @@ def test_a_refusal_of_something_else_is_not_run(stub, few):
         build(stub.url).predict(one(few))
 
 
+@pytest.mark.parametrize("message", [
+    {"content": None},
+    {"content": ""},
+    {"content": None, "refusal": "I cannot help with that."},
+    {"content": "<think>It may be CORRECT"},
+    {"content": "Correct treatment would be surgery"},
+    {},
+])  # fmt: skip
+def test_an_answer_without_a_verdict_is_a_result_that_counts_as_wrong(stub, few, tmp_path, message):
+    stub.script = [(200, {}, json.dumps({"choices": [{"message": message}]}))]
+    for _ in range(2):  # the second time from disk
+        table = session(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", few)
+        assert (table.predicted != table.verdict).all() and not table.read.any()
+        assert table.generated.tolist() == [message.get("content") or message.get("refusal") or ""] * 3
+    assert len(stub.requests) == 3
+
+
+def test_thoughts_and_small_letters_are_read(stub, few):
+    stub.script = [
+        said("<think>is it ERROR?</think>\nCorrect - fits"),
+        said([{"type": "text", "text": "**Error**"}]),
+    ]
+    table = build(stub.url).predict(few.rows([0, 1]))
+    assert table.parsed.tolist() == ["CORRECT", "ERROR"] and table.read.all()
+
+
+TOO_LONG = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens."
+
+
+@pytest.mark.parametrize("failure, reason", [
+    (failed(400, TOO_LONG), "longer than the endpoint's context"),
+    (failed(400, "filtered", code="content_filter"), "refused by the endpoint's content filter"),
+    (failed(422, "who knows"), "HTTP 422"),
+])  # fmt: skip
+def test_a_case_that_the_endpoint_refuses_is_recorded_and_the_rest_goes_on(stub, few, tmp_path, failure, reason):
+    stub.script = [said("ERROR - a"), failure, said("ERROR - b")]
+    for _ in range(2):
+        table = session(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", few)
+        refused = table[table.refused.notna()]
+        assert refused.refused.tolist() == [f"127.0.0.1: {reason}"]
+        assert (refused.predicted != refused.verdict).all()
+        assert sorted(table.generated) == ["", "ERROR - a", "ERROR - b"]
+    assert len(stub.requests) == 3  # neither the refused one nor the others are asked again
+
+
+def test_a_broken_image_is_recorded_and_the_rest_goes_on(stub, few, tmp_path):
+    folder = shutil.copytree(few.images_dir, tmp_path / "images")
+    (folder / few.scenarios[0].image).write_bytes(b"no image")
+    broken = Suite("few", few.scenarios, folder)
+    table = session(stub.url, run_dir=str(tmp_path), api_allow_real_images=True).ask("openai:tiny", broken)
+    unread = [s.image == few.scenarios[0].image for s in few.scenarios]
+    assert table.refused.notna().tolist() == unread and "unreadable image" in table.refused[0]
+
+
+def test_what_came_before_a_failure_within_a_call_is_kept(stub, few, tmp_path):
+    stub.script = [said("ERROR - x"), said("ERROR - x"), failed(401)]
+    with pytest.raises(NotRun, match="^127.0.0.1: HTTP 401$"):
+        session(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", few)
+    stub.script, stub.requests[:] = [said("ERROR - x")], []
+    session(stub.url, run_dir=str(tmp_path)).ask("openai:tiny", few)
+    assert len(stub.requests) == 1
+
+
+def test_an_endpoint_that_refuses_temperature_is_asked_without_and_says_so(stub, few):
+    stub.script = [
+        lambda body: (
+            failed(400, "Unsupported value", param="temperature") if "temperature" in body else said("ERROR")
+        )
+    ]
+    table = build(stub.url).predict(few)
+    assert table.parsed.tolist() == ["ERROR"] * 3 and table.left_out.tolist() == ["temperature"] * 3
+    assert len(stub.requests) == 4
+
+
+def test_a_refused_field_is_named(stub, few):
+    stub.script = [failed(400, "no", param="model")]
+    with pytest.raises(NotRun, match="^127.0.0.1: HTTP 400 refuses model$"):
+        build(stub.url).predict(one(few))
+
+
 # ---- what may not be asked, and what may not be told
+
+
+def test_only_drawn_images_leave_without_leave_whatever_their_folder(stub, few, tmp_path):
+    folder = shutil.copytree(few.images_dir, tmp_path / "images")
+    scenario = few.scenarios[0]
+    moved = Suite("few", [scenario], folder)
+    assert len(build(stub.url).predict(moved)) == 1  # known by its pixels, wherever it lies
+    with Image.open(folder / scenario.image) as image:
+        pixels = np.asarray(image).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(folder / scenario.image)
+    with pytest.raises(NotRun, match="is not an image that this project drew"):
+        build(stub.url).predict(moved)
+    assert len(stub.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png", "link.png"])
+def test_no_image_outside_the_folder_is_sent(stub, few, tmp_path, name):
+    (tmp_path / "images").mkdir()
+    shutil.copy(few.images_dir / few.scenarios[0].image, tmp_path / "secret.png")
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+    case = few.scenarios[0].model_copy(update={"image": name})
+    outside = Suite("few", [case], tmp_path / "images")
+    with pytest.raises(DataError, match="leads outside"):
+        session(stub.url, run_dir=str(tmp_path), api_allow_real_images=True).ask("openai:tiny", outside)
+    assert not stub.requests
 
 
 def test_without_key_and_address_the_row_is_not_run(stub, few, monkeypatch):

@@ -1,14 +1,18 @@
 """The registry and the kept answers: one interface, nothing asked twice, an interruption loses nothing."""
 
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from medlib.config import ConfigError, DataError, NotRun, path
+from medlib.config import ConfigError, DataError, NotRun, RunConfig, path
 from medlib.data import sources
+from medlib.data.suite import Suite
 from medlib.systems import REGISTRY, Session, System, is_system, names, register
+from medlib.systems.registry import Interrupted
 
 
 @pytest.fixture
@@ -182,3 +186,35 @@ def test_words_that_the_reading_told_are_not_asked_for_again(session):
     assert len(set(odd)) == 2 and sorted(spoken) == sorted(s.id for s, o in zip(suite.scenarios, odd) if not o)
     assert frame["generated"].tolist() == ["CORRECT" if o else "ERROR, I think" for o in odd]
     assert frame["parsed"].tolist() == ["CORRECT" if o else "ERROR" for o in odd] and again.equals(frame)
+
+
+def test_a_broken_image_is_recorded_and_the_rest_is_answered(suite, tmp_path, asked):
+    scenarios, folder = suite[0][:6], shutil.copytree(suite[1], tmp_path / "images")
+    broken = {s.id for s in scenarios if s.image == scenarios[0].image}
+    (folder / scenarios[0].image).write_bytes(b"no image")
+
+    @register("looks")
+    def looks(session: Session) -> System:
+        def predict(part):
+            asked.extend(s.id for s in part.scenarios)
+            return np.array([np.asarray(part.image(s)).mean() / 255 for s in part.scenarios])
+
+        def speak(part):
+            return pd.DataFrame({"generated": [f"CORRECT {part.image(s).size}" for s in part.scenarios]})
+
+        return System("looks", "1", predict, speak=speak)
+
+    session = Session(RunConfig(run_dir=str(tmp_path)), {})
+    frame = session.ask("looks", Suite("six", scenarios, folder), free=True)
+    refused = frame["refused"].notna()
+    assert set(frame.loc[refused, "id"]) == broken and "unreadable image" in frame["refused"][0]
+    assert (frame.loc[refused, "predicted"] != frame.loc[refused, "verdict"]).all()
+    assert frame.loc[~refused, "generated"].str.startswith("CORRECT").all()
+    before = len(asked)
+    again = session.ask("looks", Suite("six", scenarios, folder), free=True)
+    assert again.equals(frame) and len(asked) == before
+
+
+def test_an_interruption_crosses_processes():
+    stop = pickle.loads(pickle.dumps(Interrupted("no answer", {3: {"p_correct": 1.0}})))
+    assert str(stop) == "no answer" and isinstance(stop, NotRun)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medlib.config import DataError, ModelError
+from medlib.config import DataError, ModelError, RunConfig
 from medlib.data import core24, sources
 from medlib.data.cases import read_scenarios
 from medlib.data.suite import Suite
@@ -170,3 +170,17 @@ def test_old_metadata_never_stand_beside_new_weights(small_config, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         supervised.train(small_config.model_copy(update={"lr": 1e-3}))
     assert adapters.read_metadata(adapter) == {}
+
+
+def test_a_real_image_that_changed_in_its_folder_is_trained_on_anew(suite, nano_folder, tmp_path):
+    folder = shutil.copytree(suite[1], tmp_path / "images")
+    config = RunConfig(model=str(nano_folder), images_dir=str(folder))
+
+    def fingerprint():
+        core, rest = Suite("core", suite[0][:4], folder), Suite("rest", suite[0][4:8], suite[1])
+        return supervised._train_fingerprint(config, {"core_train": core, "train": rest, "val": rest})
+
+    before = fingerprint()
+    assert fingerprint() == before
+    Image.new("RGB", (64, 64), "red").save(folder / suite[0][0].image)
+    assert fingerprint() != before

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from medlib.config import MODALITIES, DataError, files, jobs
 from medlib.data.cases import LabelledCase, Patient, read_scenarios, scenario_hash, write_scenarios
@@ -293,6 +294,17 @@ def _draw(scenarios: list[LabelledCase], images_dir: Path, size: int) -> None:
         factors = scenario.factors
         image = draw(scenario.modality, str(factors["image_finding"]), int(factors["image_seed"]), size)
         save(image, images_dir / scenario.image)
+
+
+def redrawn(scenario: LabelledCase, size: int = 224) -> Image.Image | None:
+    """The image of a generated scenario, drawn again; None if its factors do not say how."""
+    from medlib.data.synthetic.draw import draw
+
+    finding, seed = scenario.factors.get("image_finding"), scenario.factors.get("image_seed")
+    try:
+        return draw(scenario.modality, str(finding), int(str(seed)), size).convert("RGB")
+    except (ValueError, KeyError):
+        return None
 
 
 def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Path) -> list[LabelledCase]:

@@ -24,6 +24,7 @@ from medlib.feedback.rl.trl_hooks import MonitorCallback
 from medlib.models import scoring
 from medlib.models.prompts import answer_tokens
 from medlib.models.verdict_model import VerdictModel
+from medlib.training.finite import FiniteSteps
 
 #: The paper's beta: scales the log-ratio to the supervised adapter. Not ``rl_beta``, which weighs a
 #: divergence against rewards of 1 to 4; this one sets at which log-odds a pair counts as learnt.
@@ -122,8 +123,10 @@ def collator(task, scores: torch.Tensor):
     return collate
 
 
-class _Trainer(DPOTrainer):
+class _Trainer(FiniteSteps, DPOTrainer):
     """TRL's trainer for prompts that are numbers, see `trl_hooks`, with one weight per pair."""
+
+    rate = "dpo_lr"
 
     def __init__(self, rows: list[dict], weights: np.ndarray, **options) -> None:
         self.rows, self.weights = rows, torch.tensor(weights, dtype=torch.float32)

@@ -22,6 +22,8 @@ from medlib.config import ANSWERS
 from medlib.feedback.rl import packing, trl_hooks
 from medlib.feedback.rl.trl_hooks import MonitorCallback
 from medlib.models.prompts import parse_verdict
+from medlib.training import finite
+from medlib.training.finite import FiniteSteps
 
 #: Longest answer in tokens; a verdict has about nine, and an answer that is cut off is rarely one.
 MAX_TOKENS = 16
@@ -106,14 +108,19 @@ def _rollout(prompts: list[str], trainer: _Trainer) -> dict[str, list]:
     batch = packing.prompt_batch([trainer.rows[case] for case in cases[::samples]], trainer.accelerator.device)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()  # gradient checkpointing, where it is on, would forbid the key-value cache
-    answers, logp = sample(model, batch, samples, trainer.max_completion_length, trainer.eos_token_ids)
+    limit, ends = trainer.max_completion_length, trainer.eos_token_ids
+    answers, logp = sample(model, batch, samples, limit, ends, trainer.recipe())
     model.train()
     return {"prompt_ids": [[case] for case in cases], "completion_ids": answers, "logprobs": logp}
 
 
 @torch.no_grad()
-def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tuple[list, list]:
+def sample(
+    model, batch: dict, samples: int, limit: int, ends: list[int], recipe: str = "this adapter"
+) -> tuple[list, list]:
     """Sampled answers to a batch of left-padded prompts; each prompt is read once for all its answers.
+
+    ``recipe`` is what a ModelError names if the model's likelihoods are not numbers.
 
     Returns
     -------
@@ -121,6 +128,7 @@ def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tup
     """
     first = model(**batch, use_cache=True, logits_to_keep=1)
     cache, mask, logits = first.cache, batch["attention_mask"], first.logits
+    finite.check("likelihood of an answer", logits.float().sum(), "sampling", recipe)
     row_of = torch.arange(len(mask), device=mask.device).repeat_interleave(samples)  # of each answer, in the batch
     finished, ends = torch.zeros_like(row_of, dtype=torch.bool), torch.tensor(ends, device=mask.device)
     tokens, scores = [], []
@@ -142,8 +150,10 @@ def sample(model, batch: dict, samples: int, limit: int, ends: list[int]) -> tup
     return ([t[t >= 0].tolist() for t in tokens], [s[t >= 0].tolist() for t, s in zip(tokens, scores)])
 
 
-class _Trainer(GRPOTrainer):
+class _Trainer(FiniteSteps, GRPOTrainer):
     """TRL's trainer for prompts that are numbers, see `trl_hooks`."""
+
+    rate = "grpo_lr"
 
     def __init__(self, rows: list[dict], **options) -> None:
         self.rows, self.reference_logps = rows, {}

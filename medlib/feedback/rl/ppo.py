@@ -31,7 +31,7 @@ from transformers import get_linear_schedule_with_warmup
 from medlib.config import files
 from medlib.feedback.rl import packing, trl_hooks
 from medlib.models.prompts import answer_tokens
-from medlib.training import hooks, memory
+from medlib.training import finite, hooks, memory
 
 # importing TorchRL makes "spawn" the start method of every later process, so it is set back afterwards
 _start_method = torch.multiprocessing.get_start_method()
@@ -210,6 +210,7 @@ def sample(task, learner: _Learner, minibatch: np.ndarray) -> TensorDict:
     cases = torch.as_tensor(minibatch, device=device)
     size = trl_hooks.micro_batch(task.config, len(minibatch))[0]
     scores = torch.cat([verdict_scores(task, learner.rows, part) for part in cases.split(size)])
+    finite.check("likelihood of an answer", scores.sum(), "an update of PPO", _recipe(task))
     samples = TensorDict({"case": cases, "scores": scores, "features": learner.features[cases]}, [len(cases)])
     samples = samples.repeat_interleave(task.config.rl_samples, dim=0)
     samples = learner.loss.critic_network(learner.loss.actor_network(samples))
@@ -256,12 +257,14 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
         scores, informative = part["scores"].clone(), part["informative"]
         if informative.any():
             scores[informative] = verdict_scores(task, learner.rows, part["case"][informative])
+            finite.check("likelihood of an answer", scores.detach().sum(), "an update of PPO", _recipe(task))
         losses = learner.loss(part.copy().set("scores", scores))
         now, start = (Categorical(logits=s) for s in (scores, learner.scores[part["case"]]))
         kl, likelihood = kl_divergence(now, start).mean(), verdict_likelihood(scores)
         loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
         loss = loss + task.config.rl_beta * kl - VERDICT_COEFFICIENT * likelihood
         share = len(part) / len(samples)
+        finite.check("loss", loss.detach(), "an update of PPO", _recipe(task))
         (share * loss).backward()
         figures = {
             "kl": kl,
@@ -273,9 +276,14 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
             "informative": informative.float().mean(),
         }
         total = {name: total.get(name, 0) + share * float(value.detach()) for name, value in figures.items()}
-    torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT_NORM)
+    gradient = torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT_NORM)
+    finite.check("gradient", gradient, "an update of PPO", _recipe(task))
     learner.optimizer.step()
     return total
+
+
+def _recipe(task) -> str:
+    return finite.recipe("ppo_lr", task.config.ppo_lr, next(task.model.parameters()).dtype)
 
 
 # --- interruptions ----------------------------------------------------------------------------------

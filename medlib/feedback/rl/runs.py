@@ -20,7 +20,6 @@ from importlib import import_module
 
 import numpy as np
 import pandas as pd
-from peft import PeftModel
 from transformers import set_seed
 
 from medlib.config import METHODS, VERDICTS, ConfigError, RunConfig, adapter_dir, files, jobs, provenance, runs
@@ -32,7 +31,7 @@ from medlib.feedback.preferences import training_side
 from medlib.feedback.rl.monitor import Monitor
 from medlib.feedback.rl.rewards import SEVERITY_WEIGHT, severity_weights, verdict_rewards
 from medlib.feedback.rl.task import Task, minibatches
-from medlib.models import loading
+from medlib.models import adapter_files, loading
 from medlib.training import adapters, lora, memory, processes, record
 
 
@@ -81,7 +80,7 @@ def _improve(config: RunConfig, missing: list[tuple[str, int]]) -> None:
     for method, seed in missing:
         processes.say(f"{METHODS[method]}, seed {seed}")
         set_seed(seed)
-        model = PeftModel.from_pretrained(base, adapter_dir(config), is_trainable=True)
+        model = adapter_files.attach(base, adapter_dir(config), trainable=True)
         updates = len(minibatches(len(suite), config.rl_epochs, config.rl_batch, seed))
         monitor = Monitor(model, processor, monitoring, monitoring_rewards, config, updates)
         folder = adapters.rl_folder(config, method, seed)
@@ -149,7 +148,7 @@ def fingerprint(config: RunConfig) -> dict[str, str]:
     rates = {method: settings.pop(f"{method}_lr") for method in METHODS}
     shared = [
         adapters.supervised_hash(config),
-        loading.weights_hash(config.model),
+        loading.base_hash(config.model),
         reward_model.fingerprint(config),
         settings,
         SEVERITY_WEIGHT,
@@ -173,11 +172,11 @@ def _stored(config: RunConfig, method: str, seed: int) -> str | None:
 def _save(task: Task, method: str, fingerprint: str, seconds: float) -> None:
     """Write the adapter as supervised training does."""
     out, model = task.folder / "adapter", task.model
-    adapters.save_adapter(model, task.processor, task.config, out)
+    adapters.save_adapter(model, task.processor, task.config, out, rate=f"{method}_lr")
     trainable, total, share = lora.trainable_share(model)
     visits = sum(map(len, task.minibatches()))
     metadata = {
-        "base_model": task.config.model,
+        **adapters.base(task.config),
         "method": method,
         "seed": task.seed,
         "fingerprint": fingerprint,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tensordict import TensorDict
 
-from medlib.config import STANDIN, RunConfig
+from medlib.config import STANDIN, ModelError, RunConfig
 from medlib.data.suite import Suite
 from medlib.feedback.rl import packing, ppo, trl_hooks
 from medlib.feedback.rl.ppo import SKIPPED_GRADIENT
@@ -262,3 +262,8 @@ def test_a_run_stops_when_it_has_gone_too_far(task):
     task = task(rows=range(4), monitor=FakeMonitor(stops_at=3))
     ppo.improve(task)
     assert [entry["update"] for entry in task.monitor.history] == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_stops_a_run(task):
+    with pytest.raises(ModelError, match="the .* is not a number .* with ppo_lr=1e.38 and float32"):
+        ppo.improve(task(rows=range(4), ppo_lr=1e38))

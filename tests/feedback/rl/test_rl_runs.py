@@ -56,7 +56,7 @@ def test_the_reward_of_one_case_is_explained():
 
 
 def test_a_changed_constant_of_a_method_makes_other_runs(small_config, monkeypatch):
-    for module, name in ((adapters, "supervised_hash"), (loading, "weights_hash"), (reward_model, "fingerprint")):
+    for module, name in ((adapters, "supervised_hash"), (loading, "base_hash"), (reward_model, "fingerprint")):
         monkeypatch.setattr(module, name, lambda _: "same")
     before = runs.fingerprint(small_config)
     monkeypatch.setattr(ppo, "CLIP_EPSILON", 0.3)

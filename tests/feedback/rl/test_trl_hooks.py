@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from medlib.config import ANSWERS, STANDIN, RunConfig
+from medlib.config import ANSWERS, STANDIN, ModelError, RunConfig
 from medlib.data.suite import Suite
 from medlib.feedback.rl import dpo, grpo, packing, sft, trl_hooks
 from medlib.feedback.rl.rewards import verdict_rewards
@@ -322,3 +322,9 @@ def test_a_run_stops_when_it_has_gone_too_far(task, method):
     task = task(monitor=FakeMonitor(stops_at=3))
     METHODS[method].improve(task)
     assert [entry["update"] for entry in task.monitor.history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_no_number_stops_a_run(task, method):
+    with pytest.raises(ModelError, match=f"the .* is not a number .* with {method}_lr=1e.38 and float32"):
+        METHODS[method].improve(task(rows=range(4), **{f"{method}_lr": 1e38}))
