@@ -30,7 +30,7 @@ def test_an_answer_is_what_the_benchmark_measures(auditor, config):
     temperature = auditor.reference.decision.temperature
     assert answer.probability == pytest.approx(float(apply_temperature(p, temperature)), abs=1e-6)
     assert answer.drop.shape == (2, 2) and list(answer.without) == ["image", "finding", "treatment"]
-    assert {"model", "adapter", "revision", "case"} == set(answer.hashes)
+    assert {"model", "adapter", "data", "revision", "case"} == set(answer.hashes)
     assert "guarantee" in answer.guarantee or "With probability at least 90%" in answer.guarantee
     assert "verdict" not in answer.case and answer.case["finding"] == case.finding
 

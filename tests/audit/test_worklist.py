@@ -117,9 +117,10 @@ def server(monkeypatch):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            text = body["messages"][0]["content"][1]["text"]
+            image, words = body["messages"][0]["content"]
+            text = words["text"]
             with state.lock:
-                state.asked.append(text)
+                state.asked.append((text, image["image_url"]["url"]))
                 down = len(state.asked) > state.fail_after
             time.sleep(state.wait)
             verdict = "CORRECT" if len(text) % 2 else "ERROR"
@@ -157,12 +158,12 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def hosted(server, small_config):
+def hosted(server, config):
     """A function that makes an auditor of the server; ``more`` are settings."""
 
     def make(model="openai:audit", **more):
         known = {"api_base_url": server.url, "api_retries": 0, "api_workers": 2, "api_allow_real_images": True}
-        return Auditor(small_config.model_copy(update=known | more), model)
+        return Auditor(config.model_copy(update=known | more), model)
 
     return make
 
@@ -216,7 +217,7 @@ def test_a_killed_worklist_goes_on_where_it_stopped(server, hosted, worklist, tm
     job.join()
     server.wait = 0.0
     run(hosted(), rows, folder, tmp_path / "out")
-    twice = [text for text, n in Counter(server.asked).items() if n > 1]
+    twice = [asked for asked, n in Counter(server.asked).items() if n > 1]
     assert len(twice) <= 4 and len(server.asked) <= len(rows) + 4  # only what was under way
     run(hosted(), rows, folder, tmp_path / "clean")
     assert records(tmp_path / "out") == records(tmp_path / "clean")

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from datetime import datetime
 
 import nbformat
 import numpy as np
@@ -84,7 +85,8 @@ def test_what_if_stands_beside_the_first_answer(view):
 def test_an_uploaded_image_is_asked_about(view):
     buffer = io.BytesIO()
     Image.fromarray(np.arange(64, dtype="uint8").reshape(8, 8)).save(buffer, "PNG")
-    view.upload.value = ({"name": "../../x.PNG", "type": "", "size": 0, "content": buffer.getvalue()},)
+    uploaded = {"name": "../../x.PNG", "type": "", "size": 0, "content": buffer.getvalue()}
+    view.upload.value = (uploaded | {"last_modified": datetime.now()},)
     view.fields["finding"].value, view.fields["treatment"].value = "a mass", "biopsy"
     view.with_map.value = False
     view.ask.click()
