@@ -41,6 +41,8 @@ def attach(
         fit (names, shapes). The base is then as it was before.
     """
     folder = Path(folder)
+    for file in (CONFIG, WEIGHTS):
+        _check_there(folder / file)
     config, shapes = read_config(folder), _shapes(folder)
     _check_base(network, folder, config)
     # PEFT writes the name in use here, and would warn that it is another spelling
@@ -80,8 +82,7 @@ def _take_out(network: torch.nn.Module) -> None:
 
 def read_config(folder: Path) -> PeftConfig:
     """What ``adapter_config.json`` says; ModelError if it is missing, no such settings or could run for ever."""
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder}: {CONFIG} is missing; train first (`python -m medlib train`)")
+    _check_there(folder / CONFIG)
     check_patterns(folder / CONFIG)
     try:
         config = PeftConfig.from_pretrained(folder)
@@ -90,6 +91,11 @@ def read_config(folder: Path) -> PeftConfig:
     if not isinstance(config, LoraConfig):
         raise ModelError(f"{folder}: {CONFIG} is not that of a LoRA adapter")
     return config
+
+
+def _check_there(file: Path) -> None:
+    if not file.is_file():
+        raise ModelError(f"{file.parent}: {file.name} is missing; train first (`python -m medlib train`)")
 
 
 def check_patterns(file: Path) -> None:
@@ -122,8 +128,6 @@ def read_metadata(folder: Path) -> dict:
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each weight of an adapter, read without loading them."""
-    if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"{folder}: {WEIGHTS} is missing; train first (`python -m medlib train`)")
     try:
         with safe_open(folder / WEIGHTS, "pt") as held:
             return {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}
