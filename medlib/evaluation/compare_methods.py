@@ -37,16 +37,17 @@ def weights(config: RunConfig) -> dict[str, float]:
     return {"none": 1.0, **dict(zip(SEVERITIES, config.miss_weights))}
 
 
-@lru_cache(maxsize=4)
 def by_suite(results: Results, config: RunConfig) -> dict[str, list[tuple[float, ...]]]:
     """`prevalence.expected_error` on each suite of `CHOSEN_ON`, by system and seed."""
+    return _by_suite(results, config.error_prevalence, tuple(weights(config).items()))
+
+
+@lru_cache(maxsize=4)
+def _by_suite(results: Results, share: float, weighed: tuple) -> dict[str, list[tuple[float, ...]]]:
     suites = [suite for suite in CHOSEN_ON if results.has(SUPERVISED, suite)]
     errors = {
         system: [
-            tuple(
-                prevalence.expected_error(results.of(run, suite), config.error_prevalence, weights(config))
-                for suite in suites
-            )
+            tuple(prevalence.expected_error(results.of(run, suite), share, dict(weighed)) for suite in suites)
             for run in results.seeds(system, CHOSEN_ON[0])
             if all(results.has(run, suite) for suite in suites)
         ]

@@ -162,4 +162,5 @@ def test_what_only_says_how_fast_or_where_is_neutral():
         *("attention", "eval_batch_size", "gradient_checkpointing", "cache_image_features", "workers"),
         *("api_timeout_s", "api_retries", "api_workers"),
         *("core_folds", "ablations", "systems", "rl_methods", "rl_seeds"),  # which parts are run
+        *("error_prevalence", "note_prevalence", "miss_weights"),  # how answers are summed up
     }

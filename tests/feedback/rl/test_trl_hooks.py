@@ -78,6 +78,7 @@ def task(policy, suite, tmp_path):
                 "batch_size": 2,
                 "grpo_lr": 1e-2,
                 "dpo_lr": 1e-2,
+                "sft_lr": 1e-2,
                 "rl_beta": 0.01,
             }
             | settings
@@ -109,7 +110,10 @@ def task(policy, suite, tmp_path):
 def trainer_of(task, method):
     """(trainer, prompts) as `improve` makes them."""
     rows = packing.prompts(task)
-    return METHODS[method]._trainer(task, rows, trl_hooks.checkpoints(task, method)), rows
+    folder = trl_hooks.checkpoints(task, method)
+    if method == "grpo":
+        return grpo._trainer(task, rows, folder), rows
+    return dpo._trainer(task, rows, folder, task.config.dpo_lr, {"sigmoid": 1.0, "sft": 1.0}), rows
 
 
 def p_correct(task):
