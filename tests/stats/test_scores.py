@@ -548,7 +548,9 @@ def test_results_table_and_markdown():
         "Spread (points)",
     ]
     assert shown.loc[0, "Accuracy (95% CI)"] == "91.2% [89.3,\N{NO-BREAK SPACE}92.8] (n=1,024)"
-    assert shown.loc[0, "n"] == "1,024" and shown.loc[0, "Spread (points)"] == "0.0"
+    space = "\N{NO-BREAK SPACE}"
+    assert shown.loc[0, "n"] == "1,024"
+    assert shown.loc[0, "Spread (points)"] == f"0.0 [0.0,{space}5.6], p{space}={space}1"
     lines = to_markdown(shown).splitlines()
     assert len(lines) == 3 and lines[1].startswith("|:---|---:")
     assert r"base \| 4b" in lines[2]

@@ -286,3 +286,28 @@ def test_figures_are_drawn(config):
     assert isinstance(show.group_figure(frame, "source"), Figure)
     assert isinstance(evaluate_page.ablation_figure(results, "image"), Figure)
     assert len(data_page.finding_sheet("mri", each=1).axes) == 3
+
+
+def test_what_is_shown_where_errors_are_rare(config):
+    results = run(0.95)
+    shown = error_analysis_page.error_cost(results, config)
+    assert len(shown) == len(results.systems("heldout"))
+    always = shown.set_index("System").loc["Always CORRECT"]
+    assert always["Queries"].startswith("0.0") and always["Queries that are right"].startswith("n/a")
+    assert always["Errors missed"].startswith("30.0")  # 3% of 1,000
+    shares = summary.by_prevalence(config, results)["Errors"].tolist()
+    assert shares == ["1%", "3%", "5%", "10%", "20%", "50%"]
+    curve = error_analysis_page.decision_curve(results, config)
+    assert "query everything" in [text.get_text() for text in curve.legends[0].get_texts()]
+    assert len(error_analysis_page.reliability(results)) == sum(
+        results.has("medgemma-lora", suite) for suite in summary.SUITES
+    )
+
+
+def test_one_gold_verdict_shows_no_figures_at_a_prevalence(config):
+    results = run(0.95)
+    one = {key: part[part["verdict"] == "ERROR"] for key, part in results.parts.items()}
+    results = Results.join(one)
+    assert error_analysis_page.decision_curve(results, config) is None
+    assert "Queries" not in error_analysis_page.error_cost(results, config)
+    assert "one gold verdict only" in error_analysis_page.error_cost_sentence(results, config)
