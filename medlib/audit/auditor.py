@@ -181,6 +181,8 @@ class Auditor:
 
     def _predict(self, suite: Suite) -> pd.DataFrame:
         answers = self.system.predict(suite)
+        if "refused" in answers and len(reasons := answers["refused"].dropna()):
+            raise NotRun(reasons.iloc[0])
         return answers if isinstance(answers, pd.DataFrame) else pd.DataFrame({"p_correct": answers})
 
     def answer(

@@ -86,8 +86,8 @@ def load_image(
         that there are none. No message repeats a DICOM value.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: image not found")
+    if not os.path.isfile(path):  # False for what no path can be, such as too long a name
+        raise DataError(f"{str(path)[:300]}: image not found")
     with path.open("rb") as file:
         start = file.read(132)
         if start[128:] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:

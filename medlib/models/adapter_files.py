@@ -37,7 +37,8 @@ def attach(
     Raises
     ------
     ModelError
-        A file is missing, cut off or no adapter; the adapter was trained on another base; or its weights do not
+        A file is missing, cut off or no adapter, or names modules by a regular expression that is not one of this
+        project's; the adapter was trained on another base; or its weights do not
         fit (names, shapes). The base is then as it was before.
     """
     folder = Path(folder)
@@ -81,7 +82,7 @@ def _take_out(network: torch.nn.Module) -> None:
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """What ``adapter_config.json`` says; ModelError if it is missing, no such settings or could run for ever."""
+    """What ``adapter_config.json`` says; ModelError if the file is missing or no such settings."""
     _check_there(folder / CONFIG)
     check_patterns(folder / CONFIG)
     try:
@@ -99,19 +100,18 @@ def _check_there(file: Path) -> None:
 
 
 def check_patterns(file: Path) -> None:
-    """ModelError if a pattern of an adapter is not one of this project's and could run for ever."""
+    """ModelError if an adapter's settings hold a regular expression that is not one of this project's."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         named = {name: config.get(name) or () for name in PATTERNS}
-    except (ValueError, RecursionError, AttributeError):
-        raise ModelError(f"{file}: not the configuration of an adapter") from None
-    for name, value in named.items():
-        for text in [value] if isinstance(value, str) else value:
-            if not HARMLESS.fullmatch(str(text)):
-                raise ModelError(
-                    f"{file}, field '{name}': a regular expression that could run for ever; name the modules in a "
-                    "list"
-                )
+        texts = [(name, str(text)) for name, v in named.items() for text in ([v] if isinstance(v, str) else v)]
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        raise ModelError(f"{file.parent}: {CONFIG} is not what PEFT writes") from None
+    for name, text in texts:
+        if not HARMLESS.fullmatch(text):
+            raise ModelError(
+                f"{file}, field '{name}': a regular expression that could run for ever; name the modules in a list"
+            )
 
 
 def read_metadata(folder: Path) -> dict:

@@ -96,23 +96,26 @@ def openai_api(session: Session) -> System:
     )
     host, price = client.base_url.host, load_price(client.base_url.host, model)
     options = {"model": model, "seed": config.seed, **DECODING}
-    endpoint = _Endpoint(host)
+    endpoint = _Endpoint()
 
-    def ask(suite: Suite, scenario: LabelledCase) -> dict | None:
-        """One row; None if the endpoint does not answer, to this request or to an earlier one."""
-        if endpoint.failure:
+    def ask(suite: Suite, scenario: LabelledCase, failures: list[str]) -> dict | None:
+        """One row; None if the endpoint does not answer, to this request or to an earlier one of the call."""
+        if failures:
             return None
         try:
             image = suite.image(scenario)
             if not (config.api_allow_real_images or sources.is_drawn(suite, scenario)):
                 raise NotRun(NOT_DRAWN.format(image=scenario.image))
             answer = row(complete(client, options, chat(scenario, image)), price)
-        except NotRun as error:
-            endpoint.failure = endpoint.failure or str(error)
         except DataError as error:
             return refused(str(error))
+        except NotRun as error:
+            failures.append(str(error))
         except (openai.OpenAIError, ValueError) as error:  # ValueError: an answer that is not a chat completion
-            return endpoint.refusal(error, options)
+            why = f"{host}: {reason(error, options)}"
+            if endpoint.refuses_case(error, options):
+                return refused(why)
+            failures.append(why)
         else:
             endpoint.has_answered = True
             left_out = sorted(name for name in ("temperature", "seed") if name not in options)
@@ -120,12 +123,12 @@ def openai_api(session: Session) -> System:
         return None
 
     def predict(suite: Suite) -> pd.DataFrame:
-        endpoint.failure = ""
+        failures: list[str] = []  # of this call: others may be under way in other threads
         with ThreadPoolExecutor(config.api_workers) as pool:
-            answers = list(pool.map(lambda s: ask(suite, s), suite.scenarios))
-        if endpoint.failure:
+            answers = list(pool.map(lambda s: ask(suite, s, failures), suite.scenarios))
+        if failures:
             known = {number: answer for number, answer in enumerate(answers) if answer}
-            raise Interrupted(endpoint.failure, known) from None
+            raise Interrupted(failures[0], known) from None
         return pd.DataFrame(answers)
 
     made_of = [
@@ -152,17 +155,12 @@ def api_key(base_url: str | None) -> str | None:
 class _Endpoint:
     """What is known of an endpoint while several threads ask it."""
 
-    def __init__(self, host: str) -> None:
-        self.host, self.failure, self.has_answered = host, "", False
+    has_answered = False
 
-    def refusal(self, error: Exception, options: dict) -> dict | None:
-        """A row that says why this case was refused; None if that may be true of every case: then it failed."""
-        why = reason(error, options)
-        of_the_case = isinstance(error, ValueError) or getattr(error, "status_code", 0) in (400, 413, 422)
-        if of_the_case and (self.has_answered or why in OF_THE_CASE):
-            return refused(f"{self.host}: {why}")
-        self.failure = self.failure or f"{self.host}: {why}"
-        return None
+    def refuses_case(self, error: Exception, options: dict) -> bool:
+        """Whether a failure is about the one case that was asked: by its words, or since others were answered."""
+        of_a_case = isinstance(error, ValueError) or getattr(error, "status_code", 0) in (400, 413, 422)
+        return of_a_case and (self.has_answered or reason(error, options) in OF_THE_CASE)
 
 
 def chat(scenario: LabelledCase, image: Image.Image) -> list[dict]:

@@ -9,12 +9,12 @@ from medlib.config import METHODS, ModelError, RunConfig, adapter_dir, files, pa
 from medlib.models import adapter_files, loading
 from medlib.training import finite
 
-METADATA = "training_metadata.json"
+METADATA = adapter_files.METADATA
 
 
 def read_metadata(adapter: Path) -> dict:
     """What training wrote beside an adapter, last of all; empty if it is not whole, then it is trained again."""
-    with contextlib.suppress(ModelError):
+    with contextlib.suppress(OSError, ModelError):
         if (adapter / adapter_files.WEIGHTS).is_file():
             return adapter_files.read_metadata(adapter)
     return {}

@@ -25,10 +25,7 @@ def checkpoint_folder(parent: Path, fingerprint: str) -> Path:
 
 
 def last_whole_checkpoint(checkpoints: Path, last: str = "trainer_state.json") -> str | None:
-    """The newest complete checkpoint; any with a file that is missing or cut off is deleted.
-
-    ``last`` is the JSON file that is written last.
-    """
+    """The newest complete checkpoint; one with a cut file, or without its ``last`` JSON, is deleted."""
     for folder in checkpoints.glob("checkpoint-*"):
         if not _is_whole(folder, last):
             shutil.rmtree(folder)
@@ -37,7 +34,8 @@ def last_whole_checkpoint(checkpoints: Path, last: str = "trainer_state.json") -
 
 def _is_whole(folder: Path, last: str) -> bool:
     try:
-        json.loads((folder / last).read_text(encoding="utf-8"))
+        for name in {"trainer_state.json", last}:
+            json.loads((folder / name).read_text(encoding="utf-8"))
         for file in folder.glob("*.safetensors"):
             with safe_open(file, "pt"):
                 pass

@@ -36,7 +36,7 @@ def noise(seed: int, size: int = 64) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
 
 @st.composite
@@ -45,7 +45,7 @@ def scenarios(draw) -> LabelledCase:
     return LabelledCase(
         id=draw(text),
         modality=draw(st.sampled_from(["xray", "histopathology", "mri", "ultrasound"])),
-        image=draw(text),
+        image=draw(st.text("aé b/", min_size=1).map("a{}.png".format)),
         patient=Patient(
             age=draw(st.integers(0, 120)), sex=draw(st.sampled_from(["female", "male"])), complaint=draw(text)
         ),

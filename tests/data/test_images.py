@@ -598,7 +598,7 @@ def test_a_file_that_is_no_image_says_what_it_may_be(tmp_path, content, message)
         load_image(tmp_path / "scan")
 
 
-@pytest.mark.parametrize("name", ["../a.png", "link.png", "sub/../../a.png", "a\0.png", "x" * 5000])
+@pytest.mark.parametrize("name", ["../a.png", "link.png", "sub/../../a.png", "a\0.png"])
 def test_an_image_stays_inside_its_folder(tmp_path, name):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
@@ -608,3 +608,5 @@ def test_an_image_stays_inside_its_folder(tmp_path, name):
     assert inside(folder, "sub/../b.png").is_file()
     with pytest.raises(DataError, match="leads outside the folder images"):
         inside(folder, name)
+    with pytest.raises(DataError, match="image not found"):
+        shown(folder, "x" * 5000)

@@ -300,7 +300,8 @@ def redrawn(scenario: LabelledCase, size: int = 224) -> Image.Image | None:
     """The image of a generated scenario, drawn again; None if its factors do not say how."""
     from medlib.data.synthetic.draw import draw
 
-    finding, seed = scenario.factors.get("image_finding"), scenario.factors.get("image_seed")
+    factors = getattr(scenario, "factors", {})  # a case without a verdict has none
+    finding, seed = factors.get("image_finding"), factors.get("image_seed")
     try:
         return draw(scenario.modality, str(finding), int(str(seed)), size).convert("RGB")
     except (ValueError, KeyError):
