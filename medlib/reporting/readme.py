@@ -33,7 +33,7 @@ def write_heatmap(metrics: dict, file: Path) -> Path:
 
 
 def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
-    """Write the run's main table and heat map into the README, and all its tables into docs/results.md.
+    """Write the run's headline and heat map into the README, and all its tables into docs/results.md.
 
     They stand between two marks in each file: no figure is typed.
 
@@ -53,7 +53,7 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     measured.check(run_dir, metrics)
     write_heatmap(metrics, readme.parent / "docs" / "figures" / "heatmap.png")
     made_by = _made_by(record)
-    _write(readme, [metrics["headline"], metrics.get("recommendation"), _table(metrics, "heldout"), made_by])
+    _write(readme, [metrics["headline"], metrics.get("recommendation"), made_by])
     _write(readme.parent / "docs" / "results.md", [*_all_tables(metrics), made_by])
     return readme
 
