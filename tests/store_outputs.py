@@ -45,7 +45,7 @@ def compared(file: Path) -> tuple[int, int]:
 
 if __name__ == "__main__":
     os.environ["MEDLIB_PROFILE"] = "tiny"
-    names = sys.argv[1:] or ["*"]
+    names = sys.argv[1:] or [""]
     for path in sorted({path for name in names for path in NOTEBOOKS.glob(f"{name}*.ipynb")}):
         store(path)
         print(f"{path.name}: {compared(path)[0]} of {compared(path)[1]} cells are compared", flush=True)
