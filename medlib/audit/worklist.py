@@ -335,9 +335,7 @@ def _write(
                     line["gold"] = row.case.verdict
                     gold.append(stats.prediction_row(row.case, answer.p_correct))
             writer.writerow({"place": row.place, **cells})
-            json_file.write(
-                json.dumps({"place": row.place, **files.to_json(line)}, ensure_ascii=False) + "\n"
-            )
+            json_file.write(json.dumps({"place": row.place, **files.to_json(line)}, ensure_ascii=False) + "\n")
     done.scores = stats.score(pd.DataFrame(gold)) if gold else None
 
 
