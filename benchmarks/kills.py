@@ -30,7 +30,7 @@ import yaml
 from medlib.config import ROOT, files
 from medlib.stats.text import to_markdown
 
-RUN = "runs/killed"
+RUN, SUITE = "runs/killed", "data/suites/test-24-0"
 #: Each starts from what those before it left.
 COMMANDS = {
     "data": ["data", "--profile", "tiny"],
@@ -39,6 +39,17 @@ COMMANDS = {
     "preferences": ["preferences", f"{RUN}/exported-preferences.jsonl", "--run-dir", RUN],
     "rl": ["rl", "--run-dir", RUN],
     "benchmark": ["benchmark", "--run-dir", RUN],
+    "audit": [
+        "audit",
+        "--cases",
+        f"{SUITE}/scenarios.jsonl",
+        "--images",
+        f"{SUITE}/images",
+        "--out",
+        f"{RUN}/audited",
+        "--run-dir",
+        RUN,
+    ],
     "publish": ["publish", "owner/name", "--run-dir", RUN],
     "report": ["report", "--profile", "tiny", "--run-dir", "runs/report"],
 }
@@ -71,7 +82,9 @@ def _content(file: Path) -> object:
         file.parts
     ):
         return None
-    if file.suffix in (".png", ".jpg", ".safetensors", ".csv"):
+    if file.suffix == ".csv":
+        return _lasting(pd.read_csv(file, dtype=str).fillna("").to_dict())
+    if file.suffix in (".png", ".jpg", ".safetensors"):
         return hashlib.sha256(file.read_bytes()).hexdigest()
     if file.suffix == ".jsonl":
         rows = [json.dumps(_lasting(json.loads(line))) for line in file.read_text("utf-8").splitlines()]

@@ -102,6 +102,7 @@ def test_skypilot_sends_nothing_that_git_ignores():
         "ratings.sqlite-journal",
         "data/store.db",
         "preferences.jsonl",
+        "audited/worklist.csv",
         "runs/mine/report/index.html",
     ],
 )

@@ -564,6 +564,7 @@ def test_a_saved_screen_must_say_that_no_patient_data_is_in_it(tmp_path, monkeyp
     with pytest.raises(DataError, match=f"screen.dcm, field 'BurnedInAnnotation'.*{dicom_limits.SWITCH}=1"):
         load_image(path)
     assert load_image(dicom(tmp_path / "clean.dcm", STORED, BurnedInAnnotation="NO", **tags)).size == (32, 32)
+    assert load_image(path, looked_at=True).size == (32, 32)
     monkeypatch.setenv(dicom_limits.SWITCH, "1")
     assert load_image(path).size == (32, 32)
     with pytest.raises(DataError, match="patient data is burned into the pixels"):
