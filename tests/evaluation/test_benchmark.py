@@ -10,7 +10,7 @@ import typer
 
 from medlib import stats
 from medlib.cli import run as run_commands
-from medlib.config import ADAPTER, BASE, METHODS, ModelError, RunConfig, run_dir
+from medlib.config import ADAPTER, BASE, METHODS, ModelError, RunConfig, resolve, run_dir
 from medlib.data import corruptions, sources
 from medlib.data.synthetic import grammar
 from medlib.data.variants import ABLATIONS
@@ -182,6 +182,53 @@ def test_each_rung_is_tested_against_the_one_below():
         f"{ADAPTER} over biomedclip-probe",
     ]
     assert (steps["p_holm"] >= steps["p"]).all() and steps["p_holm"].iloc[-1] < 0.01
+    assert all(summary.worst_p(step) >= step["p_cell_holm"] for step in steps.to_dict("records"))
+
+
+def test_a_step_is_tested_by_pair_too():
+    """Twins that are always right together are one observation, not two."""
+    pairs = {s.factors["pair"]: number for number, s in enumerate(SCENARIOS[::2])}
+    better = [pairs[s.factors["pair"]] < 6 for s in SCENARIOS]  # both members of six pairs
+    upper = made_up(1.0)
+    wrong = upper["verdict"].map({"CORRECT": "ERROR", "ERROR": "CORRECT"})
+    lower = upper.assign(predicted=upper["predicted"].where(~np.array(better), wrong))
+    [step] = summary.climb(
+        Results.join({("constant", "heldout"): lower, ("heuristics", "heldout"): upper})
+    ).to_dict("records")
+    assert step["p"] == pytest.approx(2 * 0.5**12) and step["p_cluster"] == pytest.approx(2 * 0.5**6)
+    assert summary.worst_p(step) > 0.01 > step["p"]
+
+
+def test_the_headline_has_the_interval_by_cell_and_says_drawn():
+    results = Results.join({(BASE, "heldout"): made_up(0.5), (ADAPTER, "heldout"): made_up(0.95, seed=1)})
+    rate = results.score(ADAPTER, "heldout")["accuracy_by_cell"]
+    headline = summary.headline(resolve("standin"), results.scores("heldout"))
+    assert f"[95% interval {rate['low']:.1%} to {rate['high']:.1%}] on 240 drawn, held-out" in headline
+    assert f"of {rate['clusters']} kinds" in headline
+
+
+def test_targets_stand_beside_every_suite_with_what_the_rules_reach():
+    few = made_up(0.9, seed=2).head(8)
+    parts = {(name, suite): frame for name in (ADAPTER, "heuristics") for suite, frame in (("core24_val", few),)}
+    parts[ADAPTER, "heldout"] = made_up(1.0)
+    shown = summary.targets_by_suite(Results.join(parts))
+    assert shown["Suite"].unique().tolist() == ["Held out", "Core set, 8 validation cases"]
+    core = shown[shown["Suite"].str.startswith("Core")].set_index("Figure")
+    assert core.loc["Accuracy", "Measured"] == core.loc["Accuracy", "Hand-written rules"]
+    assert core.loc["Spread across modalities", "Met"] == "no"  # two cases a modality show nothing
+    assert (shown.loc[shown["Suite"] == "Held out", "Hand-written rules"] == "not asked").all()
+
+
+def test_demographic_twins_and_age_by_sex():
+    before = made_up(1.0)
+    wrong = before["verdict"].map({"CORRECT": "ERROR", "ERROR": "CORRECT"})
+    changed = before.assign(predicted=before["predicted"].where(before.index >= 6, wrong))
+    results = Results.join({(ADAPTER, "heldout"): before, (ADAPTER, "demographics"): changed})
+    [row] = summary.demographic_flips(resolve("standin"), results).to_dict("records")
+    assert row["Measured"].startswith("2.5%") and row["Met"] == "no"  # 6 of 240
+    shown = summary.by_age_and_sex(results)
+    assert set(shown["Sex"]) == {"female", "male"} and set(shown["Age"]) == {"18-39", "40-59", "60+"}
+    assert shown["n"].astype(int).sum() == 240
 
 
 def test_claims_of_few_rows():
