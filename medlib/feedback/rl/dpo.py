@@ -58,7 +58,9 @@ def learn(task, method: str, lr: float, losses: dict[str, float]) -> None:
     folder = trl_hooks.checkpoints(task, method)
     rows = packing.prompts(task)
     with trl_hooks.restored(task.model):
-        trl_hooks.run(task, _trainer(task, rows, folder, lr, losses))
+        trainer = _trainer(task, rows, folder, lr, losses)
+        trainer.rate = f"{method}_lr"  # for messages: supervised training on the labels learns here, too
+        trl_hooks.run(task, trainer)
 
 
 def _trainer(task, rows: list[dict], folder, lr: float, losses: dict[str, float]) -> _Trainer:
@@ -125,8 +127,6 @@ def collator(task, scores: torch.Tensor):
 
 class _Trainer(FiniteSteps, DPOTrainer):
     """TRL's trainer for prompts that are numbers, see `trl_hooks`, with one weight per pair."""
-
-    rate = "dpo_lr"
 
     def __init__(self, rows: list[dict], weights: np.ndarray, **options) -> None:
         self.rows, self.weights = rows, torch.tensor(weights, dtype=torch.float32)
