@@ -96,7 +96,8 @@ def _write(file: Path, parts: Sequence[str | None], marks: tuple[str, str] = RES
     text, (start, end) = file.read_text(encoding="utf-8"), marks
     if not 0 <= text.find(start) < text.find(end):
         raise ValueError(f"{file}: the marks {start!r} and {end!r} are missing")
-    before, after, results = text.split(start)[0], text.split(end)[1], "\n\n".join(filter(None, parts))
+    results = "\n\n".join(part.strip() for part in parts if part)
+    before, after = text.split(start)[0], text.split(end)[1]
     files.write_text(file, f"{before}{start}\n\n{results}\n\n{end}{after}")
 
 
