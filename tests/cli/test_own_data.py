@@ -77,8 +77,8 @@ def test_each_way_of_the_readme_leads_to_training(way, scenarios, tmp_path, smal
         sys,
         "argv",
         ["medlib", "train", "--dry-run", "--data", str(folder), "--model", small_config.model]
-        + ["--run-dir", small_config.run_dir, "--set", "train_pairs=4", "--set", "val_pairs=2"]
-        + ["--set", "test_pairs=2"],
+        + ["--run-dir", small_config.run_dir, "--set", "train_pairs=4", "--set", "val_pairs=4"]
+        + ["--set", "test_pairs=4"],
     )
     with pytest.raises(SystemExit) as end:
         cli.main()

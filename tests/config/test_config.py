@@ -100,7 +100,9 @@ NOT_SETTINGS = {
     "scenarios",
     "system",
     "shard",
-    "shards",
+    # one case, or a worklist, and how the answer is given
+    *("image", "finding", "treatment", "modality", "age", "sex", "complaint"),
+    *("cases", "out", "maps", "figure", "as_json", "exit_code"),
 }
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from medlib.config import ModelError
 from medlib.models import adapter_files
 
-DECODER = r".*language_model.*\.[qv]_proj"
+DECODER = r".*language_model.*\.(q_proj|v_proj)"
 
 
 @pytest.fixture

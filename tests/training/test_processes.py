@@ -63,7 +63,7 @@ def train(model, images_dir, out_dir, batch_size=4):
     save = get_peft_model.__globals__["PeftModel"].save_pretrained
 
     def watched(peft_model, folder, *args, **kwargs):
-        with (Path(out_dir).parent / f"{Path(folder).name}.writers").open("a") as file:
+        with (Path(out_dir).parent / f"{Path(out_dir).name}.writers").open("a") as file:
             file.write(f"{processes.state().process_index}\n")
         return save(peft_model, folder, *args, **kwargs)
 

@@ -223,7 +223,7 @@ def test_training_leaves_the_base_as_it_was(nano, suite, tmp_path):
     processor, base = loading.load(str(nano[2]))
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     rows = encoded(nano, suite, 4)
-    config = RunConfig(model="models/nano", epochs=1, batch_size=2, lr=0.01)
+    config = RunConfig(model=str(nano[2]), epochs=1, batch_size=2, lr=0.01)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*peft_config.*")  # nothing left of the first adapter
         first = trainer.train_adapter(VerdictModel(processor, base), rows, [], config, tmp_path / "1", quiet=True)
@@ -233,7 +233,7 @@ def test_training_leaves_the_base_as_it_was(nano, suite, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in one)  # same seed, same adapter
-    assert json.loads((first / "adapter_config.json").read_text())["base_model_name_or_path"] == "models/nano"
+    assert json.loads((first / "adapter_config.json").read_text())["base_model_name_or_path"] == str(nano[2])
 
 
 def test_an_interruption_takes_lora_off_the_base(nano, suite, tmp_path, monkeypatch):
