@@ -14,6 +14,7 @@ Schulman et al. 2017, arXiv:1707.06347.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,7 +279,11 @@ def learn(task, learner: _Learner, samples: TensorDict) -> dict[str, float]:
         total = {name: total.get(name, 0) + share * float(value.detach()) for name, value in figures.items()}
     gradient = torch.nn.utils.clip_grad_norm_(_adapter(task.model).values(), MAX_GRADIENT_NORM)
     finite.check("gradient", gradient, "an update of PPO", _recipe(task))
-    learner.optimizer.step()
+    try:
+        learner.optimizer.step()
+    except RuntimeError:  # a step too large for the weights' format
+        finite.check("step", math.inf, "an update of PPO", _recipe(task))
+        raise
     return total
 
 
