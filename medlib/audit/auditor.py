@@ -19,6 +19,7 @@ from medlib.audit.reference import Reference
 from medlib.config import ADAPTER, BASE, ConfigError, NotRun, RunConfig, adapter_dir, path
 from medlib.data.cases import Case
 from medlib.data.suite import Suite
+from medlib.models import adapter_files
 from medlib.models.verdict_model import VerdictModel
 from medlib.systems import Session
 
@@ -51,7 +52,7 @@ class Auditor:
     """
 
     def __init__(self, config: RunConfig, system: str = ADAPTER) -> None:
-        if system == ADAPTER and not (adapter_dir(config) / "adapter_model.safetensors").is_file():
+        if system == ADAPTER and not (adapter_dir(config) / adapter_files.WEIGHTS).is_file():
             raise ConfigError(NO_ADAPTER.format(run=config.run_dir))
         self.config, self.name = config, system
         self.hosted = system.partition(":")[0] == HOSTED
@@ -93,7 +94,7 @@ class Auditor:
         if self.sees:
             known["model"] = loading.weights_hash(self.config.model)
         if self.name == ADAPTER:
-            known["adapter"] = loading.file_hash(adapter_dir(self.config) / "adapter_model.safetensors")
+            known["adapter"] = loading.file_hash(adapter_dir(self.config) / adapter_files.WEIGHTS)
         return known | ({"data": self.reference.data} if self.reference.data else {})
 
     @cached_property

@@ -30,10 +30,10 @@ from medlib.data.variants import ABLATIONS
 from medlib.evaluation import compare_methods, measured, summary
 from medlib.evaluation.results import Results, run_seed
 from medlib.evaluation.summary import FUSED
-from medlib.models import loading
+from medlib.models import adapter_files, loading
 from medlib.models.standin import own as standin_own
-from medlib.systems import Session, image_statistics, novelty
-from medlib.training import core_folds, record
+from medlib.systems import Session, novelty, registry
+from medlib.training import adapters, core_folds, record
 
 #: Systems that look, and were fitted to the task: asked about altered and foreign images too.
 LOOKING = ("biomedclip-probe", ADAPTER)
@@ -72,9 +72,7 @@ class Benchmark:
     def ask(self, names, suite: Suite, label: str, ablation: str = "", free: bool = False) -> None:
         """Put a question to every system about a suite, if it has cases; the table calls it ``label``."""
         for name in names:
-            if name == "image-statistics" and not image_statistics.has_labels(suite):
-                continue
-            if name in self.config.systems and len(suite):
+            if name in self.config.systems and len(suite) and registry.can_answer(name, suite):
                 self.questions.setdefault((name, label, ablation), (name, suite, free and self.config.generate))
 
     def answer(self) -> None:
@@ -198,7 +196,7 @@ def _add_novelty(run: Benchmark) -> None:
 
 
 def _evaluate(run: Benchmark) -> None:
-    loading.file_hash(adapter_dir(run.config) / "adapter_model.safetensors")  # reported before hours of work
+    adapters.supervised_hash(run.config)  # reported before hours of work
     everything = core24_all(run.suites)
     if _has_folds(run):  # first: its adapters go on the bare base
         folds = core_folds.core_folds(run.config, everything, lambda: run.session.base)
@@ -248,7 +246,7 @@ def _earlier(file: Path) -> dict:
 
 def _made_of(run: Benchmark) -> str:
     """SHA-256 over all that a prediction rests on, so that those of another model are never mixed in."""
-    config, adapter = run.config, adapter_dir(run.config) / "adapter_model.safetensors"
+    config, adapter = run.config, adapter_dir(run.config) / adapter_files.WEIGHTS
     made_of = [
         config.of(settings.Run, settings.Model, settings.Data, settings.Suites, settings.Scoring),
         config.of(settings.Benchmark, settings.Api),

@@ -11,9 +11,8 @@ from medlib.config import ADAPTER, METHODS, ConfigError, ModelError, RunConfig, 
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.models import loading
+from medlib.models.adapter_files import WEIGHTS
 from medlib.training import adapters
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def facts(config: RunConfig, suites: dict[str, Suite]) -> dict:

@@ -29,7 +29,7 @@ from medlib.config import VERDICTS, ModelError, RunConfig, adapter_dir, files, p
 from medlib.config.settings import Model, Reward, Run, Training
 from medlib.data.suite import Suite
 from medlib.feedback.preferences import training_side
-from medlib.models import loading
+from medlib.models import adapter_files, loading
 from medlib.models.verdict_model import VerdictModel
 from medlib.systems import Session
 from medlib.training import adapters, encoding, lora, memory, processes
@@ -49,7 +49,7 @@ def folder(config: RunConfig) -> Path:
 def fingerprint(config: RunConfig) -> str:
     """Hash of all that a reward model depends on: weights, supervised adapter, preferences, settings."""
     suite, preferences = training_side(config)
-    adapter = loading.file_hash(adapter_dir(config) / "adapter_model.safetensors")
+    adapter = adapters.supervised_hash(config)
     chosen = preferences[["key", "chosen", "severity"]].to_dict(orient="records")
     settings = config.of(Run, Model, Training, Reward, "rl_batch")
     rule = stats.PRIOR, stats.FOLDS  # of its temperature
@@ -167,7 +167,7 @@ def _start(config: RunConfig):
     model = get_peft_model(
         base, LoraConfig(**options, bias="none", task_type=TaskType.SEQ_CLS, modules_to_save=["score"])
     )
-    weights = load_file(adapter_dir(config) / "adapter_model.safetensors")
+    weights = load_file(adapter_dir(config) / adapter_files.WEIGHTS)
     loaded = set_peft_model_state_dict(model, weights | {"base_model.model.score.weight": head})
     if loaded.unexpected_keys:
         raise ModelError(f"{config.run_dir}/adapter: {loaded.unexpected_keys[0]} does not fit this base")
@@ -305,7 +305,7 @@ def asked(config: RunConfig, suite: Suite) -> pd.DataFrame:
             loaded["processor"], loaded["model"] = VerdictModel(processor, base).with_adapter(out)
         return pd.DataFrame({"margin": margins(loaded["model"], loaded["processor"], part, config)})
 
-    adapter = loading.file_hash(out / "adapter_model.safetensors")
+    adapter = loading.file_hash(out / adapter_files.WEIGHTS)
     revision = provenance.digest([loading.base_hash(config.model), adapter])
     answers = Session(config, {}).kept("reward-model", revision, suite, question, chunk=256)
     # the temperature is not cached: other ratings may give another one for the same weights

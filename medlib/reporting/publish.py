@@ -29,7 +29,7 @@ from medlib.config import (
 from medlib.config.models import model_config
 from medlib.evaluation import measured
 from medlib.evaluation.summary import scores_written
-from medlib.models import loading
+from medlib.models import adapter_files, loading
 from medlib.models.standin import own as standin_own
 from medlib.stats.text import number, results_table, to_markdown
 from medlib.training import adapters
@@ -272,7 +272,7 @@ def card(config: RunConfig, repo_id: str | None = None, merged: bool = False) ->
 def _results(config: RunConfig) -> tuple[dict, dict]:
     run = run_dir(config)
     results = run / "metrics.json"
-    loading.file_hash(run / "adapter" / measured.WEIGHTS)
+    loading.file_hash(run / "adapter" / adapter_files.WEIGHTS)
     metrics = json.loads(results.read_text()) if results.is_file() else {}
     if ADAPTER not in metrics.get("systems", {}):
         raise PublishError(f"{results.name}: no results of the adapter; run `evaluate` first")

@@ -25,7 +25,12 @@ from medlib.systems.registry import System, register
 from medlib.systems.session import Session
 
 
-@register("image-statistics")
+def has_labels(suite: Suite) -> bool:
+    """Whether every case tells what its image shows, what its note says and what its treatment is for."""
+    return all({"image_finding", "note_finding", "care"} <= s.factors.keys() for s in suite.scenarios)
+
+
+@register("image-statistics", answers=has_labels)
 def image_statistics(session: Session) -> System:
     """Forest over image statistics, fitted on the training images when first asked."""
     train, seed = session.suites["train"], session.config.seed
@@ -37,11 +42,6 @@ def image_statistics(session: Session) -> System:
         provenance.digest([train.keys(), STATISTICS, TREES, seed, PIXELS_VERSION]),
         lambda suite: fitted()(suite),
     )
-
-
-def has_labels(suite: Suite) -> bool:
-    """Whether every case tells what its image shows, what its note says and what its treatment is for."""
-    return all({"image_finding", "note_finding", "care"} <= s.factors.keys() for s in suite.scenarios)
 
 
 def fit(config: RunConfig, train: Suite):
@@ -56,10 +56,13 @@ def fit(config: RunConfig, train: Suite):
     shown = np.stack([seen[s.image] for s in train.scenarios])
     verdicts.fit(agree(train.scenarios, shown), [s.verdict == "CORRECT" for s in train.scenarios])
 
+    known: dict[tuple, np.ndarray] = {}  # several suites show the same images
+
     def predict(suite: Suite) -> np.ndarray:
-        images = list({s.image: s for s in suite.scenarios})
-        known = dict(zip(images, forest.predict_proba(_statistics(suite, images))))
-        shown = np.stack([known[s.image] for s in suite.scenarios])
+        images = [(suite.images_dir, s.image) for s in suite.scenarios]
+        if new := [key for key in dict.fromkeys(images) if key not in known]:
+            known.update(zip(new, forest.predict_proba(_statistics(suite, [name for _, name in new]))))
+        shown = np.stack([known[key] for key in images])
         return verdicts.predict_proba(agree(suite.scenarios, shown))[:, 1]
 
     return predict

@@ -45,7 +45,7 @@ for _method in METHODS:
 
 def _system(session: Session, name: str, folder: Path | None) -> System:
     try:
-        adapter = loading.file_hash(folder / "adapter_model.safetensors") if folder else ""
+        adapter = loading.file_hash(folder / adapter_files.WEIGHTS) if folder else ""
     except ModelError as error:
         raise NotRun(str(error)) from error
 

@@ -64,11 +64,20 @@ class System:
 REGISTRY: dict[str, Callable[[Session], System]] = {}
 
 
-def register(name: str):
-    """Put a function that builds a system into the registry under a name."""
+#: Suites about which a system can be asked, where that is not every one.
+_ANSWERS: dict[str, Callable[[Suite], bool]] = {}
+
+
+def register(name: str, answers: Callable[[Suite], bool] | None = None):
+    """Put a function that builds a system into the registry under a name.
+
+    ``answers`` tells of a suite whether the system can be asked about it; by default it can.
+    """
 
     def add(build: Callable[[Session], System]):
         REGISTRY[name] = build
+        if answers:
+            _ANSWERS[name] = answers
         return build
 
     return add
@@ -79,6 +88,12 @@ def names() -> list[str]:
     for module in MODULES:
         import_module(f"medlib.systems.{module}")
     return list(REGISTRY)
+
+
+def can_answer(name: str, suite: Suite) -> bool:
+    """Whether a system can be asked about a suite."""
+    names()  # registers all
+    return _ANSWERS[name](suite) if name in _ANSWERS else True
 
 
 def is_system(name: str) -> bool:

@@ -90,4 +90,4 @@ def rl_adapter(config: RunConfig, method: str, seed: int) -> Path:
 
 def supervised_hash(config: RunConfig) -> str:
     """SHA-256 of the adapter that every run starts from."""
-    return loading.file_hash(adapter_dir(config) / "adapter_model.safetensors")
+    return loading.file_hash(adapter_dir(config) / adapter_files.WEIGHTS)
