@@ -9,19 +9,18 @@ findings that the tower has met elsewhere. After an interruption the same comman
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tower_recipes import read_arguments
 
 from medlib import stats
 from medlib.cli.options import data_place
 from medlib.config import resolve
 from medlib.data import own_suites
-from medlib.models import loading
 from medlib.models.standin import own
 from medlib.stats.text import rate_text, to_markdown
 
@@ -43,7 +42,7 @@ def named(train: own.Side, val: own.Side, test: own.Side, words, recipe, folder:
     answers = folder / "named.json"
     if not answers.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        tower = loading.load(own.BASES["medgemma"], dtype="float32").network.to("cpu").model.vision_tower
+        tower = own.drawn_model().model.vision_tower
         head, _ = own.train_tower(tower, train, val, words, recipe, folder)
         found = own.named(tower, head, test.pixels(recipe.size), test.labels, words)
         answers.write_text(json.dumps(found.tolist()))
@@ -74,12 +73,7 @@ def leave_out(data: str, out: Path, recipe: own.Recipe, seed: int) -> pd.DataFra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of labelled images")
-    parser.add_argument("--out", type=Path, required=True, help="where towers and answers are kept")
-    parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, epochs=10)
     recipe = own.Recipe(epochs=arguments.epochs)
     print(to_markdown(leave_out(arguments.data, arguments.out, recipe, arguments.seed)))
 

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from medlib.cli.options import data_place
 from medlib.config import resolve
 from medlib.data import own_suites
-from medlib.models import loading
 from medlib.models.standin import own
 from medlib.stats.text import percent, to_markdown
 
@@ -47,7 +46,7 @@ def measured(data: str, out: Path, epochs: float, seed: int) -> pd.DataFrame:
         kept = folder / "measured.json"
         if not kept.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            model, started = loading.load(own.BASES["medgemma"], dtype="float32").network.to("cpu"), time.time()
+            model, started = own.drawn_model(), time.time()
             own.resize_tower(model, recipe.size)
             _, history = own.train_tower(model.model.vision_tower, *sides, words, recipe, folder, seed)
             best = max(row["score"] for row in history)
@@ -58,13 +57,18 @@ def measured(data: str, out: Path, epochs: float, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_arguments(about: str | None, epochs: float) -> argparse.Namespace:
+    """Data, folder for what is finished, epochs and seed of a benchmark that trains towers."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of labelled images")
-    parser.add_argument("--out", type=Path, required=True, help="where finished variants are kept")
-    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--out", type=Path, required=True, help="where what is finished is kept")
+    parser.add_argument("--epochs", type=float, default=epochs)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments(__doc__, epochs=8)
     print(to_markdown(measured(arguments.data, arguments.out, arguments.epochs, arguments.seed)))
 
 

@@ -19,6 +19,11 @@ MEANING = {
 }
 
 
+def notice(standin: bool) -> str:
+    """What every reader of an answer must know; more if a stand-in gave it."""
+    return f"{NOT_A_DEVICE} {STANDIN_NOTICE}" if standin else NOT_A_DEVICE
+
+
 @dataclass(frozen=True)
 class CaseAudit:
     """What a run answers to a case.
@@ -77,7 +82,7 @@ class CaseAudit:
     @property
     def notice(self) -> str:
         """What every reader of an answer must know."""
-        return f"{NOT_A_DEVICE} {STANDIN_NOTICE}" if self.standin else NOT_A_DEVICE
+        return notice(self.standin)
 
     def record(self) -> dict:
         """Everything as plain JSON types, the map as a list of rows."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from medlib.config import DataError
 from medlib.data import own, tables, values
 from medlib.data.cases import UNSPECIFIED, Case
+from medlib.data.images import is_dicom
 
 #: DICOM attribute that states a field.
 DICOM = {"age": "PatientAge", "sex": "PatientSex", "modality": "Modality"}
@@ -60,7 +61,7 @@ def one(image: str | Path, finding: str, treatment: str, **stated: str | None) -
 def dicom_facts(file: Path) -> dict[str, str]:
     """Age, sex and modality as a DICOM states them, by field; empty for any other file. No other tag is read."""
     with file.open("rb") as content:
-        if content.read(132)[128:] != b"DICM" and file.suffix.lower() not in {".dcm", ".dicom"}:
+        if not is_dicom(file, content.read(132)):
             return {}
     import pydicom
 

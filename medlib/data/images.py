@@ -90,7 +90,7 @@ def load_image(
         raise DataError(f"{str(path)[:300]}: image not found")
     with path.open("rb") as file:
         start = file.read(132)
-        if start[128:] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:
+        if is_dicom(path, start):
             image = Image.fromarray(_dicom_pixels(path, frame, looked_at)).convert("RGB")
         else:
             try:
@@ -105,6 +105,11 @@ def load_image(
     if thumbnail:
         image.thumbnail((thumbnail, thumbnail))
     return pad_to_square(image) if square else image
+
+
+def is_dicom(path: Path, start: bytes) -> bool:
+    """Whether a file is a DICOM, by its first 132 bytes or, without the preamble, by its name."""
+    return start[128:132] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}
 
 
 def _kind(start: bytes) -> str:

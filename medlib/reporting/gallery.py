@@ -210,9 +210,7 @@ def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
         f"| [{Path(name).stem}]({name}) | {pages.introduction(notebook, Path(name).stem)[0]} |"
         for name, notebook in notebooks.items()
     ]
-    data_dir, model = config.data_dir, config.model
-    if Path(model).is_absolute():
-        model = Path(model).name
+    data_dir, model = config.data_dir, _names(config).get(config.model, config.model)
     images = (
         f"The images are those of `{Path(data_dir).name}`, which may not be shown here, so pictures are left out. "
         "Charts, tables and sentences are complete."

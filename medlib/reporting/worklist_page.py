@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from medlib.audit.answer import MEANING
+from medlib.audit.answer import MEANING, notice
 from medlib.audit.auditor import Auditor
 from medlib.audit.cases import Row
 from medlib.audit.worklist import DECISIONS, FAILED, Worklist
-from medlib.config import NOT_A_DEVICE, STANDIN_NOTICE, files, provenance
+from medlib.config import NOT_A_DEVICE, files, provenance
 from medlib.data.suite import Suite
 from medlib.stats.text import rate_text
 
@@ -110,10 +110,9 @@ def _head(auditor: Auditor, table: pd.DataFrame, failed: pd.DataFrame) -> str:
     counts = table["decision"].value_counts()
     listed = ", ".join(f"{counts.get(name, 0):,} {name} ({MEANING[name]})" for name in DECISIONS)
     decision = auditor.reference.decision
-    notice = f"{NOT_A_DEVICE} {STANDIN_NOTICE}" if auditor.standin else NOT_A_DEVICE
     unread = "".join(f"<li>{escape(r.place)}: {escape(r.reasons)}</li>" for r in failed.itertuples())
     return (
-        f"<h1>Worklist of {len(table):,} cases</h1><p class='notice'>{escape(notice)}</p>"
+        f"<h1>Worklist of {len(table):,} cases</h1><p class='notice'>{escape(notice(auditor.standin))}</p>"
         f"<p>{escape(auditor.label)}: {escape(listed)}.</p>"
         f"<p><small>Passes from a probability of CORRECT of {decision.threshold:.3g} on. "
         f"{escape(decision.guarantee)}</small></p>"

@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import shutil
 import threading
 import time
 from collections import Counter
@@ -51,10 +52,7 @@ def test_a_worklist_is_answered_as_single_cases_are(auditor, worklist, tmp_path)
 
 def test_broken_images_and_rows_stop_nothing(auditor, worklist, tmp_path):
     file, images_dir = worklist
-    images = tmp_path / "copies"
-    images.mkdir()
-    for image in images_dir.iterdir():
-        (images / image.name).write_bytes(image.read_bytes())
+    images = shutil.copytree(images_dir, tmp_path / "copies")
     rows, _, _ = cases.rows(file, images)
     broken = {rows[4].case.image, rows[9].case.image}
     for name in broken:
@@ -74,10 +72,7 @@ def test_broken_images_and_rows_stop_nothing(auditor, worklist, tmp_path):
 
 def test_nothing_is_asked_twice_and_a_changed_image_is_asked_again(auditor, worklist, tmp_path):
     file, images_dir = worklist
-    images = tmp_path / "copies"
-    images.mkdir()
-    for image in images_dir.iterdir():
-        (images / image.name).write_bytes(image.read_bytes())
+    images = shutil.copytree(images_dir, tmp_path / "copies")
     rows, folder, _ = cases.rows(file, images)
     out = tmp_path / "out"
     assert run(auditor, rows, folder, out).asked == len(rows)

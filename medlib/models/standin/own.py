@@ -204,6 +204,11 @@ def sampler(side: Side, words: Words, recipe: Recipe, views: int = 1) -> biomedc
 # --- the vision tower -----------------------------------------------------------------------------
 
 
+def drawn_model():
+    """The stand-in of MedGemma that has only seen drawn images, float32 on the CPU, to be fine-tuned."""
+    return loading.load(BASES["medgemma"], dtype="float32").network.to("cpu")
+
+
 def resize_tower(model, size: int) -> None:
     """Let the tower of a MedGemma stand-in see images of ``size`` pixels; the number of image tokens stays."""
     config, embeddings = model.config.vision_config, model.model.vision_tower.embeddings
@@ -381,7 +386,7 @@ def _stages(folder: Path, made_of: dict) -> Path:
 
 def _medgemma(folder: Path, train: Side, val: Side, words: Words, recipe: Recipe, stages: Path, seed: int) -> dict:
     processor = loading.load_processor(BASES["medgemma"])
-    model = loading.load(BASES["medgemma"], dtype="float32").network.to("cpu")
+    model = drawn_model()
     resize_tower(model, recipe.size)
     processor.image_processor.size = {"height": recipe.size, "width": recipe.size}
     head, tower_history = train_tower(model.model.vision_tower, train, val, words, recipe, stages, seed)
