@@ -16,7 +16,7 @@ TORCH := torch>=2.13,<2.14
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help report report-full test browser data standin lint lock outputs badges clean
+.PHONY: help report report-full test unit-tests notebook-tests browser data standin lint lock outputs badges clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,8 +32,13 @@ test: export OMP_NUM_THREADS := 1
 # The notebooks are tested on a small budget; strict nbval compares every output that is not tagged.
 test: export MEDLIB_PROFILE := tiny
 test: export MEDLIB_PROCESSES := 1
-test: $(INSTALLED)  ## run the tests, then every notebook
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/
+test: $(INSTALLED)  ## run the tests and, beside them, every notebook
+	$(MAKE) --no-print-directory -j2 unit-tests notebook-tests
+
+unit-tests:
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/
+
+notebook-tests:
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks/
 
 # Without root or apt the tests in a browser are skipped, and the last lines of pytest say so.

@@ -106,12 +106,18 @@ def worklist(suite, tmp_path):
     return file, images_dir
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files begin first, so that no process is left alone with one at the end."""
+    first = ("test_end_to_end.py", "test_side_by_side.py", "test_kills.py", "test_launch.py")
+    items.sort(key=lambda item: item.path.name not in first)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say how many tests ran in a real browser; without one they are skipped, which is easily overlooked."""
     counts = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         reports = terminalreporter.stats.get(outcome, [])
-        counts[outcome] = sum("browser" in report.keywords for report in reports)
+        counts[outcome] = sum("browser" in getattr(report, "keywords", ()) for report in reports)
     if any(counts.values()):
         ran = sum(counts.values()) - counts["skipped"]
         terminalreporter.write_line(f"tests in a browser: {ran} ran, {counts['skipped']} skipped")
