@@ -19,6 +19,7 @@ import pandas as pd
 from medlib import stats
 from medlib.config import ADAPTER, files, jobs, path, resolve
 from medlib.data import sources
+from medlib.evaluation import measured
 from medlib.stats.text import cells_text, percent, points, to_markdown
 from medlib.systems import Session
 from medlib.training import supervised
@@ -38,16 +39,18 @@ def one(profile: str, pairs: int, seed: int, test_pairs: int, folder: str) -> di
     """
     run_dir = path(folder) / f"{pairs}-{seed}"
     file = run_dir / f"result-{test_pairs}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
     # the held-out suite of another seed is not read, so it is as small as it may be
     config = resolve(profile, train_pairs=pairs, seed=seed, run_dir=str(run_dir), test_pairs=12, processes=1)
     supervised.train(config)
     shared = resolve(profile, seed=0, test_pairs=test_pairs)
+    suites = {"heldout": sources.suite(shared, "test"), "contradiction": sources.contradiction(shared, "test")}
+    facts = measured.facts(config, suites)
+    if before := kept(file, facts):
+        return before
     session = Session(config, {})
-    heldout = stats.score(session.ask(ADAPTER, sources.suite(shared, "test")))
-    notes = stats.score(session.ask(ADAPTER, sources.contradiction(shared, "test")))
+    heldout, notes = (stats.score(session.ask(ADAPTER, suite)) for suite in suites.values())
     result = {
+        "measured": facts,
         "pairs": pairs,
         "seed": seed,
         "accuracy": heldout["accuracy"],
@@ -56,6 +59,12 @@ def one(profile: str, pairs: int, seed: int, test_pairs: int, folder: str) -> di
     }
     files.write_json(file, result)
     return result
+
+
+def kept(file: Path, facts: dict) -> dict | None:
+    """What an earlier call measured, if it was of the same weights, adapter and data."""
+    result = json.loads(file.read_text()) if file.is_file() else {}
+    return result if result.get("measured") == facts else None
 
 
 def table(results: list[dict]) -> pd.DataFrame:
@@ -80,16 +89,16 @@ def table(results: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write(text: str, file: Path) -> None:
+def write(text: str, file: Path, marks: tuple[str, str] = MARKS) -> None:
     """Put text between the marks of a file; a new file gets them."""
-    before = file.read_text(encoding="utf-8") if file.is_file() else "\n".join(MARKS) + "\n"
-    if not 0 <= before.find(MARKS[0]) < before.find(MARKS[1]):
+    before = file.read_text(encoding="utf-8") if file.is_file() else "\n".join(marks) + "\n"
+    if not 0 <= before.find(marks[0]) < before.find(marks[1]):
         raise SystemExit(
-            f"{file}: the marks {MARKS[0]!r} and {MARKS[1]!r} are missing; put them back, or give --out"
+            f"{file}: the marks {marks[0]!r} and {marks[1]!r} are missing; put them back, or give --out"
         )
-    head, tail = before.split(MARKS[0])[0], before.split(MARKS[1])[1]
+    head, tail = before.split(marks[0])[0], before.split(marks[1])[1]
     with files.replacement(file) as unfinished:
-        unfinished.write_text(f"{head}{MARKS[0]}\n\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+        unfinished.write_text(f"{head}{marks[0]}\n\n{text}\n{marks[1]}{tail}", encoding="utf-8")
 
 
 def main() -> None:

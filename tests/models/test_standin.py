@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from medlib.data.synthetic import grammar
 from medlib.data.synthetic.lexicon import FINDINGS
 from medlib.models.standin import medgemma as medgemma_standin
 from medlib.models.standin.medgemma import IMAGE_SIZE
+from medlib.models.standin.words import WITHOUT_TEST
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +42,13 @@ def test_learning_rate_warms_up_and_decays():
 
 def test_captions_name_the_finding():
     assert len({medgemma_standin.caption(f) for f in FINDINGS}) == len(FINDINGS)
+
+
+def test_a_stand_in_without_the_test_phrases_meets_none_of_them():
+    new = set(grammar.phrases("test")) - set(grammar.phrases("train")) - set(grammar.phrases("val"))
+    rng, taught = np.random.default_rng(0), set()
+    for finding in WITHOUT_TEST.findings:
+        taught |= {" ".join(medgemma_standin.image_sample(rng, finding, WITHOUT_TEST)) for _ in range(40)}
+    taught |= {" ".join(medgemma_standin.text_sample(rng, WITHOUT_TEST)) for _ in range(600)}
+    assert new and not [phrase for phrase in new if any(phrase in text for text in taught)]
+    assert not new & set(medgemma_standin.corpus(WITHOUT_TEST)) and new <= set(medgemma_standin.corpus())

@@ -11,7 +11,7 @@ size, pretrained from scratch on synthetic images in three steps:
    needs both at once, is never asked: that is left to LoRA.
 
 It sees the wording of every split in step 3, as MedGemma has met the words of medicine before our
-fine-tuning; it never sees a test image nor any verdict.
+fine-tuning, unless `build` gets other words; it never sees a test image nor any verdict.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from medlib.config import ANSWERS, MODALITIES, files
 from medlib.data.cases import WITHHELD, Patient
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
-from medlib.data.synthetic.lexicon import CARE_ORDER, COMPLAINTS, DEGREES, FINDINGS, Care, Finding
+from medlib.data.synthetic.lexicon import CARE_ORDER, COMPLAINTS, DEGREES, FINDINGS, SPLITS, Care, Finding
 from medlib.models.prompts import INSTRUCTION
 from medlib.models.standin.loop import half_precision, schedule
 from medlib.models.standin.words import DRAWN, MODALITY_NAMES, Words, caption, modality_name
@@ -81,8 +81,9 @@ REPEAT = "Repeat this sentence."
 # --- 1. tokenizer and model -----------------------------------------------------------------------
 
 
-def corpus() -> list[str]:
+def corpus(words: Words = DRAWN) -> list[str]:
     """Every sentence that the tokenizer must cover."""
+    sentences = words.sentences()
     texts = [
         INSTRUCTION,
         WITHHELD,
@@ -95,11 +96,11 @@ def corpus() -> list[str]:
         *ANSWERS.values(),
         "user model yes no",
     ]
-    texts += grammar.phrases() + [f.label for f in FINDINGS] + list(MODALITY_NAMES.values())
+    texts += sentences + [f.label for f in FINDINGS] + list(MODALITY_NAMES.values())
     texts += [c for cs in COMPLAINTS.values() for c in cs] + [c for cs in CARE_ORDER.values() for c in cs]
     blocks = [
         _clinical(np.random.default_rng(i), m, p, p)
-        for i, (m, p) in enumerate((m, p) for m in MODALITIES for p in grammar.phrases()[:20])
+        for i, (m, p) in enumerate((m, p) for m in MODALITIES for p in sentences[:20])
     ]
     return texts + blocks
 
@@ -284,8 +285,8 @@ def _any_phrase(rng, finding: Finding, words: Words) -> str:
     return grammar.fill(str(rng.choice(words.phrases(finding))), str(rng.choice(DEGREES)))
 
 
-def _any_treatment(rng, care: Care, unsuited: tuple[str, ...] = ()) -> str:
-    return str(rng.choice([p for phrases in care.treatments.values() for p in phrases if p not in unsuited]))
+def _any_treatment(rng, care: Care, words: Words, unsuited: tuple[str, ...] = ()) -> str:
+    return str(rng.choice([phrase for phrase in words.treatments(care) if phrase not in unsuited]))
 
 
 def image_sample(rng, finding: Finding, words: Words = DRAWN) -> tuple[str, str]:
@@ -307,7 +308,7 @@ def text_sample(rng, words: Words = DRAWN) -> tuple[str, str]:
         return f"{NAME_FINDING}\n\n{_any_phrase(rng, finding, words)}.", finding.label
     if kind < 0.30:
         care = cares[rng.integers(len(cares))]
-        return f"{NAME_TREATMENT}\n\n{_any_treatment(rng, care)}.", care.name
+        return f"{NAME_TREATMENT}\n\n{_any_treatment(rng, care, words)}.", care.name
     if kind < 0.40:
         verdict = rng.random() < 0.5
         sentence = str(rng.choice(list(ANSWERS.values()))) if verdict else _any_phrase(rng, finding, words)
@@ -315,7 +316,7 @@ def text_sample(rng, words: Words = DRAWN) -> tuple[str, str]:
     wrong = [care for care in cares if not finding.fits(care.name)]
     true = rng.random() < 0.5 or not wrong
     chosen = [care for care in cares if finding.fits(care.name)] if true else wrong
-    treatment = _any_treatment(rng, chosen[rng.integers(len(chosen))], finding.unsuited)
+    treatment = _any_treatment(rng, chosen[rng.integers(len(chosen))], words, finding.unsuited)
     text = _clinical(rng, finding.modality, _any_phrase(rng, finding, words), treatment, words)
     return f"{USED}\n\n{text}", "yes" if true else "no"
 
@@ -482,20 +483,38 @@ def statement_accuracy(model, processor, images, labels, seed=1, count=600, word
     return result
 
 
-def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps=2400, seed=0) -> dict:
+def build(
+    out_dir: str | Path,
+    per_finding=1200,
+    tower_steps=1000,
+    decoder_steps=2400,
+    seed=0,
+    words: Words = DRAWN,
+    tower: str | Path | None = None,
+) -> dict:
     """Rebuild the stand-in from nothing; a second call resumes after the last finished stage.
 
     Writes weights (safetensors), processor, ``standin.json`` (what was measured) and a model card.
+
+    Parameters
+    ----------
+    words : Words
+        What step 3 teaches.
+    tower : str or Path, optional
+        Folder of a stand-in whose vision tower is taken in place of step 2.
     """
     out_dir, started = Path(out_dir), time.time()
     stages = out_dir / "stages"
     stages.mkdir(parents=True, exist_ok=True)
-    processor = build_processor(corpus())
+    processor = build_processor(corpus(words))
     model = build_model(processor, seed)
     images, labels = image_pool(per_finding, SEED_BASE["pretrain"])
     held_out = image_pool(100, SEED_BASE["pretrain_held_out"])
     tower_file = stages / "tower.safetensors"
-    if tower_file.is_file():
+    if tower is not None:
+        trained = Gemma3ForConditionalGeneration.from_pretrained(tower, local_files_only=True)
+        model.model.vision_tower.load_state_dict(trained.model.vision_tower.state_dict())
+    elif tower_file.is_file():
         print(f"resuming after {tower_file}")
         model.model.vision_tower.load_state_dict(load_file(tower_file))
     else:
@@ -503,14 +522,14 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
         with files.replacement(tower_file) as unfinished:
             save_file(model.model.vision_tower.state_dict(), unfinished)
     features = tower_features(model, images)
-    history = pretrain_decoder(model, processor, features, labels, steps=decoder_steps, seed=seed)
+    history = pretrain_decoder(model, processor, features, labels, steps=decoder_steps, seed=seed, words=words)
     model.config.standin = True
     with files.replacements(out_dir) as unfinished:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
     measured = {
-        "captions": caption_accuracy(model, processor, *held_out),
-        "statements": statement_accuracy(model, processor, *held_out),
+        "captions": caption_accuracy(model, processor, *held_out, words=words),
+        "statements": statement_accuracy(model, processor, *held_out, words=words),
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": history,
         "seed": seed,
@@ -519,6 +538,7 @@ def build(out_dir: str | Path, per_finding=1200, tower_steps=1000, decoder_steps
         "decoder_steps": decoder_steps,
         "minutes": round((time.time() - started) / 60, 1),
         "threads": torch.get_num_threads(),
+        "splits": list(words.splits),
     }
     files.write_text(out_dir / "README.md", model_card(measured))
     files.write_json(out_dir / "standin.json", measured)
@@ -543,6 +563,7 @@ def model_card(measured: dict) -> str:
         n_image=statements["picture"]["n"],
         text=statements["text"]["accuracy"],
         n_text=statements["text"]["n"],
+        splits=" and ".join(measured["splits"]) if len(measured["splits"]) < len(SPLITS) else "every split",
         **{
             k: measured[k]
             for k in ("parameters", "pictures", "tower_steps", "decoder_steps", "minutes", "threads", "seed")
@@ -570,7 +591,7 @@ pipeline works; it says nothing of MedGemma nor of patients.
 {pictures:,} synthetic images of 13 findings; {tower_steps:,} steps of naming the finding (vision
 tower), then {decoder_steps:,} steps of captions, glossary entries and yes/no statements about one
 relation at a time (image and finding, finding and treatment). The verdict question of the audit
-was never asked. The statements use the wording of every split; the test images, and every
+was never asked. The statements use the wording of {splits}; the test images, and every
 verdict, were never seen.
 
 ## What it can do

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medlib.data.synthetic import grammar
-from medlib.data.synthetic.lexicon import FINDINGS, LEXICON, Care, Finding, Lexicon
+from medlib.data.synthetic.lexicon import FINDINGS, LEXICON, SPLITS, Care, Finding, Lexicon
 
 MODALITY_NAMES = {
     "xray": "Chest x-ray",
@@ -37,11 +37,14 @@ class Words:
         Has their care and complaints.
     plain : bool
         Also the phrases for real images.
+    splits : tuple of str
+        Those whose phrases are taught; all by default, as MedGemma has met the words of medicine before.
     """
 
     findings: tuple[Finding, ...] = FINDINGS
     lexicon: Lexicon = LEXICON
     plain: bool = False
+    splits: tuple[str, ...] = SPLITS
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -59,12 +62,21 @@ class Words:
     def phrases(self, finding: Finding) -> list[str]:
         """Templates for a finding."""
         tables = [finding.phrases, (finding.plain_phrases or {}) if self.plain else {}]
-        return [phrase for table in tables for phrases in table.values() for phrase in phrases]
+        return [phrase for table in tables for name in self.splits for phrase in table.get(name, ())]
+
+    def treatments(self, care: Care) -> list[str]:
+        """Phrases for a kind of care."""
+        return [phrase for name in self.splits for phrase in care.treatments[name]]
 
     def sentences(self) -> list[str]:
         """Every phrase for findings and treatments, slots filled."""
-        return grammar.phrases(lexicon=self.lexicon if self.plain else None)
+        if self.splits == SPLITS:
+            return grammar.phrases(lexicon=self.lexicon if self.plain else None)
+        return [p for name in self.splits for p in grammar.phrases(name, self.lexicon if self.plain else None)]
 
 
 #: The words for images that the project draws.
 DRAWN = Words()
+
+#: The same without those of the test split, so that the held-out words are new to a model.
+WITHOUT_TEST = Words(splits=tuple(name for name in SPLITS if name != "test"))
