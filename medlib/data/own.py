@@ -466,6 +466,11 @@ class _Reader:
                 chosen[key] = free[0]
                 if free[0] != key:
                     self.notes.append(f"{key} is read from column {free[0]!r}")
+        for key in NEEDED["cases"]:
+            ends = [n for k, n in simple.items() if k.split("_")[-1] == key and n not in chosen.values()]
+            if key not in chosen and len(ends) == 1:  # such as "Radiological finding"
+                chosen[key] = ends[0]
+                self.notes.append(f"{key} is read from column {ends[0]!r}, by its last word")
         if "split" in chosen and "split" not in self.card.columns and not self._splits_in(chosen["split"]):
             self.notes.append(f"column {chosen['split']!r} does not name train, val and test: kept as it is")
             del chosen["split"]

@@ -97,6 +97,19 @@ def simple_rows(number: int) -> list[dict]:
     ]
 
 
+def test_a_needed_column_is_known_by_its_last_word(tmp_path):
+    images(tmp_path, 3)
+    names = {"finding": "Radiological finding", "treatment": "Plan / treatment", "verdict": "Final verdict"}
+    table = pd.DataFrame(simple_rows(3)).rename(columns=names)
+    table.assign(**{"treatment date": "2024"}).to_csv(tmp_path / "cases.csv", index=False)
+    data = own.read(tmp_path)
+    assert (data.cases[0].finding, data.cases[0].treatment, data.cases[0].verdict) == ("mass", "biopsy", "CORRECT")
+    assert "finding is read from column 'Radiological finding', by its last word" in data.notes
+    table.assign(**{"First finding": "x"}).to_csv(tmp_path / "cases.csv", index=False)
+    with pytest.raises(DataError, match="no column for finding"):  # two of them: nothing is guessed
+        own.read(tmp_path)
+
+
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_form_gives_the_same_cases_and_hash(tmp_path, form):
     read = []
