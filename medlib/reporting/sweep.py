@@ -238,7 +238,7 @@ def _counted(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.Frozen
 def _is_surplus(study: optuna.Study, trial: optuna.Trial, wanted: int) -> bool:
     """True if another process began the last trial, or queued this one again, at the same moment."""
     earlier = [t for t in _counted(study.get_trials(deepcopy=False)) if t.number < trial.number]
-    again = RETRY.retry_history(trial)
+    again = RETRY.retry_history(study.trials[trial.number])
     return len(earlier) >= wanted or (bool(again) and again in map(RETRY.retry_history, earlier))
 
 
