@@ -222,17 +222,29 @@ def main() -> None:
             seconds[name] = project.finish(name)
             expected[name] = project.state()
             print(f"{name}: {seconds[name]:.1f} s undisturbed", flush=True)
-        trials = []
-        for number in range(arguments.kills):
-            name = chosen[number % len(chosen)]
+        trials: list[dict] = []
+        for name in plan({name: seconds[name] for name in COMMANDS if name in chosen}, arguments.kills, rng):
             trials.append(trial(project, name, rng.uniform(0, seconds[name]), expected[name]))
-            print(f"{number + 1} of {arguments.kills}: {json.dumps(trials[-1])}", flush=True)
-    table = pd.DataFrame(trials)
-    text = HEAD.format(kills=arguments.kills, seed=arguments.seed)
-    text += to_markdown(summary(table, {name: seconds[name] for name in COMMANDS if name in chosen}))
-    for row in table[table["differs"] != ""].itertuples():
+            print(f"{len(trials)} of {arguments.kills}: {json.dumps(trials[-1])}", flush=True)
+            write(pd.DataFrame(trials), seconds, arguments.seed, arguments.out)
+
+
+def plan(seconds: dict[str, float], kills: int, rng: random.Random) -> list[str]:
+    """Commands in random order; every command gets three kills, the rest go to each for an equal time."""
+    share = {name: 1 / s for name, s in seconds.items()}
+    more = rng.choices(list(share), list(share.values()), k=max(0, kills - 3 * len(share)))
+    named = [*share] * 3 + more
+    rng.shuffle(named)
+    return named[:kills]
+
+
+def write(trials: pd.DataFrame, seconds: dict[str, float], seed: int, out: Path) -> None:
+    """The table of what was tried so far; an interruption leaves it."""
+    text = HEAD.format(kills=len(trials), seed=seed)
+    text += to_markdown(summary(trials, {n: s for n, s in seconds.items() if n in set(trials["command"])}))
+    for row in trials[trials["differs"] != ""].itertuples():
         text += f"\n- {row.command}, killed after {row.after} s: {row.differs}"
-    files.write_text(arguments.out, text.rstrip() + "\n")
+    files.write_text(out, text.rstrip() + "\n")
 
 
 if __name__ == "__main__":

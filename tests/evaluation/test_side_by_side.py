@@ -50,8 +50,8 @@ def test_answers(small_config, monkeypatch):
 
 
 def test_learning_from_feedback(small_config):
-    few = {"rl_methods": ("ppo", "dpo"), "rl_seeds": 1, "rl_epochs": 0.5, "rl_batch": 4, "rl_samples": 2}
-    few |= {"feedback_pairs": 12, "feedback_note_pairs": 4, "reward_epochs": 1}
+    few = {"rl_methods": ("sft", "dpo"), "rl_seeds": 1, "rl_epochs": 0.5, "rl_batch": 4, "rl_samples": 2}
+    few |= {"feedback_pairs": 8, "feedback_note_pairs": 4, "reward_epochs": 1}
     adapter = supervised.train(small_config)
     config = small_config.model_copy(update={**few, "adapter": str(adapter)})
     for processes in (1, 2):
