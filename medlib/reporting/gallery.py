@@ -22,11 +22,23 @@ from PIL import Image
 from medlib.config import ROOT, STANDIN_NOTICE, ConfigError, RunConfig, files, path, runs
 from medlib.data import own
 from medlib.evaluation import measured
+from medlib.evaluation.results import Results
 from medlib.reporting import pages
 from medlib.reporting.execute import NOTEBOOKS, tags
 
 REPORTS = ROOT / "reports"
 METRICS = "metrics.json"
+PREDICTIONS = "predictions.parquet"
+#: Columns of predictions: what a model wrote, and what no two runs share.
+LEFT_OUT = ["generated", "seconds", "prompt_tokens", "completion_tokens", "usd", "left_out"]
+RECOMPUTE = f"""`{PREDICTIONS}` has every prediction, from which each figure can be computed anew:
+
+```python
+from pathlib import Path
+from medlib.evaluation.results import Results
+results = Results.read(Path("reports/{PREDICTIONS}"))
+results.score("medgemma-lora", "heldout")["accuracy"]
+```"""
 #: Bytes of the folder; git keeps every version of it.
 MAX_BYTES = 6_000_000
 #: (share of the width, quality of JPEG), tried in this order until the folder is small enough.
@@ -39,7 +51,8 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])(?:/(?:home|root|Users|tmp|work|mnt|co
 def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
     """Write the executed notebooks and metrics of a run to ``reports/``, with an index; older ones are replaced.
 
-    A run on a data set of one's own goes into a folder of that name inside.
+    With them goes every prediction, from which the figures can be computed anew. A run on a data set of one's own
+    goes into a folder of that name inside, without predictions, whose rows name its images.
 
     Returns
     -------
@@ -74,18 +87,28 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         texts = {name: nbformat.writes(notebook) + "\n" for name, notebook in notebooks.items()}
         texts["README.md"] = _index(notebooks, record, config)
         texts[METRICS] = (run_dir / METRICS).read_text(encoding="utf-8")
-        if (size := sum(len(text.encode()) for text in texts.values())) <= MAX_BYTES:
+        contents = {name: text.encode() for name, text in texts.items()}
+        if not data_dir:
+            contents[PREDICTIONS] = predictions(run_dir)
+        if (size := sum(map(len, contents.values()))) <= MAX_BYTES:
             break
     else:
         raise ConfigError(
             f"reports: {size / 1e6:.1f} MB at the smallest figures, more than {MAX_BYTES / 1e6:.0f} MB"
         )
-    for name, text in texts.items():
-        files.write_text(reports / name, text)
+    for name, content in contents.items():
+        with files.replacement(reports / name) as unfinished:
+            unfinished.write_bytes(content)
     for old in reports.glob("*.ipynb"):
         if old.name not in texts:
             old.unlink()
     return reports / "README.md"
+
+
+def predictions(run_dir: Path) -> bytes:
+    """Every prediction of a run as a Parquet file, without what the models wrote."""
+    table = Results.read(run_dir / "predictions.jsonl").table
+    return table.drop(columns=LEFT_OUT, errors="ignore").to_parquet(index=False, compression="zstd")
 
 
 def _refuse_private(config: RunConfig) -> None:
@@ -239,6 +262,7 @@ def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
             "",
             made,
             "",
+            *([] if data_dir else [RECOMPUTE, ""]),
         ]
     )
 

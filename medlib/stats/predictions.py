@@ -86,7 +86,9 @@ def without_missing(record: dict) -> dict:
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """The inverse of :func:`write_predictions`."""
+    """The inverse of :func:`write_predictions`; also reads the Parquet file of ``reports/``."""
+    if Path(path).suffix == ".parquet":
+        return pd.read_parquet(path)
     # not pd.read_json: it rounds floats and turns the text "12" into a number
     return pd.DataFrame([record for _, record in jsonl.read(path)])
 

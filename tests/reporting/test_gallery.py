@@ -12,7 +12,9 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from medlib import stats
 from medlib.config import ROOT, ConfigError, runs
+from medlib.evaluation.results import Results
 from medlib.reporting import gallery, show
 
 TABLE = show.table(pd.DataFrame({"System": ["a"], "n": [1234]}), "one").data
@@ -66,6 +68,18 @@ def folders(tmp_path, monkeypatch):
     }
     (run / "run.json").write_text(json.dumps(record))
     (run / "metrics.json").write_text("{}")
+    cases = [
+        {"id": f"c{i}", "modality": "xray", "verdict": v, "severity": "none", "p_correct": 1 / (i + 2)}
+        | {
+            "predicted": "ERROR",
+            "generated": "ERROR - no",
+            "system": "constant",
+            "suite": "heldout",
+            "ablation": "",
+        }
+        for i, v in enumerate(["CORRECT", "ERROR", "ERROR"])
+    ]
+    stats.write_predictions(run / "predictions.jsonl", pd.DataFrame(cases))
     monkeypatch.setattr(gallery, "NOTEBOOKS", notebooks)
     return run, notebooks, tmp_path / "reports"
 
@@ -90,6 +104,28 @@ def test_an_executed_notebook_becomes_clean_and_small(folders):
     assert kinds == [[], ["text/html", "text/plain"], ["image/jpeg"], ["image/png"]]
     assert outputs[0].text == "wrote runs/a"
     assert "papermill" not in report.metadata and report.cells[3].metadata == {}
+
+
+def test_every_prediction_lies_beside_the_notebooks(folders):
+    run, _, reports = folders
+    gallery.update(run, reports)
+    here, there = (Results.read(file) for file in (reports / gallery.PREDICTIONS, run / "predictions.jsonl"))
+    assert here.score("constant", "heldout")["accuracy"] == there.score("constant", "heldout")["accuracy"]
+    assert here.table["p_correct"].tolist() == there.table["p_correct"].tolist()
+    assert "generated" in there.table and "generated" not in here.table
+
+
+def test_the_committed_figures_follow_from_the_committed_predictions():
+    file = gallery.REPORTS / gallery.PREDICTIONS
+    if not file.is_file():
+        pytest.skip("no reports/predictions.parquet yet: `make report-full` writes it")
+    results, shown = Results.read(file), json.loads((gallery.REPORTS / gallery.METRICS).read_text())["systems"]
+    for system, figures in shown.items():
+        if results.has(system, "heldout"):
+            again = results.score(system, "heldout")
+            assert all(
+                again[key] == pytest.approx(figures[key]) for key in ("accuracy", "sensitivity", "specificity")
+            )
 
 
 def test_a_table_is_aligned_without_styles():
