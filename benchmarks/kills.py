@@ -83,7 +83,7 @@ def _content(file: Path) -> object:
     ):
         return None
     if file.suffix == ".csv":
-        return _lasting(pd.read_csv(file, dtype=str).fillna("").to_dict())
+        return _lasting(pd.read_csv(file, dtype=str).fillna("").to_dict("records"))
     if file.suffix in (".png", ".jpg", ".safetensors"):
         return hashlib.sha256(file.read_bytes()).hexdigest()
     if file.suffix == ".jsonl":
