@@ -80,16 +80,16 @@ def table(results: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write(text: str, file: Path) -> None:
+def write(text: str, file: Path, marks: tuple[str, str] = MARKS) -> None:
     """Put text between the marks of a file; a new file gets them."""
-    before = file.read_text(encoding="utf-8") if file.is_file() else "\n".join(MARKS) + "\n"
-    if not 0 <= before.find(MARKS[0]) < before.find(MARKS[1]):
+    before = file.read_text(encoding="utf-8") if file.is_file() else "\n".join(marks) + "\n"
+    if not 0 <= before.find(marks[0]) < before.find(marks[1]):
         raise SystemExit(
-            f"{file}: the marks {MARKS[0]!r} and {MARKS[1]!r} are missing; put them back, or give --out"
+            f"{file}: the marks {marks[0]!r} and {marks[1]!r} are missing; put them back, or give --out"
         )
-    head, tail = before.split(MARKS[0])[0], before.split(MARKS[1])[1]
+    head, tail = before.split(marks[0])[0], before.split(marks[1])[1]
     with files.replacement(file) as unfinished:
-        unfinished.write_text(f"{head}{MARKS[0]}\n\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+        unfinished.write_text(f"{head}{marks[0]}\n\n{text}\n{marks[1]}{tail}", encoding="utf-8")
 
 
 def main() -> None:
