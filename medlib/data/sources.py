@@ -105,10 +105,10 @@ def core_images(config: RunConfig) -> Path:
 
 def suite(config: RunConfig, split: str) -> Suite:
     """The suite of a split, of data of one's own or generated; drawn on first use, then found on disk."""
+    left_out = _left_out(config, split)
     if config.data_dir:
         return own_suites.of(config).suite(config, split)
     pairs = {"train": config.train_pairs, "val": config.val_pairs, "test": config.test_pairs}[split]
-    left_out = _left_out(config, split)
     name = f"{split}-{pairs}-{config.seed}{_mark(left_out)}"
     scenarios = grammar.build_suite(name, split, pairs, config.seed, SUITES_DIR, left_out)
     return Suite(name, scenarios, SUITES_DIR / name / "images")

@@ -109,7 +109,7 @@ def test_labelled_images_give_further_cases_contradictions_and_other_words(image
     assert len(sources.second_renderer(config)) == len(sources.patient_pairs(config, "test")) == 0
     assert len(sources.unseen_findings(config)) == 0
     with pytest.raises(DataError, match="for drawn images only"):
-        sources.unseen_findings(config.model_copy(update={"held_out_findings": ("xray/ground_glass",)}))
+        sources.prepare(config.model_copy(update={"held_out_findings": ("xray/ground_glass",)}))
     assert [s.verdict for s in words.scenarios] == [s.verdict for s in test.scenarios]
 
 
