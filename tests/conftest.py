@@ -62,6 +62,8 @@ def small_config(nano_folder, shared_data, tmp_path, monkeypatch):
         train_pairs=12,
         val_pairs=12,
         test_pairs=12,
+        patient_suite_pairs=4,
+        renderer_pairs=4,
         epochs=1,
         batch_size=8,
         lr=3e-3,

@@ -85,6 +85,9 @@ class Data(BaseModel):
     allow_masks: Neutral[bool] = Field(False, description="accept segmentation masks in place of scans")
     train_pairs: int = Field(1200, ge=4, description="counterfactual pairs to train on")
     val_pairs: int = Field(96, ge=4, description="pairs for early stopping and calibration")
+    held_out_findings: tuple[str, ...] = Field(
+        (), description="findings that stand in the held-out suite only, such as xray/ground_glass"
+    )
 
 
 class Training(BaseModel):
@@ -109,6 +112,7 @@ class Training(BaseModel):
     paraphrase_copies: int = Field(0, ge=0, description="copies of each training case in other words")
     pair_copies: int = Field(1, ge=1, description="how often a counterfactual pair whose image decides is seen")
     note_pairs: int = Field(0, ge=0, description="further training pairs whose note contradicts the image")
+    patient_pairs: int = Field(0, ge=0, description="further training pairs of which the patient decides")
     early_stopping_patience: int = Field(3, ge=0, description="evaluations without gain; 0: never stop")
     evaluations_per_epoch: int = Field(2, ge=1)
     group_by_length: bool = Field(True, description="cases of one length side by side in a batch: less padding")
@@ -125,6 +129,8 @@ class Suites(BaseModel):
     test_pairs: int = Field(1000, ge=1, description="pairs of the held-out suite")
     contradiction_pairs: int = Field(200, ge=4, description="pairs whose note contradicts the image")
     corruption_pairs: int = Field(24, ge=4, description="pairs shown through each altered image")
+    patient_suite_pairs: int = Field(100, ge=4, description="pairs of which the patient decides")
+    renderer_pairs: int = Field(200, ge=4, description="held-out pairs with images of the second renderer")
     calibration_pairs: int = Field(600, ge=12, description="pairs for the threshold, and as many for tuning")
 
 

@@ -21,7 +21,9 @@ from medlib.config import DataError, jsonl
 UNSPECIFIED = "unspecified"
 #: What stands in place of a withheld finding, treatment or complaint.
 WITHHELD = "withheld"
-ErrorType = Literal["none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction"]
+ErrorType = Literal[
+    "none", "overtreatment", "unnecessary_procedure", "undertreatment", "contradiction", "contraindication"
+]
 Severity = Literal["none", "moderate", "high", "critical"]
 ERROR_TYPES = get_args(ErrorType)
 

@@ -20,6 +20,8 @@ from medlib.data.cases import LabelledCase, Patient, write_scenarios
 from medlib.data.images import load_image
 
 FACTS = ROOT / "data" / "core24" / "facts.jsonl"
+#: How many there are.
+CASES = 24
 
 # One CORRECT and one ERROR case per modality. The published split has two CORRECT cases as its MRI
 # validation set, and puts two crops of one histology field on its two sides (histopath_001 and

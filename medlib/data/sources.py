@@ -9,22 +9,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medlib.config import RunConfig, path, paths
+from medlib.config import DataError, RunConfig, path, paths, provenance
 from medlib.data import core24, own_suites, quality, variants
 from medlib.data.cases import LabelledCase, read_scenarios
 from medlib.data.images import check_images, check_split, inside, is_whole, load_image
 from medlib.data.quality import Issue
 from medlib.data.split import SIDES
 from medlib.data.suite import Suite
-from medlib.data.synthetic import grammar, lexicon
+from medlib.data.synthetic import grammar, lexicon, patients
 from medlib.data.synthetic.lexicon import LEXICON, Finding, Lexicon
 
 CORE_DIR = paths.generated("core24")
 SUITES_DIR = paths.generated("suites")
+#: The renderer of the images that no training sees.
+RENDERER = "sketch"
 
 
 def core(config: RunConfig, split: str) -> Suite:
     """The 16 training or 8 validation cases, on the real images if ``images_dir`` says where.
+
+    Training has no case of a finding in ``held_out_findings``.
 
     Raises
     ------
@@ -35,7 +39,8 @@ def core(config: RunConfig, split: str) -> Suite:
     images_dir = core_images(config)
     scenarios = read_scenarios(CORE_DIR / f"{split}.jsonl")
     check_images(scenarios, images_dir, config.allow_masks, name=f"core24/{split}.jsonl")
-    return Suite(f"core24_{split}", scenarios, images_dir)
+    left_out = held_out_findings(config) if split == "train" else ()
+    return Suite(f"core24_{split}", [s for s in scenarios if shown_finding(s) not in left_out], images_dir)
 
 
 def ensure_core() -> None:
@@ -100,12 +105,43 @@ def core_images(config: RunConfig) -> Path:
 
 def suite(config: RunConfig, split: str) -> Suite:
     """The suite of a split, of data of one's own or generated; drawn on first use, then found on disk."""
+    left_out = _left_out(config, split)
     if config.data_dir:
         return own_suites.of(config).suite(config, split)
     pairs = {"train": config.train_pairs, "val": config.val_pairs, "test": config.test_pairs}[split]
-    name = f"{split}-{pairs}-{config.seed}"
-    scenarios = grammar.build_suite(name, split, pairs, config.seed, SUITES_DIR)
+    name = f"{split}-{pairs}-{config.seed}{_mark(left_out)}"
+    scenarios = grammar.build_suite(name, split, pairs, config.seed, SUITES_DIR, left_out)
     return Suite(name, scenarios, SUITES_DIR / name / "images")
+
+
+def held_out_findings(config: RunConfig) -> frozenset[str]:
+    """The findings that stand in the held-out suites only, as ``modality/finding``.
+
+    Raises
+    ------
+    DataError
+        If one cannot be drawn, or with a data set of one's own, whose split decides what training sees.
+    """
+    known = {f"{finding.modality}/{finding.name}" for finding in lexicon.FINDINGS}
+    if unknown := sorted(set(config.held_out_findings) - known):
+        raise DataError(f"held_out_findings: {', '.join(unknown)}: not one of {', '.join(sorted(known))}")
+    if config.held_out_findings and config.data_dir:
+        raise DataError("held_out_findings: for drawn images only; divide a data set of your own by its split")
+    return frozenset(config.held_out_findings)
+
+
+def _left_out(config: RunConfig, split: str) -> frozenset[str]:
+    return frozenset() if split == "test" else held_out_findings(config)
+
+
+def _mark(left_out: frozenset[str]) -> str:
+    """What the name of a suite ends with if findings are left out of it."""
+    return f"-without-{provenance.digest(sorted(left_out))[:8]}" if left_out else ""
+
+
+def shown_finding(scenario: LabelledCase) -> str:
+    """What the image of a generated or core case shows, as ``modality/finding``."""
+    return f"{scenario.modality}/{scenario.factors.get('image_finding')}"
 
 
 def generated(name: str, scenarios: list[LabelledCase], **card) -> Suite:
@@ -130,9 +166,11 @@ def _with_notes(config: RunConfig, use: str, split: str, pairs: int, notes: int)
     if config.data_dir:
         return own_suites.of(config).further(config, use, split, pairs, notes)
     seed = config.seed
-    scenarios = grammar.generate(split, pairs, seed, use)
-    scenarios += grammar.note_pairs(split, notes, seed, use) if notes else []
-    return generated(f"{use}-{pairs}-{notes}-{seed}", scenarios, split=split, pairs=pairs, notes=notes, seed=seed)
+    left_out = _left_out(config, split)
+    scenarios = grammar.generate(split, pairs, seed, use, left_out)
+    scenarios += grammar.note_pairs(split, notes, seed, use, left_out) if notes else []
+    name = f"{use}-{pairs}-{notes}-{seed}{_mark(left_out)}"
+    return generated(name, scenarios, split=split, pairs=pairs, notes=notes, seed=seed)
 
 
 def tuning(config: RunConfig) -> Suite:
@@ -152,8 +190,9 @@ def _in_words_of_validation(config: RunConfig, use: str) -> Suite:
     pairs, seed = config.calibration_pairs, config.seed
     if config.data_dir:
         return own_suites.of(config).further(config, use, "val", pairs)
-    scenarios = grammar.generate("val", pairs, seed, use)
-    return generated(f"{use}-{pairs}-{seed}", scenarios, split="val", pairs=pairs, seed=seed)
+    left_out = _left_out(config, "val")
+    scenarios = grammar.generate("val", pairs, seed, use, left_out)
+    return generated(f"{use}-{pairs}-{seed}{_mark(left_out)}", scenarios, split="val", pairs=pairs, seed=seed)
 
 
 def contradiction(config: RunConfig, split: str, pairs: int | None = None) -> Suite:
@@ -167,8 +206,10 @@ def contradiction(config: RunConfig, split: str, pairs: int | None = None) -> Su
     pairs, seed = pairs or config.contradiction_pairs, config.seed
     if config.data_dir:
         return own_suites.of(config).contradiction(config, split, pairs)
-    name = f"contradiction-{split}-{pairs}-{seed}"
-    return generated(name, grammar.note_pairs(split, pairs, seed), split=split, pairs=pairs, seed=seed)
+    left_out = _left_out(config, split)
+    name = f"contradiction-{split}-{pairs}-{seed}{_mark(left_out)}"
+    scenarios = grammar.note_pairs(split, pairs, seed, left_out=left_out)
+    return generated(name, scenarios, split=split, pairs=pairs, seed=seed)
 
 
 def paraphrase(config: RunConfig) -> Suite:
@@ -183,6 +224,41 @@ def demographics(config: RunConfig) -> Suite:
     if config.data_dir:
         return own_suites.of(config).demographics(config)
     return variants.other_patients(suite(config, "test"))
+
+
+def patient_pairs(config: RunConfig, split: str, pairs: int | None = None) -> Suite:
+    """Pairs of which only the patient differs, and decides; see `medlib.data.synthetic.patients`.
+
+    Empty for a data set of one's own, whose images nobody has matched with rules about patients.
+    """
+    pairs, seed = pairs or config.patient_suite_pairs, config.seed
+    if config.data_dir:
+        return suite(config, split).rows([])
+    left_out = _left_out(config, split)
+    scenarios = patients.patient_pairs(split, pairs, seed, left_out)
+    name = f"patients-{split}-{pairs}-{seed}{_mark(left_out)}"
+    return generated(name, scenarios, split=split, pairs=pairs, seed=seed)
+
+
+def second_renderer(config: RunConfig) -> Suite:
+    """Whole pairs of the held-out suite with images of a second renderer; ids, words and verdicts stay.
+
+    Balanced over modality and kind of pair. Empty for a data set of one's own, whose images are not drawn.
+    """
+    heldout = suite(config, "test")
+    if config.data_dir:
+        return heldout.rows([])
+    scenarios = [
+        s.model_copy(update={"image": f"{RENDERER}_{s.image}", "factors": s.factors | {"renderer": RENDERER}})
+        for s in variants.balanced(heldout, config.renderer_pairs).scenarios
+    ]
+    return generated(f"{heldout.name}-{RENDERER}-{config.renderer_pairs}", scenarios, renderer=RENDERER)
+
+
+def unseen_findings(config: RunConfig) -> Suite:
+    """The held-out cases whose image shows a finding that training left out; empty if none was left out."""
+    left_out, heldout = held_out_findings(config), suite(config, "test")
+    return heldout.rows(i for i, s in enumerate(heldout.scenarios) if shown_finding(s) in left_out)
 
 
 def together(name: str, suites: list[Suite]) -> Suite:

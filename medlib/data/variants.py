@@ -128,9 +128,9 @@ def paraphrase(suite: Suite, seed: int = 0, lexicon: Lexicon = LEXICON) -> Suite
 def other_patients(suite: Suite, lexicon: Lexicon = LEXICON) -> Suite:
     """The suite with patients of another age and sex: images, words, verdicts and ids stay.
 
-    No verdict of a generated case depends on either, so none may change. Adults stay adults (age is mirrored
-    between 25 and 85 years) and children children; a modality of one sex keeps it, and so do patients whose sex
-    is not stated.
+    No verdict of a held-out case depends on either, so none may change; `medlib.data.synthetic.patients` has cases
+    that do. Adults stay adults (age is mirrored between 25 and 85 years) and children children; a modality of one
+    sex keeps it, and so do patients whose sex is not stated.
     """
     scenarios = [
         s.model_copy(update={"patient": s.patient.model_copy(update=_other_patient(s, lexicon))})

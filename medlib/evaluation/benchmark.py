@@ -24,7 +24,7 @@ from medlib.config import (
     runs,
     settings,
 )
-from medlib.data import ood, sources, variants
+from medlib.data import core24, ood, sources, variants
 from medlib.data.suite import Suite
 from medlib.data.variants import ABLATIONS
 from medlib.evaluation import compare_methods, measured, summary
@@ -164,6 +164,9 @@ def _ask_everyone(run: Benchmark) -> None:
     run.ask(everyone, sources.contradiction(config, "test"), "contradiction")
     run.ask(everyone, sources.paraphrase(config), "paraphrase")
     run.ask(everyone, sources.demographics(config), "demographics")
+    run.ask(everyone, sources.patient_pairs(config, "test"), "patients")
+    run.ask(everyone, sources.second_renderer(config), "renderer")
+    run.ask(everyone, sources.unseen_findings(config), "unseen")
     run.ask(everyone, variants.orders(variants.balanced(heldout, config.corruption_pairs)), "orders")
     for view, suite in variants.corruption_suites(heldout, config.corruption_pairs).items():
         run.ask(LOOKING, suite, view)
@@ -209,13 +212,14 @@ def _evaluate(run: Benchmark) -> None:
 
 
 def _has_folds(run: Benchmark) -> bool:
-    return run.config.core_folds and len(run.suites["core_val"]) > 0
+    return run.config.core_folds and len(core24_all(run.suites)) > 0
 
 
 def core24_all(prepared: dict[str, Suite]) -> Suite:
-    """The 24 core cases, both sides of the split."""
+    """The 24 core cases, both sides of the split; empty where findings are held out, as it is then not all."""
     train, val = prepared["core_train"], prepared["core_val"]
-    return Suite("core24_all", train.scenarios + val.scenarios, val.images_dir)
+    both = train.scenarios + val.scenarios
+    return Suite("core24_all", both if len(both) == core24.CASES else [], val.images_dir)
 
 
 def _written(run: Benchmark) -> Results:

@@ -48,6 +48,9 @@ SUITES = {
     "paraphrase": "Other words",
     "demographics": "Another age and sex",
     "contradiction": "Note contradicts image",
+    "patients": "Same case, another patient decides",
+    "renderer": "Second renderer",
+    "unseen": "Findings that training never had",
     "core24_val": "Core set, 8 validation cases",
     "core24_folds": "Core set, all 24",
 }
@@ -284,6 +287,31 @@ def harder_suites(config: RunConfig, results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def further_axes(config: RunConfig, results: Results) -> pd.DataFrame:
+    """Accuracy of every system where only the patient decides, on images of a second renderer, on unseen findings.
+
+    Beside the last two stands what it reaches on the same cases as the first renderer draws them, and on the
+    held-out cases with the other findings. A column is left out if nothing was asked.
+    """
+    names, rows = figure_names(config), []
+    for name, heldout in results.on("heldout").items():
+        rates = {}
+        if results.has(name, "patients"):
+            rates["Another patient decides"] = results.score(name, "patients")["accuracy"]
+            rates["Whole patient pairs"] = pairs_right(results.of(name, "patients"))
+        if results.has(name, "renderer"):
+            drawn = heldout["id"].isin(results.of(name, "renderer")["id"])
+            rates["Second renderer"] = results.score(name, "renderer")["accuracy"]
+            rates["Same cases, first renderer"] = stats.score(heldout[drawn])["accuracy"]
+        if results.has(name, "unseen"):
+            left_out = heldout["id"].isin(results.of(name, "unseen")["id"])
+            rates["Findings without training"] = results.score(name, "unseen")["accuracy"]
+            if not left_out.all():
+                rates["Other findings"] = stats.score(heldout[~left_out])["accuracy"]
+        rows.append({"System": names.get(name, name)} | {k: rate_text(rate) for k, rate in rates.items()})
+    return pd.DataFrame(rows) if any(len(row) > 1 for row in rows) else pd.DataFrame()
+
+
 def at_prevalence(config: RunConfig, results: Results) -> pd.DataFrame:
     """What every system would do in 1,000 held-out cases at the prevalence of errors of the configuration."""
     names = figure_names(config)
@@ -447,6 +475,7 @@ def write_metrics(
         tables["Demographic twins: verdicts that another age or sex changes"] = demographic_flips(config, results)
         if results.has(ADAPTER, "contradiction"):
             tables["Harder suites"] = harder_suites(config, results)
+        tables["Further axes: patient, renderer, unseen findings"] = further_axes(config, results)
     if best := compare_methods.recommended(results, config):
         record["recommendation"] = compare_methods.recommendation(results, config, names)
         choices = strict_choices(config, results)

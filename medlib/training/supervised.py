@@ -15,6 +15,7 @@ from medlib.config.hardware import EFFECTIVE_BATCH
 from medlib.config.settings import Data, Model, Run, Training
 from medlib.data import augment, sources
 from medlib.data.suite import Suite
+from medlib.data.synthetic import patients
 from medlib.models import loading
 from medlib.models.standin import own as standin_own
 from medlib.training import adapters, encoding, forecast, processes, record, trainer
@@ -107,6 +108,8 @@ def _train(config: RunConfig, resume: bool) -> Path:
     shown = [suites["core_train"], seen]
     if config.note_pairs:
         shown.append(sources.contradiction(config, "train", config.note_pairs))
+    if config.patient_pairs:
+        shown.append(sources.patient_pairs(config, "train", config.patient_pairs))
     train_rows = encoding.encode_suites(config, model, shown)
     val_rows = encoding.encode_suites(config, model, [suites["val"]])
     trainer.train_adapter(model, train_rows, val_rows, config, adapter, extra={"fingerprint": fingerprint})
@@ -120,4 +123,6 @@ def _train_fingerprint(config: RunConfig, suites: dict[str, Suite]) -> str:
     used = [suites[name].sha256 for name in ("train", "val", "core_train")]
     if config.data_dir or config.images_dir:  # their images may change; those of the project are drawn by its rows
         used += [key for name in ("train", "val", "core_train") for key in suites[name].keys()]
+    if config.patient_pairs:
+        used.append(loading.file_hash(patients.FILE))
     return provenance.digest([config.of(Run, Model, Data, Training), used, loading.base_hash(config.model)])

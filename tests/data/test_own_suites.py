@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from medlib.config import resolve
+from medlib.config import DataError, resolve
 from medlib.data import own_suites, sources
 from medlib.data.synthetic import lexicon
 from medlib.data.synthetic.draw import draw, save
@@ -105,6 +105,11 @@ def test_labelled_images_give_further_cases_contradictions_and_other_words(image
     assert not {s.image for s in feedback.scenarios} & shown
     assert [s.id for s in words.scenarios] == [s.id for s in test.scenarios]
     assert any(a.finding != b.finding for a, b in zip(words.scenarios, test.scenarios))
+    # nobody draws these images a second time, and no rule knows their patients
+    assert len(sources.second_renderer(config)) == len(sources.patient_pairs(config, "test")) == 0
+    assert len(sources.unseen_findings(config)) == 0
+    with pytest.raises(DataError, match="for drawn images only"):
+        sources.prepare(config.model_copy(update={"held_out_findings": ("xray/ground_glass",)}))
     assert [s.verdict for s in words.scenarios] == [s.verdict for s in test.scenarios]
 
 

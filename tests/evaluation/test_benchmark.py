@@ -65,7 +65,7 @@ def test_a_run_from_training_to_benchmark(config, asked):
     assert all(again.parts[key].equals(part) for key, part in results.parts.items())
 
     results = benchmark.benchmark(config)
-    for suite in ("heldout", "core24_val", "val", "contradiction", "paraphrase"):
+    for suite in ("heldout", "core24_val", "val", "contradiction", "paraphrase", "patients", "renderer"):
         # nobody has said what the note of a core case means, as image statistics need it
         unasked = {"image-statistics"} if suite == "core24_val" else set()
         assert set(results.systems(suite)) == set(rows_asked(config)) - unasked, suite
@@ -103,6 +103,10 @@ def check_metrics(record, results, config):
     assert record["pairs"]["n"] == 12
     assert f"{accuracy:.1%} accuracy" in record["headline"] and "stand-in" in record["headline"]
     assert len(record["tables"]["Targets on the held-out suite"]) == len(TARGETS)
+    suites = {row["Suite"] for row in record["tables"]["Targets on every suite"]}
+    assert {summary.SUITES["patients"], summary.SUITES["renderer"]} <= suites
+    assert summary.SUITES["unseen"] not in suites  # no finding was held out
+    assert len(record["tables"]["Further axes: patient, renderer, unseen findings"]) == asked
 
 
 def check_record(record, config):
@@ -231,6 +235,23 @@ def test_demographic_twins_and_age_by_sex():
     assert shown["n"].astype(int).sum() == 240
 
 
+def test_further_axes_stand_beside_the_same_cases_and_the_other_findings():
+    heldout = made_up(1.0)
+    wrong = heldout["verdict"].map({"CORRECT": "ERROR", "ERROR": "CORRECT"})
+    some = heldout.head(40).assign(predicted=heldout["predicted"].where(heldout.index >= 10, wrong))
+    parts = {(ADAPTER, "heldout"): heldout, (ADAPTER, "renderer"): some, (ADAPTER, "unseen"): heldout.head(60)}
+    config = resolve("standin")
+    [row] = summary.further_axes(config, Results.join(parts)).to_dict("records")
+    assert row["Second renderer"].startswith("75.0%") and row["Same cases, first renderer"].startswith("100.0%")
+    assert row["Findings without training"].startswith("100.0%") and "Other findings" in row
+    assert "Another patient decides" not in row
+    parts[ADAPTER, "patients"] = some
+    [row] = summary.further_axes(config, Results.join(parts)).to_dict("records")
+    assert row["Another patient decides"].startswith("75.0%")
+    assert row["Whole patient pairs"].startswith("75.0%")  # the first five of 20 pairs
+    assert summary.further_axes(config, Results.join({(ADAPTER, "heldout"): heldout})).empty
+
+
 def test_claims_of_few_rows():
     parts = {(ADAPTER, "heldout"): made_up(0.95)}
     [pairs] = summary.claims(Results.join(parts))
@@ -269,6 +290,8 @@ def test_targets_are_plain():
 def test_core24_all_is_both_sides(config):
     prepared = sources.prepare(config)
     assert len(benchmark.core24_all(prepared)) == 24
+    fewer = sources.prepare(config.model_copy(update={"held_out_findings": ("mri/well_circumscribed_mass",)}))
+    assert len(fewer["core_train"]) < 16 and len(benchmark.core24_all(fewer)) == 0
 
 
 def test_predictions_that_were_cut_off_are_made_again(config):

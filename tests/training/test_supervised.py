@@ -139,6 +139,11 @@ def test_note_pairs_are_trained_on_if_asked_for(small_config):
     assert adapters.training_metadata(small_config)["steps"] == 5
 
 
+def test_patient_pairs_are_trained_on_if_asked_for(small_config):
+    supervised.train(small_config.model_copy(update={"patient_pairs": 4}))
+    assert adapters.training_metadata(small_config)["steps"] == 6  # 24 + 16 + 8 scenarios, 8 a batch
+
+
 def test_a_core_image_that_was_cut_off_is_drawn_again(small_config):
     sources.ensure_core()
     for image in (next((sources.CORE_DIR / "images").glob(f"*{suffix}")) for suffix in (".jpg", ".png")):

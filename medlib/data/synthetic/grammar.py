@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -58,11 +59,14 @@ SEED_BASE = {
     "tuning": 5_000_000,
     "probe": 6_000_000,
     "calibration": 7_000_000,
+    "patients": 8_000_000,
     "core24": 9_000_000,
 }
 
 
-def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[LabelledCase]:
+def generate(
+    split: str, pairs: int, seed: int = 0, use: str | None = None, left_out: frozenset[str] = frozenset()
+) -> list[LabelledCase]:
     """Generate ``2 * pairs`` scenarios, balanced over modality, pair kind and verdict.
 
     Parameters
@@ -75,6 +79,13 @@ def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> l
         Same split, pairs and seed give the same scenarios.
     use : {"feedback", "tuning", "calibration", "probe"}, optional
         More scenarios in the split's words, with images of their own.
+    left_out : names such as ``xray/ground_glass``
+        Findings that no image shows and no note names.
+
+    Raises
+    ------
+    DataError
+        If too few findings of a modality are left to make a pair.
     """
     rng = stream(split, seed, use)
     image_seeds = iter(SEED_BASE[use or split] + rng.permutation(900_000)[: 2 * pairs])
@@ -82,14 +93,15 @@ def generate(split: str, pairs: int, seed: int = 0, use: str | None = None) -> l
     for index in range(pairs):
         modality = MODALITIES[index % len(MODALITIES)]
         kind = PAIR_KINDS[index // len(MODALITIES) % len(PAIR_KINDS)]
-        findings = _two_findings(modality, rng)
+        findings = _two_findings(modality, rng, left_out)
         scenarios += pair(
-            f"{use or split}_{index:05d}", kind, findings, wording, lambda f: _drawn(f, next(image_seeds)), rng
+            f"{use or split}_{index:05d}", kind, findings, wording, lambda f: drawn(f, next(image_seeds)), rng
         )
     return scenarios
 
 
-def _drawn(finding: Finding, image_seed) -> Shown:
+def drawn(finding: Finding, image_seed) -> Shown:
+    """Name and factors of the image that this seed draws of a finding."""
     return f"{finding.modality}_{image_seed:07d}.png", {"image_seed": int(image_seed)}
 
 
@@ -196,13 +208,19 @@ def note_pair(
     ]
 
 
-def _two_findings(modality: str, rng: np.random.Generator) -> tuple[Finding, Finding]:
+def _two_findings(modality: str, rng: np.random.Generator, left_out=frozenset()) -> tuple[Finding, Finding]:
     """Two findings that call for different care, each care equally likely to be the first."""
-    care, other_care = rng.permutation(CARE_ORDER[modality])[:2]
-    return tuple(rng.choice([f for f in findings_of(modality) if f.care == c]) for c in (care, other_care))
+    findings = [f for f in findings_of(modality) if f"{modality}/{f.name}" not in left_out]
+    kinds = [care for care in CARE_ORDER[modality] if any(f.care == care for f in findings)]
+    if len(kinds) < 2:
+        raise DataError(f"held_out_findings: what is left of {modality} calls for one kind of care; no pair of it")
+    care, other_care = rng.permutation(kinds)[:2]
+    return tuple(rng.choice([f for f in findings if f.care == c]) for c in (care, other_care))
 
 
-def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) -> list[LabelledCase]:
+def note_pairs(
+    split: str, pairs: int, seed: int = 0, use: str | None = None, left_out: frozenset[str] = frozenset()
+) -> list[LabelledCase]:
     """Pairs whose image and note disagree; the twin trusts the note, and that is the error.
 
     Both members have one image (of finding A) and one note (of finding B). The first member's
@@ -212,7 +230,7 @@ def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) ->
 
     Parameters
     ----------
-    split, seed, use
+    split, seed, use, left_out
         As for `generate`; the images are others than those of any generated suite of the split.
     pairs : int
         At most 100,000.
@@ -221,9 +239,9 @@ def note_pairs(split: str, pairs: int, seed: int = 0, use: str | None = None) ->
     image_seeds = iter(SEED_BASE[use or split] + 900_000 + rng.permutation(100_000)[:pairs])
     wording, scenarios = Wording(split), []
     for index in range(pairs):
-        findings = _two_findings(MODALITIES[index % len(MODALITIES)], rng)
+        findings = _two_findings(MODALITIES[index % len(MODALITIES)], rng, left_out)
         pair_id = f"{use or split}_note_{index:05d}"
-        scenarios += note_pair(pair_id, findings, wording, lambda f: _drawn(f, next(image_seeds)), rng)
+        scenarios += note_pair(pair_id, findings, wording, lambda f: drawn(f, next(image_seeds)), rng)
     return scenarios
 
 
@@ -291,26 +309,35 @@ def _draw(scenarios: list[LabelledCase], images_dir: Path, size: int) -> None:
     from medlib.data.synthetic.draw import draw, save
 
     for scenario in scenarios:
-        factors = scenario.factors
-        image = draw(scenario.modality, str(factors["image_finding"]), int(factors["image_seed"]), size)
-        save(image, images_dir / scenario.image)
+        save(draw(**_how(scenario), size=size), images_dir / scenario.image)
+
+
+def _how(scenario: LabelledCase) -> dict[str, Any]:
+    """Modality, finding, seed and renderer of the image of a generated scenario."""
+    factors = scenario.factors
+    return {
+        "modality": scenario.modality,
+        "finding": str(factors["image_finding"]),
+        "seed": int(factors["image_seed"]),
+        "renderer": str(factors.get("renderer", "")),
+    }
 
 
 def redrawn(scenario: LabelledCase, size: int = 224) -> Image.Image | None:
     """The image of a generated scenario, drawn again; None if its factors do not say how."""
     from medlib.data.synthetic.draw import draw
 
-    factors = getattr(scenario, "factors", {})  # a case without a verdict has none
-    finding, seed = factors.get("image_finding"), factors.get("image_seed")
     try:
-        return draw(scenario.modality, str(finding), int(str(seed)), size).convert("RGB")
-    except (ValueError, KeyError):
+        return draw(**_how(scenario), size=size).convert("RGB")
+    except (AttributeError, ValueError, KeyError):  # a case without a verdict has no factors
         return None
 
 
-def build_suite(name: str, split: str, pairs: int, seed: int, out_dir: str | Path) -> list[LabelledCase]:
+def build_suite(
+    name: str, split: str, pairs: int, seed: int, out_dir: str | Path, left_out: frozenset[str] = frozenset()
+) -> list[LabelledCase]:
     """Write ``out_dir/name/scenarios.jsonl`` and draw its images beside it; existing files are reused."""
-    scenarios = generate(split, pairs, seed)
+    scenarios = generate(split, pairs, seed, left_out=left_out)
     folder = Path(out_dir) / name
     card = {"name": name, "split": split, "pairs": pairs, "seed": seed, "pictures": "synthetic"}
     keep(scenarios, folder, card)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -36,6 +36,7 @@ def _of_every_split(phrases: dict[str, tuple[str, ...]]) -> dict[str, tuple[str,
     return phrases
 
 
+Content = TypeVar("Content", bound=BaseModel)
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Phrases = Annotated[dict[str, tuple[Text, ...]], AfterValidator(_of_every_split)]  # split -> templates
 
@@ -180,14 +181,20 @@ def load(folders: Iterable[str | Path] = ()) -> Lexicon:
     return Lexicon({name: modalities[name] for name in dict.fromkeys(order) if name in modalities})
 
 
-def _read(file: Path) -> Modality:
+def read_yaml(file: Path, schema: type[Content]) -> Content:
+    """The content of a file by its schema; DataError names file and key of what does not fit."""
     try:
-        entry = Modality.model_validate(yaml.safe_load(file.read_text("utf-8")))
+        return schema.model_validate(yaml.safe_load(file.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
-        problems = [f"key '{'.'.join(map(str, e['loc'])) or 'modality'}': {e['msg']}" for e in error.errors()]
+        first = next(iter(schema.model_fields))  # what an empty file lacks
+        problems = [f"key '{'.'.join(map(str, e['loc'])) or first}': {e['msg']}" for e in error.errors()]
         raise DataError("\n".join(f"{file}, {problem}" for problem in problems)) from None
+
+
+def _read(file: Path) -> Modality:
+    entry = read_yaml(file, Modality)
     findings = tuple(f.model_copy(update={"modality": entry.modality}) for f in entry.findings)
     return entry.model_copy(update={"findings": findings})
 

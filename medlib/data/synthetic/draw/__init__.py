@@ -5,7 +5,8 @@ images are caricatures for exercising a pipeline: they show one textbook sign ea
 nothing about how a model performs on patients.
 
 Each modality is one module with ``FINDINGS`` and
-``draw(finding, rng, size) -> (uint8 array, dict of what was drawn)``.
+``draw(finding, rng, size) -> (uint8 array, dict of what was drawn)``. `sketch` draws all of them a second time, by
+other means, for a suite that shows how much hangs on the first renderer.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from medlib.config import files
-from medlib.data.synthetic.draw import histopathology, mri, ultrasound, xray
+from medlib.data.synthetic.draw import histopathology, mri, sketch, ultrasound, xray
 
 GENERATOR_VERSION = "1"
 MODALITIES = {"xray": xray, "ultrasound": ultrasound, "histopathology": histopathology, "mri": mri}
 FINDINGS = {name: module.FINDINGS for name, module in MODALITIES.items()}
 
 
-def draw(modality: str, finding: str, seed: int, size: int = 224) -> Image.Image:
+#: Renderer -> modality -> function that draws; "" is the one that training sees.
+RENDERERS = {"": {name: module.draw for name, module in MODALITIES.items()}, "sketch": sketch.DRAW}
+
+
+def draw(modality: str, finding: str, seed: int, size: int = 224, renderer: str = "") -> Image.Image:
     """Draw one synthetic image.
 
     Parameters
@@ -38,18 +43,20 @@ def draw(modality: str, finding: str, seed: int, size: int = 224) -> Image.Image
         Non-negative; the same arguments always give the same pixels.
     size : int
         Width and height in pixels.
+    renderer : str
+        A key of ``RENDERERS``.
 
     Returns
     -------
     PIL.Image.Image
         Mode RGB, ``(size, size)``. ``image.info`` holds only strings: ``source``, ``modality``,
         ``finding``, ``seed``, ``generator_version`` and ``content`` (JSON of what was drawn;
-        positions and lengths are fractions of the image width).
+        positions and lengths are fractions of the image width), and ``renderer`` of any but the first.
 
     Raises
     ------
     ValueError
-        If the modality or the finding is unknown.
+        If the modality, the finding or the renderer is unknown.
     """
     if modality not in FINDINGS:
         raise ValueError(f"unknown modality {modality!r}, known: {', '.join(FINDINGS)}")
@@ -57,10 +64,14 @@ def draw(modality: str, finding: str, seed: int, size: int = 224) -> Image.Image
         known = ", ".join(FINDINGS[modality])
         raise ValueError(f"unknown finding {finding!r} for modality {modality!r}, known: {known}")
 
+    if renderer not in RENDERERS:
+        raise ValueError(f"unknown renderer {renderer!r}, known: {', '.join(map(repr, RENDERERS))}")
+
     # The class is part of the seed: equal seeds give unrelated patients in different classes.
     class_index = [list(FINDINGS).index(modality), FINDINGS[modality].index(finding)]
-    rng = np.random.default_rng([seed, *class_index])
-    pixels, content = MODALITIES[modality].draw(finding, rng, size)
+    further = [list(RENDERERS).index(renderer)] if renderer else []
+    rng = np.random.default_rng([seed, *class_index, *further])
+    pixels, content = RENDERERS[renderer][modality](finding, rng, size)
 
     image = Image.fromarray(pixels).convert("RGB")
     image.info = {
@@ -70,6 +81,7 @@ def draw(modality: str, finding: str, seed: int, size: int = 224) -> Image.Image
         "seed": str(seed),
         "generator_version": GENERATOR_VERSION,
         "content": json.dumps(content),
+        **({"renderer": renderer} if renderer else {}),  # the files of the first stay as they were, byte by byte
     }
     return image
 
