@@ -70,13 +70,14 @@ def _mixed(errors: tuple[float, ...], notes: float) -> float:
 
 
 def _ranking(results: Results, config: RunConfig, notes: float | None = None) -> dict[str, float]:
-    """Mean expected weight of errors on validation by system, least first."""
+    """Mean expected weight of errors on validation by system, least first; none where a verdict does not occur."""
     notes = config.note_prevalence if notes is None else notes
     means = {
         system: float(np.mean([_mixed(errors, notes) for errors in seeds]))
         for system, seeds in by_suite(results, config).items()
     }
-    return dict(sorted(means.items(), key=lambda item: item[1]))
+    known = {system: mean for system, mean in means.items() if not np.isnan(mean)}
+    return dict(sorted(known.items(), key=lambda item: item[1]))
 
 
 def recommended(results: Results, config: RunConfig) -> str | None:
@@ -131,7 +132,8 @@ def recommendation(results: Results, config: RunConfig, names: Mapping[str, str]
     """Which system to use, chosen on validation, and what it does on cases that played no part in the choice."""
     best = recommended(results, config)
     if best is None:
-        return ""
+        asked = len(by_suite(results, config)) > 1
+        return "No system is recommended: the validation cases do not hold both verdicts." if asked else ""
     means = _ranking(results, config)
     next_best = list(means)[1]
     suites = [suite for suite in CHOSEN_ON if results.has(best, suite)]
