@@ -53,6 +53,7 @@ def audit(
     Nothing of a case is stored or logged but what --out, --figure and --json ask for.
     """
     from medlib.config import ConfigError, DataError, ModelError, NotRun
+    from medlib.config.errors import printable
 
     question = dict(zip(ONE, (image, finding, treatment)))
     stated = {"modality": modality, "age": age, "sex": sex, "complaint": complaint}
@@ -63,10 +64,10 @@ def audit(
             _worklist(config, model, cases, images, out, shard, maps)
             return
         answer = _one_case(config, model, question, stated, figure)
-    except (ConfigError, DataError, ModelError, NotRun) as error:
+    except (ConfigError, DataError, ModelError, NotRun, OSError) as error:
         if not exit_code:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None  # 1 is a query
     print(json.dumps(answer.record(), indent=2, ensure_ascii=False) if as_json else answer.text())
     if exit_code:
