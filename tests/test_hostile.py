@@ -218,7 +218,8 @@ def _all(widget):
 @pytest.fixture(scope="module")
 def auditor(nano_folder, random_adapter, shared_data, tmp_path_factory):
     """A run whose adapter knows nothing, loaded once."""
-    pairs = dict.fromkeys(("train_pairs", "val_pairs", "test_pairs", "calibration_pairs"), 12)
+    kinds = "train", "val", "test", "calibration", "contradiction"
+    pairs = {f"{kind}_pairs": 12 for kind in kinds}
     place = tmp_path_factory.mktemp("hostile") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "SUITES_DIR", shared_data / "suites")

@@ -27,7 +27,7 @@ def of_run(small_config, random_adapter):
     """Options that name a run with an adapter."""
     from medlib.config import runs
 
-    config = small_config.model_copy(update={"calibration_pairs": 12})
+    config = small_config.model_copy(update={"calibration_pairs": 12, "contradiction_pairs": 12})
     runs.record(config)
     return ["--run-dir", config.run_dir, "--adapter", str(random_adapter)]
 

@@ -37,7 +37,7 @@ from medlib.data.cases import WITHHELD, Patient
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
 from medlib.data.synthetic.lexicon import CARE_ORDER, COMPLAINTS, DEGREES, FINDINGS, Care, Finding
-from medlib.models.prompts import INSTRUCTION
+from medlib.models.prompts import INSTRUCTION, SHOWS
 from medlib.models.standin.loop import descend, half_precision, schedule
 from medlib.models.standin.words import DRAWN, MODALITY_NAMES, Words, caption, modality_name
 
@@ -71,7 +71,6 @@ CHAT_TEMPLATE = """\
 """
 
 DESCRIBE = "Describe the medical image."
-SHOWS = "Review the medical image and the clinical information. Does the image show the clinical finding?"
 USED = "Review the clinical information. Is the prescribed treatment used for the clinical finding?"
 NAME_FINDING = "Which finding is this?"
 NAME_TREATMENT = "What kind of care is this?"
