@@ -103,7 +103,8 @@ class Auditor:
         from medlib.models import loading
 
         names = {BASE: loading.model_label(self.config), ADAPTER: f"{loading.model_label(self.config)} + LoRA"}
-        return names.get(self.name, self.name)
+        kind, _, model = self.name.partition(":")
+        return names.get(self.name, f"{kind}:{Path(model).name}" if kind == "vllm" else self.name)
 
     # --- one case
 
@@ -222,7 +223,7 @@ class Auditor:
 
     def _reasons(self, case: Case, measured: dict) -> list[str]:
         reasons = []
-        if self.hosted and not isinstance(measured.get("parsed"), str):
+        if (self.hosted or "parsed" in measured) and not isinstance(measured.get("parsed"), str):
             reasons.append("no verdict can be read from the answer")
         if self.reference.gallery and "distances" in measured:
             why = reference.unlike(self.reference.gallery, case.modality, measured["distances"])

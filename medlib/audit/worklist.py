@@ -233,7 +233,7 @@ def _measure(
         return
     try:
         yield [keys[row.place] for row in rows], _timed(auditor, _suite(rows, images_dir, thumbnails))
-    except DataError as error:  # a broken image: halve until it is alone
+    except (DataError, NotRun) as error:  # a broken image, a note that is too long: halve until it is alone
         if len(rows) == 1:
             failed[rows[0].place] = str(error)
             return

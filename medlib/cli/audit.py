@@ -41,7 +41,9 @@ def audit(
     maps: Annotated[int, typer.Option(min=0, help="occlusion maps for so many of the riskiest cases")] = 0,
     model: Annotated[
         Optional[str],
-        typer.Option(help="row of the benchmark that answers, such as openai:NAME; default: the adapter"),
+        typer.Option(
+            help="row of the benchmark that answers, such as openai:NAME or vllm:FOLDER; default: the adapter"
+        ),
     ] = None,
     run_dir: RunDir = None,
     adapter: Adapter = None,
@@ -96,7 +98,7 @@ def _one_case(config, model: str | None, question: dict, stated: dict, figure: P
     from medlib.config import ADAPTER
 
     case, folder = reading.one(**question, **stated)
-    auditor = Auditor(config, model or ADAPTER)
+    auditor = Auditor(config, options.row(model or ADAPTER))
     _say_if_slow(auditor)
     answer = auditor.case(case, folder.resolve(), with_map=figure is not None)
     if figure is not None:
@@ -121,7 +123,7 @@ def _worklist(config, model, cases: Path, images: Path | None, out: Path, shard:
 
     part = worklist.parse_shard(shard) if shard else None
     rows, folder, notes = reading.rows(cases, images)
-    auditor = Auditor(config, model or ADAPTER)
+    auditor = Auditor(config, options.row(model or ADAPTER))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     _say_if_slow(auditor)
