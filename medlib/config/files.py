@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -68,6 +69,32 @@ def replacements(folder: str | Path) -> Iterator[Path]:
             os.replace(file, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacement_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of ``folder`` as a whole at the end, or vanishes after an error.
+
+    So nobody ever finds a folder of which a part is missing. A kill between the last two moves leaves none.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of a call that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary, before = _temporary(folder), _temporary(folder.with_name(f"{folder.name}.old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in [file for file in temporary.rglob("*") if file.is_file()]:
+            _sync(file)
+        if folder.exists():  # a folder that is not empty cannot be replaced in one move
+            os.replace(folder, before)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists() and not folder.exists():  # the second move failed
+            os.replace(before, folder)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:
