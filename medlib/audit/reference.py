@@ -124,8 +124,7 @@ def of_run(session: Session, name: str, model: VerdictModel | None) -> Reference
 
 def place(config: RunConfig, system: System) -> Path:
     """File of a reference; its name changes with adapter, data and threshold."""
-    record = path(config.run_dir) / "run.json"
-    hashes = json.loads(record.read_text(encoding="utf-8")).get("data_hashes", {}) if record.is_file() else {}
+    hashes = files.read_json(path(config.run_dir) / "run.json").get("data_hashes", {})
     settings = config.of("seed", Data, "calibration_pairs", "contradiction_pairs", Threshold)
     digest = provenance.digest([VERSION, system.revision, settings, hashes])
     return path(config.run_dir) / "audit" / f"reference-{digest[:16]}.npz"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from medlib.config.errors import DataError
+
 
 def private_folder(path: Path) -> Path:
     """A folder, made if missing so that nobody else may look into it; what is in it may be about patients."""
@@ -117,6 +119,24 @@ def write_bytes(path: str | Path, content: bytes, private: bool = False) -> Path
 def write_text(path: str | Path, text: str, private: bool = False) -> Path:
     """Replace a text as a whole, UTF-8 and the line ends as they are."""
     return write_bytes(path, text.encode(), private)
+
+
+def read_json(file: str | Path, refuse: type[Exception] = DataError, name: str | None = None) -> dict:
+    """The object in a JSON file; {} if there is no such file.
+
+    Parameters
+    ----------
+    refuse : what is raised if the file holds anything else
+    name : what messages call the file; its path by default
+    """
+    file = Path(file)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+    except (ValueError, RecursionError) as error:  # no text or JSON, too long a number, too many brackets
+        raise refuse(f"{name or file}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise refuse(f"{name or file}: a JSON object is needed, not {type(content).__name__}")
+    return content
 
 
 def write_json(path: str | Path, obj) -> Path:

@@ -165,7 +165,7 @@ def _write(config: RunConfig, out: Path, text: str, merged: bool, terms: str | P
                 shutil.copyfile(file, out / file.name)
     (out / "README.md").write_text(text, encoding="utf-8")
     shutil.copyfile(run / "metrics.json", out / "metrics.json")
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = files.read_json(run / "run.json", PublishError)
     files.write_json(out / "run.json", provenance.public(record))
     metadata = adapters.training_metadata(config)
     facts = {name: provenance.public_value(metadata[name]) for name in FACTS if name in metadata}
@@ -242,7 +242,7 @@ def of_run(config: RunConfig) -> RunConfig:
     PublishError
         If the configuration names another base model than the run's.
     """
-    record = json.loads((run_dir(config) / "run.json").read_text(encoding="utf-8"))["parameters"]
+    record = files.read_json(run_dir(config) / "run.json", PublishError).get("parameters", {})
     base = adapters.training_metadata(config)["base_model"]
     if config.model not in (base, STANDIN):  # the stand-in is what a command means that names no model
         raise PublishError(f"the adapter of {config.run_dir} was trained on {base}, not on {config.model}")
@@ -300,14 +300,17 @@ def _results(config: RunConfig) -> tuple[dict, dict]:
     run = run_dir(config)
     results = run / "metrics.json"
     loading.file_hash(run / "adapter" / adapter_files.WEIGHTS)
-    metrics = json.loads(results.read_text()) if results.is_file() else {}
+    metrics = files.read_json(results, PublishError)
     if ADAPTER not in metrics.get("systems", {}):
         raise PublishError(f"{results.name}: no results of the adapter; run `evaluate` first")
     try:
         measured.check(run, metrics)
     except ConfigError as error:
         raise PublishError(str(error)) from None
-    return metrics, json.loads((run / "run.json").read_text())
+    record = files.read_json(run / "run.json", PublishError)
+    if "packages" not in record:
+        raise PublishError("run.json: missing, or not what a run writes; run `evaluate` again")
+    return metrics, record
 
 
 def _metadata(config: RunConfig, name: str, merged: bool, metrics: dict):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medlib.config import files
+from medlib.config import ConfigError, DataError, files
 
 
 def test_json_takes_numpy_paths_and_nan(tmp_path):
@@ -42,6 +42,25 @@ def test_a_librarys_files_move_in_together_and_others_stay(tmp_path):
     assert {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == {
         "old": "old", "same": "new", "inside/new": "new",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"[1]", b"3", b"\xff{}", b"[" * 40_000, b'{"a": ' + b"9" * 5_000 + b"}"]
+)
+def test_what_is_no_json_object_is_refused_by_the_name_of_the_file(tmp_path, content):
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    for refuse in (DataError, ConfigError):
+        with pytest.raises(refuse, match="x.json: (not valid JSON|a JSON object is needed)"):
+            files.read_json(file, refuse)
+    with pytest.raises(DataError, match="^the card: "):
+        files.read_json(file, name="the card")
+
+
+def test_a_json_file_that_is_not_there_holds_nothing_and_a_byte_order_mark_is_none(tmp_path):
+    assert files.read_json(tmp_path / "absent.json") == {}
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert files.read_json(tmp_path / "x.json") == {"a": 1}
 
 
 def listed(folder):
