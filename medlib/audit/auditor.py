@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medlib import stats
-from medlib.audit import reference
+from medlib.audit import agreement, reference
 from medlib.audit.answer import CaseAudit, decide
 from medlib.audit.rationale import GRID, without_parts
 from medlib.audit.reference import Reference
@@ -103,7 +103,8 @@ class Auditor:
         from medlib.models import loading
 
         names = {BASE: loading.model_label(self.config), ADAPTER: f"{loading.model_label(self.config)} + LoRA"}
-        return names.get(self.name, self.name)
+        kind, _, model = self.name.partition(":")
+        return names.get(self.name, f"{kind}:{Path(model).name}" if kind == "vllm" else self.name)
 
     # --- one case
 
@@ -149,7 +150,8 @@ class Auditor:
         -------
         DataFrame
             A row for each case: ``p_correct``, whatever else the system told, and ``distances``, ``nearest``,
-            ``similarity`` (lists) of a system that `sees`; with ``rest`` also ``without_image`` and so on.
+            ``similarity`` (lists) and ``shows`` of a system that `sees`; with ``rest`` also ``without_image`` and
+            so on.
         """
         _ = self.reference  # made outside, where what is seen of training images may be kept
         with self._forgetting():
@@ -175,6 +177,8 @@ class Auditor:
                 nearest=nearest.tolist(),
                 similarity=similarity.tolist(),
             )
+        if self.model is not None and self.reference.agreement:
+            table = table.assign(shows=agreement.shows(self.model, suite))
         if rest:
             without = without_parts(lambda part: self._predict(part)["p_correct"].to_numpy(), suite)
             table = table.assign(**{f"without_{name}": p for name, p in without.items()})
@@ -219,10 +223,13 @@ class Auditor:
 
     def _reasons(self, case: Case, measured: dict) -> list[str]:
         reasons = []
-        if self.hosted and not isinstance(measured.get("parsed"), str):
+        if (self.hosted or "parsed" in measured) and not isinstance(measured.get("parsed"), str):
             reasons.append("no verdict can be read from the answer")
         if self.reference.gallery and "distances" in measured:
             why = reference.unlike(self.reference.gallery, case.modality, measured["distances"])
+            reasons += [why] if why else []
+        if self.reference.agreement and "shows" in measured:
+            why = self.reference.agreement.reason(measured["shows"])
             reasons += [why] if why else []
         return reasons
 

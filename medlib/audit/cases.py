@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medlib.config import DataError
+from medlib.config.paths import expanded
 from medlib.data import own, tables, values
 from medlib.data.cases import UNSPECIFIED, Case
 from medlib.data.images import is_dicom
@@ -31,9 +33,9 @@ def one(image: str | Path, finding: str, treatment: str, **stated: str | None) -
     DataError
         Naming the field that cannot be read.
     """
-    file = Path(image).expanduser()
-    if not file.is_file():
-        raise DataError(f"image: {image}: no such file")
+    file = expanded(image)
+    if not os.path.isfile(file):  # False for what no path can be, such as too long a name
+        raise DataError(f"image: {str(image)[:300]}: no such file")
     known = dicom_facts(file) | {name: text for name, text in stated.items() if text}
     readers: dict[str, Callable] = {
         "age": values.age,
@@ -98,12 +100,12 @@ def rows(table: str | Path, images_dir: str | Path | None = None) -> tuple[list[
     DataError
         If there is no such table, or none of its rows can be read.
     """
-    file = Path(table).expanduser()
-    if not file.exists():
-        raise DataError(f"cases: {table}: no such file or folder; a table is one of {', '.join(tables.SUFFIXES)}")
-    if images_dir is not None and not Path(images_dir).expanduser().is_dir():
-        raise DataError(f"images: {images_dir}: no such folder")
-    images = None if images_dir is None else Path(images_dir).expanduser()
+    file, images = expanded(table), None if images_dir is None else expanded(images_dir)
+    if not os.path.exists(file):
+        known = ", ".join(tables.SUFFIXES)
+        raise DataError(f"cases: {str(table)[:300]}: no such file or folder; a table is one of {known}")
+    if images is not None and not os.path.isdir(images):
+        raise DataError(f"images: {str(images_dir)[:300]}: no such folder")
     data = own.read(file, strict=False, images=images, unlabelled=True)
     problems: dict[str, list[str]] = {}
     for text in data.problems:

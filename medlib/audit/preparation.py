@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from medlib import stats
+from medlib.audit import agreement
 from medlib.audit.reference import Decision, Gallery, Reference
 from medlib.config import RunConfig
 from medlib.data import sources
@@ -21,7 +22,8 @@ def make(session: Session, name: str, model: VerdictModel | None) -> Reference:
     if model is None:
         return Reference(decision(session, name), None)
     data = sources.suite(session.config, "train").sha256
-    return Reference(decision(session, name), gallery(session.config, model), data)
+    seen = gallery(session.config, model)
+    return Reference(decision(session, name), seen, data, agreement.of_run(session.config, model))
 
 
 # --- threshold ------------------------------------------------------------------------------------

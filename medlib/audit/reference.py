@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medlib.audit.agreement import Agreement
 from medlib.config import RunConfig, files, path, provenance
 from medlib.config.settings import Data, Threshold
 from medlib.data.cases import UNSPECIFIED
@@ -20,7 +21,7 @@ from medlib.systems import Session
 from medlib.systems.registry import System
 
 #: Raise it whenever a reference of the same run would be another.
-VERSION = 1
+VERSION = 2
 NEAREST = 3
 
 
@@ -92,12 +93,14 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 class Reference:
     """`Decision` of a system, and the `Gallery` of a local model's tower; a hosted model has none.
 
-    ``data`` is the SHA-256 of the cases that the run trains on, "" for a hosted model.
+    ``agreement`` says when note and image disagree, None where that cannot be told. ``data`` is the SHA-256 of the
+    cases that the run trains on, "" for a hosted model.
     """
 
     decision: Decision
     gallery: Gallery | None
     data: str = ""
+    agreement: Agreement | None = None
 
 
 def of_run(session: Session, name: str, model: VerdictModel | None) -> Reference:
@@ -121,9 +124,8 @@ def of_run(session: Session, name: str, model: VerdictModel | None) -> Reference
 
 def place(config: RunConfig, system: System) -> Path:
     """File of a reference; its name changes with adapter, data and threshold."""
-    record = path(config.run_dir) / "run.json"
-    hashes = json.loads(record.read_text(encoding="utf-8")).get("data_hashes", {}) if record.is_file() else {}
-    settings = config.of("seed", Data, "calibration_pairs", Threshold)
+    hashes = files.read_json(path(config.run_dir) / "run.json").get("data_hashes", {})
+    settings = config.of("seed", Data, "calibration_pairs", "contradiction_pairs", Threshold)
     digest = provenance.digest([VERSION, system.revision, settings, hashes])
     return path(config.run_dir) / "audit" / f"reference-{digest[:16]}.npz"
 
@@ -131,7 +133,7 @@ def place(config: RunConfig, system: System) -> Path:
 def _write(file: Path, made: Reference) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     known = asdict(made)
-    words = {"decision": known["decision"], "data": known["data"]}
+    words = {name: known[name] for name in ("decision", "data", "agreement")}
     arrays = {}
     for name, value in (known["gallery"] or {}).items():
         (arrays if isinstance(value, np.ndarray) else words)[name] = value
@@ -143,8 +145,9 @@ def _read(file: Path) -> Reference:
     with np.load(file) as held:
         words = json.loads(str(held["words"]))
         arrays = {name: held[name] for name in held.files if name != "words"}
-    made, data = Decision(**words.pop("decision")), words.pop("data")
-    return Reference(made, Gallery(**words, **arrays) if arrays else None, data)
+    made, data, agreement = Decision(**words.pop("decision")), words.pop("data"), words.pop("agreement")
+    gallery = Gallery(**words, **arrays) if arrays else None
+    return Reference(made, gallery, data, Agreement(**agreement) if agreement else None)
 
 
 # --- reasons --------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import pandas as pd
 from PIL import Image
 
 from medlib import stats
+from medlib.audit import reference
 from medlib.audit.answer import ABSTAIN, PASS, QUERY, CaseAudit
 from medlib.audit.auditor import Auditor
 from medlib.audit.cases import Row
@@ -126,7 +127,8 @@ class _Store:
     """What was measured, on disk: one line for each case, found again by the place of the line."""
 
     def __init__(self, folder: Path, auditor: Auditor, shard: tuple[int, int] | None) -> None:
-        name = provenance.digest([auditor.system.revision, auditor.name])[:16]
+        made_of = [auditor.system.revision, auditor.name, *([reference.VERSION] if auditor.sees else [])]
+        name = provenance.digest(made_of)[:16]
         ending = f"-{shard[0]}-of-{shard[1]}" if shard else ""
         self.file = folder / f"{name}{ending}.jsonl"
         self.places: dict[str, tuple[Path, int]] = {}
@@ -231,7 +233,7 @@ def _measure(
         return
     try:
         yield [keys[row.place] for row in rows], _timed(auditor, _suite(rows, images_dir, thumbnails))
-    except DataError as error:  # a broken image: halve until it is alone
+    except (DataError, NotRun) as error:  # a broken image, a note that is too long: halve until it is alone
         if len(rows) == 1:
             failed[rows[0].place] = str(error)
             return

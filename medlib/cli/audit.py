@@ -41,7 +41,9 @@ def audit(
     maps: Annotated[int, typer.Option(min=0, help="occlusion maps for so many of the riskiest cases")] = 0,
     model: Annotated[
         Optional[str],
-        typer.Option(help="row of the benchmark that answers, such as openai:NAME; default: the adapter"),
+        typer.Option(
+            help="row of the benchmark that answers, such as openai:NAME or vllm:FOLDER; default: the adapter"
+        ),
     ] = None,
     run_dir: RunDir = None,
     adapter: Adapter = None,
@@ -53,6 +55,7 @@ def audit(
     Nothing of a case is stored or logged but what --out, --figure and --json ask for.
     """
     from medlib.config import ConfigError, DataError, ModelError, NotRun
+    from medlib.config.errors import printable
 
     question = dict(zip(ONE, (image, finding, treatment)))
     stated = {"modality": modality, "age": age, "sex": sex, "complaint": complaint}
@@ -63,10 +66,10 @@ def audit(
             _worklist(config, model, cases, images, out, shard, maps)
             return
         answer = _one_case(config, model, question, stated, figure)
-    except (ConfigError, DataError, ModelError, NotRun) as error:
+    except (ConfigError, DataError, ModelError, NotRun, OSError) as error:
         if not exit_code:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None  # 1 is a query
     print(json.dumps(answer.record(), indent=2, ensure_ascii=False) if as_json else answer.text())
     if exit_code:
@@ -95,7 +98,7 @@ def _one_case(config, model: str | None, question: dict, stated: dict, figure: P
     from medlib.config import ADAPTER
 
     case, folder = reading.one(**question, **stated)
-    auditor = Auditor(config, model or ADAPTER)
+    auditor = Auditor(config, options.row(model or ADAPTER))
     _say_if_slow(auditor)
     answer = auditor.case(case, folder.resolve(), with_map=figure is not None)
     if figure is not None:
@@ -120,7 +123,7 @@ def _worklist(config, model, cases: Path, images: Path | None, out: Path, shard:
 
     part = worklist.parse_shard(shard) if shard else None
     rows, folder, notes = reading.rows(cases, images)
-    auditor = Auditor(config, model or ADAPTER)
+    auditor = Auditor(config, options.row(model or ADAPTER))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     _say_if_slow(auditor)

@@ -23,7 +23,7 @@ def settings(
 ) -> None:
     """Fine-tune MedGemma with LoRA to audit clinical decisions, and measure it."""
     if data_cache:  # before anything asks where they lie; notebooks that a command runs inherit it
-        os.environ["MEDLIB_HOME"] = str(data_cache.expanduser().absolute())
+        os.environ["MEDLIB_HOME"] = os.path.abspath(os.path.expanduser(data_cache))
 
 
 for group in (data, run, audit, share, feedback):
@@ -38,6 +38,10 @@ def main() -> None:
         app()
     except (ConfigError, DataError, ModelError, NotRun) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a disk that is full, a folder that may not be written, a name too long
+        if not error.filename:
+            raise
+        sys.exit(f"error: {printable(str(error.filename)[:300])}: {error.strerror}")
     except RuntimeError as error:
         if "notebook" not in str(error):
             raise

@@ -104,13 +104,19 @@ def data_place(data: str) -> str:
     return place(data) if os.path.exists(os.path.expanduser(data)) else data
 
 
+def row(name: str) -> str:
+    """A row of the benchmark as the library takes it: the folder of ``vllm:FOLDER`` is one of the command line."""
+    kind, colon, model = name.partition(":")
+    return f"{kind}:{data_place(model)}" if colon and kind == "vllm" else name
+
+
 def rows_and_base(names: list[str] | None) -> tuple[tuple[str, ...] | None, str | None]:
     """Split ``--model`` into rows of the benchmark and the base model's name."""
     from medlib import systems
     from medlib.config import ConfigError
 
-    rows = [name for name in names or [] if systems.is_system(name)]
-    bases = [name for name in names or [] if name not in rows]
+    rows = [row(name) for name in names or [] if systems.is_system(name)]
+    bases = [name for name in names or [] if not systems.is_system(name)]
     if len(bases) > 1:
         raise ConfigError(f"--model names two base models: {', '.join(bases)}; rows: {', '.join(systems.names())}")
     return tuple(rows) or None, bases[0] if bases else None

@@ -168,11 +168,11 @@ def _score(step, model, profile, settings, images, **values) -> None:
 
 def _print_scores(config) -> None:
     """The suites that hold a claim; the altered images are shown as curves in 08_benchmark."""
-    from medlib.config import path
+    from medlib.config import files, path
     from medlib.evaluation.summary import scores_written
     from medlib.stats.text import results_table, to_markdown
 
-    metrics = json.loads((path(config.run_dir) / "metrics.json").read_text(encoding="utf-8"))
+    metrics = files.read_json(path(config.run_dir) / "metrics.json")
     for suite in ("heldout", "paraphrase", "contradiction", "core24_val", "core24_folds"):
         if scores := scores_written(metrics, suite):
             print(f"\n{suite}\n{to_markdown(results_table(scores))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from medlib.config.errors import DataError
 
 
 def private_folder(path: Path) -> Path:
@@ -70,6 +73,32 @@ def replacements(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacement_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of ``folder`` as a whole at the end, or vanishes after an error.
+
+    So nobody ever finds a folder of which a part is missing. A kill between the last two moves leaves none.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of a call that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary, before = _temporary(folder), _temporary(folder.with_name(f"{folder.name}.old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in [file for file in temporary.rglob("*") if file.is_file()]:
+            _sync(file)
+        if folder.exists():  # a folder that is not empty cannot be replaced in one move
+            os.replace(folder, before)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists() and not folder.exists():  # the second move failed
+            os.replace(before, folder)
+        shutil.rmtree(before, ignore_errors=True)
+
+
 def _temporary(path: Path) -> Path:
     # Same folder, because a rename is atomic only within one file system.
     return path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
@@ -90,6 +119,24 @@ def write_bytes(path: str | Path, content: bytes, private: bool = False) -> Path
 def write_text(path: str | Path, text: str, private: bool = False) -> Path:
     """Replace a text as a whole, UTF-8 and the line ends as they are."""
     return write_bytes(path, text.encode(), private)
+
+
+def read_json(file: str | Path, refuse: type[Exception] = DataError, name: str | None = None) -> dict:
+    """The object in a JSON file; {} if there is no such file.
+
+    Parameters
+    ----------
+    refuse : what is raised if the file holds anything else
+    name : what messages call the file; its path by default
+    """
+    file = Path(file)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+    except (ValueError, RecursionError) as error:  # no text or JSON, too long a number, too many brackets
+        raise refuse(f"{name or file}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise refuse(f"{name or file}: a JSON object is needed, not {type(content).__name__}")
+    return content
 
 
 def write_json(path: str | Path, obj) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+from medlib.config import files
 from medlib.config.errors import ModelError
 from medlib.config.paths import ROOT
 
@@ -26,17 +26,11 @@ def model_config(model: str) -> dict:
     Raises
     ------
     ModelError
-        If the file is not JSON.
+        If the file is no JSON object.
     """
     place = locate(model)
     file = Path(place) / "config.json" if os.path.isdir(place) else cached(place, "config.json")
-    if file is None or not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{model}: config.json is not valid JSON ({error})") from None
-    return content if isinstance(content, dict) else {}
+    return files.read_json(file, ModelError, f"{model}: config.json") if file else {}
 
 
 def cached(model: str, name: str) -> Path | None:

@@ -23,14 +23,19 @@ def generated(name: str) -> Path:
     written, in the user's cache folder.
     """
     if home := os.environ.get(HOME):
-        return Path(home).expanduser().absolute() / name
+        return expanded(home).absolute() / name
     if os.access(ROOT / "data", os.W_OK):
         return ROOT / "data" / name
     cache = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "medlib" / name
 
 
+def expanded(name: str | Path) -> Path:
+    """A path with ``~`` read as a home folder; as it is where there is no such user (pathlib raises)."""
+    return Path(os.path.expanduser(name))
+
+
 def path(name: str | Path) -> Path:
     """A path given relative to the repository works from any notebook's folder."""
-    name = Path(name).expanduser()
+    name = expanded(name)
     return name if name.is_absolute() else ROOT / name

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import medlib
 from medlib.config import hardware
 from medlib.config.files import to_json
-from medlib.config.paths import ROOT, path
+from medlib.config.paths import ROOT, expanded, path
 from medlib.config.settings import RunConfig
 
 # The packages that can change a number; the rest only carry it.
@@ -116,7 +116,7 @@ def public_value(value, name: str = ""):
     if "://" in text:
         parts = urlsplit(text)
         return f"{parts.scheme}://{parts.hostname or ''}"
-    place = Path(text).expanduser()
+    place = expanded(text)
     if re.match("(path|address)-[0-9a-f]{12}$", text) or not text:
         return text
     if name == "api_base_url":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ from medlib.config.settings import (
     profile_settings,
     resolve,
 )
+from medlib.config.terms import ADAPTER_WEIGHTS
 
 TRAINED = (Run, Model, Data, Training)
 #: Settings that a step (a notebook or a command) uses; any other one that it is given is an error.
@@ -64,9 +64,9 @@ RETRAINS: dict[str, tuple[Part, ...]] = {
 }
 #: What a run has finished once these files are there, and the settings that can then change no more.
 FINISHED = (
-    ("adapter", "adapter/adapter_model.safetensors", TRAINED),
-    ("reward model", "reward_model/adapter_model.safetensors", (Feedback, Reward)),
-    ("adapters trained on feedback", "rl/*/adapter/adapter_model.safetensors", (RL,)),
+    ("adapter", f"adapter/{ADAPTER_WEIGHTS}", TRAINED),
+    ("reward model", f"reward_model/{ADAPTER_WEIGHTS}", (Feedback, Reward)),
+    ("adapters trained on feedback", f"rl/*/adapter/{ADAPTER_WEIGHTS}", (RL,)),
 )
 #: Settings that ``run.json`` may not name as they are, such as folders outside the project; never published.
 LOCAL = "local_settings.json"
@@ -165,11 +165,8 @@ def recorded(folder: str | Path) -> RunConfig | None:
 
 
 def _read(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("parameters", {}), dict):
+    content = files.read_json(file, ConfigError)
+    if not isinstance(content.get("parameters", {}), dict):
         raise ConfigError(f"{file}: not what a run writes, which is an object with its parameters")
     return content
 

@@ -10,6 +10,8 @@ ANSWERS = {
 }
 
 BASE, ADAPTER = "medgemma", "medgemma-lora"
+#: File of an adapter's weights, as PEFT names it.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 #: Severity of an error, an ordinal scale.
 SEVERITIES = ("moderate", "high", "critical")
 

@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medlib.config import DataError, files
-from medlib.config.paths import generated
+from medlib.config.paths import expanded, generated
 from medlib.data import tables, values
 from medlib.data.cases import UNSPECIFIED, Case, LabelledCase, Patient, scenario_hash
 from medlib.data.images import FORMATS
@@ -210,8 +210,8 @@ def read(
     DataError
         Naming file, row and field of each problem, or the key of a bad ``dataset.yaml``.
     """
-    folder = Path(where).expanduser()
-    if folder.exists():
+    folder = expanded(where)
+    if os.path.exists(folder):  # False for what no path can be, such as too long a name
         root = folder if folder.is_dir() else folder.parent
         card = read_card(root / CARD)
         name = name or card.name or (folder.resolve().name if folder.is_dir() else folder.stem)

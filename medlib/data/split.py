@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import secrets
 import warnings
 from collections import Counter
@@ -141,7 +140,7 @@ def read(folder: str | Path) -> Assignment | None:
     table, facts = Path(folder) / "split.csv", Path(folder) / "split.json"
     if not (table.is_file() and facts.is_file()):
         return None
-    known = json.loads(facts.read_text(encoding="utf-8"))
+    known = files.read_json(facts)
     known.pop("counts")
     return Assignment(pd.read_csv(table, dtype={"id": str, "file": str}), **known)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from medlib.config import ADAPTER, METHODS, ConfigError, ModelError, RunConfig, adapter_dir, path
+from medlib.config import ADAPTER, METHODS, ConfigError, ModelError, RunConfig, adapter_dir, files, path
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.models import loading
@@ -34,7 +33,7 @@ def _folders(config: RunConfig, own: Path) -> dict[str, Path]:
 
 def still_valid(folder: Path, parts: dict[tuple, pd.DataFrame], now: dict) -> dict[tuple, pd.DataFrame]:
     """Earlier predictions (key: system first) but for those of an adapter that has learned anew since then."""
-    before = _read(folder / "metrics.json").get("measured", {}).get("adapters", {})
+    before = files.read_json(folder / "metrics.json", ModelError).get("measured", {}).get("adapters", {})
     names = {system.partition(":")[0] for system, *_ in parts}
     changed = {name for name in names if before.get(name) != now["adapters"].get(name)}
     return {key: part for key, part in parts.items() if key[0].partition(":")[0] not in changed}
@@ -51,7 +50,7 @@ def check(folder: str | Path, metrics: dict) -> None:
         Naming what differs, and what to do.
     """
     folder = path(folder)
-    config = RunConfig(run_dir=str(folder), seed=_read(folder / "run.json").get("seed") or 0)
+    config = RunConfig(run_dir=str(folder), seed=files.read_json(folder / "run.json", ModelError).get("seed") or 0)
     own = {n: f for n, f in _folders(config, folder / "adapter").items() if (f / WEIGHTS).is_file()}
     if ADAPTER not in own or not metrics.get("systems"):
         return
@@ -69,15 +68,8 @@ def check(folder: str | Path, metrics: dict) -> None:
         raise ConfigError(
             f"metrics.json: its figures are of other weights than the adapter was trained on; {again}"
         )
-    if (data := _read(folder / "run.json").get("data_hashes")) and data != measured["data"]:
+    if (data := files.read_json(folder / "run.json", ModelError).get("data_hashes")) and data != measured["data"]:
         changed = sorted(
             name for name in data.keys() | measured["data"] if data.get(name) != measured["data"].get(name)
         )
         raise ConfigError(f"metrics.json: its figures are of other data ({', '.join(changed)}); {again}")
-
-
-def _read(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{file}: not valid JSON ({error})") from None

@@ -19,14 +19,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from medlib.config import ModelError
+from medlib.config import ModelError, files
+from medlib.config.terms import ADAPTER_WEIGHTS
 from medlib.models.weights import is_lfs_pointer, weights_hash
 
 #: Regular expressions of `medlib.training.lora`; PEFT tries any other one, too, and some take for ever.
 _PART = r"\.\*(?:language_model|vision_tower)\.\*\\\.\((?:[a-z_|]+|\\w\+_proj)\)"
 HARMLESS = re.compile(rf"[\w.^$\\-]*|{_PART}|\({_PART}\|{_PART}\)")
 PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
-CONFIG, WEIGHTS, METADATA = "adapter_config.json", "adapter_model.safetensors", "training_metadata.json"
+CONFIG, WEIGHTS, METADATA = "adapter_config.json", ADAPTER_WEIGHTS, "training_metadata.json"
 
 
 def attach(
@@ -116,14 +117,7 @@ def check_patterns(file: Path) -> None:
 
 def read_metadata(folder: Path) -> dict:
     """What training wrote about an adapter; empty if there is nothing, ModelError if it is no JSON object."""
-    file = folder / METADATA
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{folder}: {METADATA} is not valid JSON ({_first(error)})") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{folder}: {METADATA} is not what training writes; train again")
-    return content
+    return files.read_json(folder / METADATA, ModelError)
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

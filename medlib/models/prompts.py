@@ -27,6 +27,8 @@ INSTRUCTION = (
     f'"{ANSWERS["ERROR"]}" if inappropriate\n'
     f'"{ANSWERS["CORRECT"]}" if appropriate'
 )
+#: A question to a base model, which is answered by yes or no; the stand-ins' pretraining asks it too.
+SHOWS = "Review the medical image and the clinical information. Does the image show the clinical finding?"
 
 
 def clinical_text(scenario: Case) -> str:
@@ -76,6 +78,13 @@ def messages(
     if answer is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return turns
+
+
+def shows_messages(scenario: Case, image: Image.Image | None) -> list[dict]:
+    """Chat messages that ask `SHOWS` of a case; the treatment is not told."""
+    note, _, _ = clinical_text(scenario).rpartition("\n")  # the treatment is the last line
+    text = {"type": "text", "text": f"{SHOWS}\n\n{literal(note)}"}
+    return [{"role": "user", "content": [{"type": "image", "image": image}, text]}]
 
 
 def answer_tokens(processor) -> list[list[int]]:

@@ -8,7 +8,7 @@ from one reading: an answer whose every token is the most likely one is what gre
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -89,7 +89,7 @@ def read(model: VerdictModel, suite: Suite, batch_size: int = 32) -> pd.DataFram
         rows = order[start : start + batch_size]
         logits = _logits_once(model, suite.rows(rows))
         if logits is None:
-            scores[rows] = score_answers(model, _batch(model, suite, rows))
+            scores[rows] = score_answers(model, batch(model, suite, rows))
             continue
         logp, greedy = _judge(logits, tokens)
         scores[rows] = logp
@@ -104,7 +104,7 @@ def decode(model: VerdictModel, suite: Suite, batch_size: int = 32) -> pd.DataFr
     texts, order = [""] * len(suite), _by_length(suite)
     for start in range(0, len(suite), batch_size):
         rows = order[start : start + batch_size]
-        for row, text in zip(rows, generate_answers(model, _batch(model, suite, rows))):
+        for row, text in zip(rows, generate_answers(model, batch(model, suite, rows))):
             texts[row] = text
     return pd.DataFrame({"generated": texts, "parsed": [prompts.parse_verdict(text) for text in texts]})
 
@@ -252,27 +252,31 @@ def image_features(model: VerdictModel, suite: Suite, scenarios: Sequence[Case])
 # --- prompts read whole ---------------------------------------------------------------------------
 
 
-def _batch(model: VerdictModel, suite: Suite, rows: list[int]) -> dict:
-    """Tensors of some rows; the tower's features in place of pixels, where an image has one that is fixed."""
+def batch(model: VerdictModel, suite: Suite, rows: list[int], turns: Callable = prompts.messages) -> dict:
+    """Tensors of some rows; the tower's features in place of pixels, where an image has one that is fixed.
+
+    ``turns`` makes chat messages of a case and its image.
+    """
     scenarios = [suite.scenarios[row] for row in rows]
-    batch = prompt_batch(model, scenarios, [suite.image(s) for s in scenarios])
-    pixels = batch["pixel_values"]
+    tensors = prompt_batch(model, scenarios, [suite.image(s) for s in scenarios], turns)
+    pixels = tensors["pixel_values"]
     if len(pixels) != len(rows):  # several crops an image
-        return batch
+        return tensors
     views = [features.View(suite.images_dir / s.image, suite.view) for s in scenarios]
     loads = [lambda row=row: pixels[row : row + 1] for row in range(len(rows))]
     images = features.of_images(model.network, views, loads)
     if images is None:
-        return batch
+        return tensors
     images = {"image": BaseModelOutputWithPooling(pooler_output=torch.cat(images).to(pixels.device))}
-    return {n: t for n, t in batch.items() if n != "pixel_values"} | {"mm_encoder_outputs": images}
+    return {n: t for n, t in tensors.items() if n != "pixel_values"} | {"mm_encoder_outputs": images}
 
 
-def prompt_batch(model: VerdictModel, scenarios, images) -> dict[str, torch.Tensor]:
-    """Tensors of the audit question for a list of scenarios and their images, padded at the left."""
-    turns = [prompts.messages(s, image) for s, image in zip(scenarios, images)]
+def prompt_batch(
+    model: VerdictModel, scenarios, images, turns: Callable = prompts.messages
+) -> dict[str, torch.Tensor]:
+    """Tensors of a question (the audit's by default) about scenarios and their images, padded at the left."""
     batch = model.processor.apply_chat_template(
-        turns,
+        [turns(s, image) for s, image in zip(scenarios, images)],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,

@@ -154,7 +154,8 @@ class AuditView:
             raise DataError("image: choose a case of the list, or upload an image")
         uploaded = self.upload.value[0]
         self.uploads = self.uploads or tempfile.TemporaryDirectory()
-        file = Path(self.uploads.name) / f"image{Path(uploaded['name']).suffix.lower()}"
+        suffix = Path(uploaded["name"]).suffix.lower()
+        file = Path(self.uploads.name) / f"image{suffix if suffix in own.IMAGE_SUFFIXES else ''}"
         file.write_bytes(uploaded["content"])
         return file
 

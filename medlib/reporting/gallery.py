@@ -66,8 +66,8 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         fit into `MAX_BYTES`.
     """
     run_dir, reports = path(run_dir), Path(reports)
-    measured.check(run_dir, pages.read_json(run_dir / "metrics.json"))
-    record = pages.read_json(run_dir / "run.json")
+    measured.check(run_dir, files.read_json(run_dir / "metrics.json"))
+    record = files.read_json(run_dir / "run.json")
     # as they were given: the record has a hash in place of a folder
     config = runs.recorded(run_dir.resolve()) or RunConfig()
     _refuse_private(config)

@@ -65,7 +65,7 @@ def render(run_dir: str | Path) -> Path:
     ------
     FileNotFoundError
         If the run has no executed notebook.
-    ValueError
+    DataError
         If a JSON file cannot be read; names the file.
     ConfigError
         If the figures in ``metrics.json`` are of another adapter, other weights or other data than the run's.
@@ -75,8 +75,8 @@ def render(run_dir: str | Path) -> Path:
     if not executed:
         raise FileNotFoundError(f"{execute.relative(run_dir / 'notebooks')}: no executed notebook")
     notebooks = [nbformat.read(file, as_version=4) for file in executed]
-    record = read_json(run_dir / "run.json")
-    metrics = read_json(run_dir / "metrics.json")
+    record = files.read_json(run_dir / "run.json")
+    metrics = files.read_json(run_dir / "metrics.json")
     measured.check(run_dir, metrics)
 
     pages: list[dict] = [{"file": "index.html", "label": "Overview"}]
@@ -106,18 +106,6 @@ def _without_machine(html: str, run_dir: Path) -> str:
         if len(place.parts) > 1:
             html = html.replace(str(place), word)
     return html
-
-
-def read_json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file.name}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name}: expected an object, found {type(content).__name__}")
-    return content
 
 
 def _markdown(text: str) -> str:

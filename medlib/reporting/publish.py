@@ -2,7 +2,7 @@
 
 Everything on the card is read from the run (``metrics.json``, ``run.json``): a run without metrics is
 not published. The folder is looked through before anything leaves this machine: weights are
-safetensors, and checkpoints, logs, tokens and absolute paths are refused.
+safetensors, and checkpoints, logs, tokens and absolute paths are refused, also in the header of weights.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ ALLOWED = re.compile(
     r"|(adapter_|generation_|processor_|preprocessor_|tokenizer_)?config\.json"
     r"|tokenizer\.(json|model)|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
 )  # fmt: skip
+MAX_HEADER = 100_000_000  # bytes, the limit of the format
 VOCABULARY = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # may hold any text
 ABSOLUTE = re.compile(
     r"""(?<![\w:/.<])/(?:[\w.+-]+/)+[\w.+-]*|(?<=")/\w[\w.+-]*(?=")"""
@@ -148,8 +149,14 @@ def export(
         raise PublishError(f"{config.model} was taught images of {seen['name']}, which forbid publishing it")
     out = Path(out) if out else run / "published" / ("merged" if merged else "adapter")
     text = card(config, repo_id or config_name(config, merged), merged)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    with files.replacement_folder(out) as unfinished:
+        _write(config, unfinished, text, merged, terms)
+        check(unfinished, out.name)
+    return out
+
+
+def _write(config: RunConfig, out: Path, text: str, merged: bool, terms: str | Path | None) -> None:
+    run = run_dir(config)
     if merged:
         merge(config, out)
     else:
@@ -158,7 +165,7 @@ def export(
                 shutil.copyfile(file, out / file.name)
     (out / "README.md").write_text(text, encoding="utf-8")
     shutil.copyfile(run / "metrics.json", out / "metrics.json")
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = files.read_json(run / "run.json", PublishError)
     files.write_json(out / "run.json", provenance.public(record))
     metadata = adapters.training_metadata(config)
     facts = {name: provenance.public_value(metadata[name]) for name in FACTS if name in metadata}
@@ -167,12 +174,14 @@ def export(
         (out / "NOTICE").write_text(NOTICE)
     if terms:
         shutil.copyfile(terms, out / "LICENSE")
-    check(out)
-    return out
 
 
-def check(folder: str | Path) -> pd.DataFrame:
+def check(folder: str | Path, name: str | None = None) -> pd.DataFrame:
     """Refuse what must not be published; gives the files and their sizes.
+
+    Parameters
+    ----------
+    name : what messages call the folder; its own name by default
 
     Returns
     -------
@@ -182,29 +191,47 @@ def check(folder: str | Path) -> pd.DataFrame:
     ------
     PublishError
         Naming every file that is not weights in safetensors, a processor's or a record; every
-        absolute path (they name machines and people) and every token in a text.
+        absolute path (they name machines and people) and every token in a text or in the header of weights.
     """
-    folder, problems = Path(folder), []
-    files = sorted(file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
-    for file in files:
-        name = file.relative_to(folder).as_posix()
-        if file.is_symlink() or not ALLOWED.fullmatch(name):
-            problems.append(f"{name}: not one of the files of a published model")
-        elif file.suffix != ".safetensors":
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if SECRET.search(text):
-                problems.append(f"{name}: holds what looks like an access token")
-            elif name not in VOCABULARY and (path := ABSOLUTE.search(text)):
-                line = text.count("\n", 0, path.start()) + 1
-                problems.append(f"{name}, line {line}: absolute path {path.group()}")
+    folder = Path(folder)
+    found = sorted(file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
+    names = [file.relative_to(folder).as_posix() for file in found]
+    problems = [problem for file, file_name in zip(found, names) if (problem := _problem(file, file_name))]
     if problems:
-        raise PublishError(f"{folder.name} is not published:\n" + "\n".join(problems))
-    return pd.DataFrame(
-        {
-            "file": [file.relative_to(folder).as_posix() for file in files],
-            "bytes": [file.stat().st_size for file in files],
-        }
-    )
+        raise PublishError(f"{name or folder.name} is not published:\n" + "\n".join(problems))
+    return pd.DataFrame({"file": names, "bytes": [file.stat().st_size for file in found]})
+
+
+def _problem(file: Path, name: str) -> str | None:
+    """Why a file must not be published; None if it may be."""
+    if file.is_symlink() or not ALLOWED.fullmatch(name):
+        return f"{name}: not one of the files of a published model"
+    is_weights = file.suffix == ".safetensors"
+    text = _header(file) if is_weights else file.read_text(encoding="utf-8", errors="replace")
+    if text is None:
+        return f"{name}: not a safetensors file, or one that is cut off"
+    if SECRET.search(text):
+        return f"{name}: holds what looks like an access token"
+    if name not in VOCABULARY and (path := ABSOLUTE.search(text)):
+        line = text.count("\n", 0, path.start()) + 1
+        return f"{name}, {'header' if is_weights else f'line {line}'}: absolute path {path.group()}"
+    return None
+
+
+def _header(file: Path) -> str | None:
+    """What the header of weights says, names and metadata; None if there is no such header."""
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if not 0 < length <= min(MAX_HEADER, file.stat().st_size - 8):
+            return None
+        raw = content.read(length)
+    try:
+        header = json.loads(raw.decode("utf-8"))
+        told = header.get("__metadata__", {})
+        # the values once more as they are: JSON inside of JSON has its quotation marks escaped
+        return "\n".join([json.dumps(header, ensure_ascii=False), *map(str, told.values())])
+    except (ValueError, RecursionError, AttributeError):
+        return None
 
 
 def of_run(config: RunConfig) -> RunConfig:
@@ -215,7 +242,7 @@ def of_run(config: RunConfig) -> RunConfig:
     PublishError
         If the configuration names another base model than the run's.
     """
-    record = json.loads((run_dir(config) / "run.json").read_text(encoding="utf-8"))["parameters"]
+    record = files.read_json(run_dir(config) / "run.json", PublishError).get("parameters", {})
     base = adapters.training_metadata(config)["base_model"]
     if config.model not in (base, STANDIN):  # the stand-in is what a command means that names no model
         raise PublishError(f"the adapter of {config.run_dir} was trained on {base}, not on {config.model}")
@@ -273,14 +300,17 @@ def _results(config: RunConfig) -> tuple[dict, dict]:
     run = run_dir(config)
     results = run / "metrics.json"
     loading.file_hash(run / "adapter" / adapter_files.WEIGHTS)
-    metrics = json.loads(results.read_text()) if results.is_file() else {}
+    metrics = files.read_json(results, PublishError)
     if ADAPTER not in metrics.get("systems", {}):
         raise PublishError(f"{results.name}: no results of the adapter; run `evaluate` first")
     try:
         measured.check(run, metrics)
     except ConfigError as error:
         raise PublishError(str(error)) from None
-    return metrics, json.loads((run / "run.json").read_text())
+    record = files.read_json(run / "run.json", PublishError)
+    if "packages" not in record:
+        raise PublishError("run.json: missing, or not what a run writes; run `evaluate` again")
+    return metrics, record
 
 
 def _metadata(config: RunConfig, name: str, merged: bool, metrics: dict):

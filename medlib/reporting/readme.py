@@ -11,7 +11,7 @@ from medlib.config import files, path
 from medlib.evaluation import measured
 from medlib.evaluation.results import run_seed
 from medlib.evaluation.summary import scores_written
-from medlib.reporting import gallery, pages, plots
+from medlib.reporting import gallery, plots
 from medlib.reporting.execute import NOTEBOOKS
 from medlib.stats.text import points, rate_text, results_table, to_markdown
 
@@ -49,7 +49,7 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     readme, metrics_file = Path(readme), path(run_dir) / "metrics.json"
     if not metrics_file.is_file():
         raise FileNotFoundError(f"{metrics_file}: no results; run the evaluation first")
-    metrics, record = pages.read_json(metrics_file), pages.read_json(path(run_dir) / "run.json")
+    metrics, record = files.read_json(metrics_file), files.read_json(path(run_dir) / "run.json")
     measured.check(run_dir, metrics)
     write_heatmap(metrics, readme.parent / "docs" / "figures" / "heatmap.png")
     made_by = _made_by(record)
@@ -63,7 +63,7 @@ def update_comparison(readme: str | Path = README, reports: Path = gallery.REPOR
     drawn, others = reports / gallery.METRICS, sorted(reports.glob(f"*/{gallery.METRICS}"))
     if drawn.is_file() and others:
         tables = [
-            to_markdown(drawn_against(pages.read_json(drawn), pages.read_json(file), file.parent.name))
+            to_markdown(drawn_against(files.read_json(drawn), files.read_json(file), file.parent.name))
             for file in others
         ]
         _write(Path(readme), tables, COMPARISON_MARKS)

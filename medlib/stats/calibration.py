@@ -169,7 +169,8 @@ def calibration_line(p_correct, is_correct, groups=None) -> dict[str, dict]:
     -------
     dict
         ``slope`` and ``intercept``: ``value``, ``low``, ``high`` (95%, cluster-robust, t distribution); nan where
-        they do not exist, because a value of p separates the verdicts or one verdict is missing.
+        they do not exist, because a value of p separates the verdicts or one verdict is missing, or where so many
+        probabilities are certain that they cannot be told.
 
     References
     ----------
@@ -179,16 +180,25 @@ def calibration_line(p_correct, is_correct, groups=None) -> dict[str, dict]:
     p, y = checked_probabilities(p_correct, is_correct)
     x, ones = _logits(p), np.ones(len(p))
     groups = np.arange(len(p)) if groups is None else cluster_numbers(groups)
-    none = {"value": NAN, "low": NAN, "high": NAN}
-    if len(np.unique(y)) < 2 or len(np.unique(groups)) < 3:
-        return {"slope": none, "intercept": none}
-    # where p separates the verdicts the likelihood has no maximum; with two certainties there is no line
-    separated = x[y == 1].min() >= x[y == 0].max() or x[y == 1].max() <= x[y == 0].min()
-    has_line = not separated and len(np.unique(np.abs(x))) > 1
+    # where p separates the verdicts the likelihood has no maximum
+    if len(np.unique(y)) < 2 or len(np.unique(groups)) < 3 or _separated(x[y == 1], x[y == 0]):
+        return {"slope": UNKNOWN, "intercept": UNKNOWN}
+    intercept = _regression(y, ones, x, groups)
+    # beyond what a probability can be moved by at all, no number says anything
+    known = np.abs(list(intercept.values())).max() <= _logits(np.ones(1))[0]
+    has_line = len(np.unique(np.abs(x))) > 1  # with two certainties there is none
     return {
-        "slope": _regression(y, np.column_stack([x, ones]), None, groups) if has_line else none,
-        "intercept": _regression(y, ones, x, groups),
+        "slope": _regression(y, np.column_stack([x, ones]), None, groups) if has_line else UNKNOWN,
+        "intercept": intercept if known else UNKNOWN,
     }
+
+
+UNKNOWN = {"value": NAN, "low": NAN, "high": NAN}
+
+
+def _separated(correct: np.ndarray, error: np.ndarray) -> bool:
+    """Whether a value lies between the log-odds of all CORRECT and those of all ERROR cases, either way round."""
+    return bool(correct.min() >= error.max() or correct.max() <= error.min())
 
 
 def _regression(y, columns, offset, groups) -> dict:
@@ -196,8 +206,10 @@ def _regression(y, columns, offset, groups) -> dict:
     options = {"cov_type": "cluster", "cov_kwds": {"groups": groups}, "use_t": True}
     with np.errstate(over="ignore"):  # of probabilities that are certain and wrong
         fit = GLM(y, columns, family=Binomial(), offset=offset).fit(**options)
-    low, high = np.asarray(fit.conf_int())[0]
-    return {"value": float(np.asarray(fit.params)[0]), "low": float(low), "high": float(high)}
+    numbers = [np.asarray(fit.params)[0], *np.asarray(fit.conf_int())[0]]
+    if not np.isfinite(numbers).all():  # of probabilities so certain that nothing is left to fit
+        return UNKNOWN
+    return dict(zip(UNKNOWN, map(float, numbers)))
 
 
 def _logits(p: np.ndarray) -> np.ndarray:

@@ -16,7 +16,16 @@ from medlib.data.suite import Suite
 if TYPE_CHECKING:
     from medlib.systems.session import Session
 
-MODULES = ("text", "image_statistics", "biomedclip", "medgemma", "two_questions", "fusion", "openai_api")
+MODULES = (
+    "text",
+    "image_statistics",
+    "biomedclip",
+    "medgemma",
+    "two_questions",
+    "fusion",
+    "openai_api",
+    "vllm_engine",
+)
 
 
 class Interrupted(NotRun):
@@ -84,7 +93,7 @@ def register(name: str, answers: Callable[[Suite], bool] | None = None):
 
 
 def names() -> list[str]:
-    """Names of all registered systems; ``openai`` stands for ``openai:<model>``."""
+    """Names of all registered systems; ``openai`` stands for ``openai:<model>``, ``vllm`` likewise."""
     for module in MODULES:
         import_module(f"medlib.systems.{module}")
     return list(REGISTRY)

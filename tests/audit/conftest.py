@@ -21,6 +21,7 @@ def config(nano_folder, random_adapter, shared_data, tmp_path_factory):
             val_pairs=12,
             test_pairs=12,
             calibration_pairs=12,
+            contradiction_pairs=12,
         )
 
 

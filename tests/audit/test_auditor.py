@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medlib.audit import reference
+from medlib.audit.agreement import Agreement
 from medlib.audit.auditor import Auditor
 from medlib.audit.reference import Gallery, unlike
 from medlib.config import ConfigError, DataError, path
@@ -128,6 +129,9 @@ def test_a_reference_survives_the_disk(gallery, tmp_path):
     reference._write(tmp_path / "r.npz", made)
     read = reference._read(tmp_path / "r.npz")
     assert read.decision == made.decision and read.gallery.cases == gallery.cases
-    assert np.array_equal(read.gallery.precisions, gallery.precisions)
+    assert np.array_equal(read.gallery.precisions, gallery.precisions) and read.agreement is None
+    told = Agreement(0.25, 2, 100, 38, 40)
+    reference._write(tmp_path / "r.npz", reference.Reference(made.decision, gallery, agreement=told))
+    assert reference._read(tmp_path / "r.npz").agreement == told
     reference._write(tmp_path / "r.npz", reference.Reference(made.decision, None))
     assert reference._read(tmp_path / "r.npz").gallery is None

@@ -27,7 +27,7 @@ def of_run(small_config, random_adapter):
     """Options that name a run with an adapter."""
     from medlib.config import runs
 
-    config = small_config.model_copy(update={"calibration_pairs": 12})
+    config = small_config.model_copy(update={"calibration_pairs": 12, "contradiction_pairs": 12})
     runs.record(config)
     return ["--run-dir", config.run_dir, "--adapter", str(random_adapter)]
 
@@ -84,3 +84,19 @@ def test_a_worklist(run, of_run, worklist, tmp_path):
     status, said, _ = run("audit", *options)
     assert status == 1 and "asked now" not in said
     assert "not answered: list.csv, row 26: field 'file': image 'absent.png' not found" in said
+
+
+@pytest.mark.parametrize("more", [[], ["--exit-code"]])
+def test_a_figure_that_cannot_be_written_is_one_message_and_no_query(run, of_run, question, tmp_path, more):
+    status, _, err = run("audit", *question, *of_run, "--figure", tmp_path / "absent" / "a.png", *more)
+    assert status == 2 if more else "absent" in status and "\n" not in status
+    assert not more or "error: " in err and "Traceback" not in err
+
+
+def test_words_that_no_terminal_can_show(run, of_run, question):
+    question[3] = "mass \x1b[2J"
+    for more in ([], ["--json"]):
+        status, out, _ = run("audit", *question, *of_run, *more)
+        assert status == 0 and "\x1b" not in out
+    question[3] = "mass \udcff"  # what a byte that is no UTF-8 becomes
+    assert run("audit", *question, *of_run)[0].startswith("error: finding: ")

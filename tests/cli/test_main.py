@@ -263,6 +263,14 @@ def test_a_setting_that_yaml_cannot_hold_is_named(value):
     assert len(str(error.value)) < 21_000
 
 
+def test_the_folder_of_a_row_is_one_of_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "merged").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert options.row("vllm:merged") == f"vllm:{tmp_path / 'merged'}"
+    assert options.row("vllm:google/medgemma-4b-it") == "vllm:google/medgemma-4b-it"
+    assert options.row("openai:merged") == "openai:merged" and options.row("constant") == "constant"
+
+
 def test_relative_paths_begin_where_one_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()

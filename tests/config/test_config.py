@@ -185,7 +185,7 @@ def test_the_recipe_follows_what_a_model_is_and_not_its_name(tmp_path, capsys):
 
 def test_a_config_that_is_no_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="config.json is not valid JSON"):
+    with pytest.raises(ModelError, match="config.json: not valid JSON"):
         resolve("standin", model=str(tmp_path))
 
 

@@ -28,3 +28,9 @@ def test_of_a_read_only_checkout_they_lie_in_the_cache(monkeypatch, tmp_path):
 def test_a_folder_may_be_named(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDLIB_HOME", str(tmp_path))
     assert generated("core24") == tmp_path / "core24"
+
+
+def test_the_home_folder_of_nobody_is_a_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.expanded("~/a") == tmp_path / "a"
+    assert paths.path("~nobody-here/a") == ROOT / "~nobody-here" / "a"  # pathlib's own expanduser() raises

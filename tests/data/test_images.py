@@ -535,6 +535,16 @@ def test_run_length_code_loads_and_a_bomb_of_it_does_not_unpack(tmp_path, monkey
         load_image(bomb)
 
 
+def test_a_compression_that_cannot_be_read_is_named_with_what_helps(tmp_path):
+    path = dicom(tmp_path / "a.dcm", STORED)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    dataset.save_as(path)
+    with pytest.raises(DataError, match=r"a\.dcm: unreadable DICOM \(.*JPEG Lossless.*\); converting it"):
+        load_image(path)
+
+
 def test_of_many_frames_one_is_decoded(tmp_path, monkeypatch):
     decoded, decode = [], pydicom.pixels.decoders.base.DecodeRunner._decode_frame
     monkeypatch.setattr(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from medlib.config import ModelError
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.lexicon import FINDINGS
 from medlib.models.standin import medgemma as medgemma_standin
@@ -32,6 +33,22 @@ def test_stages_lower_their_losses(pool):
     before = model.model.language_model.embed_tokens.weight.clone()
     medgemma_standin.pretrain_decoder(model, processor, features, labels, steps=4, batch_size=4)
     assert not torch.equal(before, model.model.language_model.embed_tokens.weight)
+
+
+def test_a_stage_stops_at_the_first_loss_that_is_no_number(pool):
+    processor = medgemma_standin.build_processor(medgemma_standin.corpus())
+    model = medgemma_standin.build_model(processor)
+    with pytest.raises(ModelError, match=r"stopped at step \d+: the .* is not a number .* rate of 1e\+38"):
+        medgemma_standin.warm_up_tower(model, *pool, steps=6, batch_size=4, lr=1e38)
+
+
+def test_no_stand_in_is_kept_of_a_training_without_numbers(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(medgemma_standin, "image_pool", lambda *_: pool)
+    loss = medgemma_standin.answer_loss
+    monkeypatch.setattr(medgemma_standin, "answer_loss", lambda *given: loss(*given) * torch.nan)
+    with pytest.raises(ModelError, match=r"step 1: the picture loss is not a number \(nan\)"):
+        medgemma_standin.build(tmp_path, tower_steps=1, decoder_steps=2)
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["tower.safetensors"]
 
 
 def test_learning_rate_warms_up_and_decays():

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import Gemma3ForConditionalGeneration
 
-from medlib.config import DataError, RunConfig
+from medlib.config import DataError, ModelError, RunConfig
 from medlib.data import own_suites
 from medlib.data.synthetic import lexicon
 from medlib.data.synthetic.draw import draw
@@ -162,6 +163,24 @@ def test_the_loop_keeps_the_best_weights_also_when_it_resumes(tmp_path):
     resumed = torch.nn.Linear(2, 1)
     assert loop.train({"part": resumed}, losses, file, 6, 0.1, every=2, score=score) == history
     assert torch.equal(resumed.weight, after[1])
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_the_loop_stops_at_the_first_number_that_is_none_and_keeps_the_steps_before(tmp_path, what):
+    part = torch.nn.Linear(2, 1)
+
+    def losses(step):
+        loss = part(torch.ones(1, 2)).square().mean()
+        if step == 3:
+            loss = loss * torch.inf if what == "loss" else (loss - loss.detach()).clamp(min=0).sqrt()
+        return {"naming": loss}
+
+    file = tmp_path / "part.safetensors"
+    with pytest.raises(ModelError, match=f"stopped at step 4: the {what}.* is not a number .* rate of 0.1"):
+        loop.train({"part": part}, losses, file, 6, 0.1, every=2)
+    assert all(torch.isfinite(tensor).all() for tensor in part.state_dict().values())
+    with safe_open(file, "pt") as kept:
+        assert kept.metadata()["step"] == "2"
 
 
 def test_changed_data_or_recipe_begin_anew(config, few, tmp_path):

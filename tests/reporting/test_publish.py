@@ -13,6 +13,7 @@ import huggingface_hub
 import nbformat
 import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -151,7 +152,33 @@ def test_figures_of_another_adapter_are_published_nowhere(finished, tmp_path):
     pages.render(run)
 
 
+def test_a_folder_is_published_whole_or_stays_as_it_was(finished, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    publish.export(finished, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    (out / "of the old one").write_text("")
+
+    def stopped(folder, name):
+        assert (
+            out / "of the old one"
+        ).exists() and name == "out"  # the old one is there until the new one is whole
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "check", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            publish.export(finished, out)
+    assert {file.name for file in out.iterdir()} == {*before, "of the old one"}
+    publish.export(finished, out)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
 # ---- what is refused
+
+
+def weights_of(folder, **metadata):
+    save_file({"a.weight": torch.zeros(2)}, folder / "adapter_model.safetensors", metadata=metadata or None)
 
 
 @pytest.mark.parametrize("name", [
@@ -159,9 +186,10 @@ def test_figures_of_another_adapter_are_published_nowhere(finished, tmp_path):
     "checkpoints/checkpoint-2/adapter_model.safetensors", "runs/events.out.tfevents.1.host.1.0", ".env",
 ])  # fmt: skip
 def test_other_files_are_refused(tmp_path, name):
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    weights_of(tmp_path)
     files = publish.check(tmp_path)
-    assert files.to_dict("list") == {"file": ["adapter_model.safetensors"], "bytes": [7]}
+    size = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert files.to_dict("list") == {"file": ["adapter_model.safetensors"], "bytes": [size]}
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("{}")
     with pytest.raises(PublishError, match="not one of the files") as error:
@@ -207,6 +235,38 @@ SECRETS = [
 def test_secrets_of_many_shapes_are_refused(tmp_path, secret):
     (tmp_path / "README.md").write_text(f"first line\n{secret}\n")
     with pytest.raises(PublishError, match="access token"):
+        publish.check(tmp_path)
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=range(len(SECRETS)))
+def test_secrets_in_the_header_of_weights_are_refused(tmp_path, secret):
+    weights_of(tmp_path, format="pt", made_of=secret)
+    with pytest.raises(
+        PublishError, match="adapter_model.safetensors: holds what looks like an access token"
+    ) as e:
+        publish.check(tmp_path)
+    assert secret not in str(e.value)
+
+
+def test_paths_in_the_header_of_weights_are_refused(tmp_path):
+    weights_of(tmp_path, format="pt")
+    assert len(publish.check(tmp_path)) == 1
+    weights_of(tmp_path, format="pt", config=json.dumps({"dir": "/scans/Doe_Jane/a.png"}))
+    with pytest.raises(PublishError, match="adapter_model.safetensors, header: absolute path /scans/Doe_Jane"):
+        publish.check(tmp_path)
+    tensors = {"/home/jane/model.weight": torch.zeros(2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(PublishError, match="header: absolute path /home/jane"):
+        publish.check(tmp_path)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"weights", b"\x80\x04K\x01.", (2**40).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]",
+    (40_000).to_bytes(8, "little") + b"[" * 40_000,
+])  # fmt: skip
+def test_weights_without_a_header_are_refused(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(PublishError, match="model.safetensors: not a safetensors file, or one that is cut off"):
         publish.check(tmp_path)
 
 

@@ -185,6 +185,27 @@ def test_a_constant_certainty_and_a_model_without_a_mistake_have_no_slope():
     assert math.isnan(stats.calibration_line(never_wrong, y)["slope"]["value"])
 
 
+@pytest.mark.parametrize(
+    "p",
+    [
+        [0.9, 0.8, 0.95, 0.99, 0.1, 0.2, 0.05, 0.01],
+        [1 - 1e-9, 0.999999, 1, 1, 1e-9, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1, 1],  # always wrong
+        [0.9, 0.8, 0.7, 0.6, 0.6, 0.3, 0.2, 0.1],  # they touch
+    ],
+)
+def test_verdicts_that_a_value_separates_have_neither_slope_nor_intercept(p):
+    line = stats.calibration_line(p, [1, 1, 1, 1, 0, 0, 0, 0])
+    assert all(math.isnan(number) for part in line.values() for number in part.values())
+
+
+@pytest.mark.parametrize("p", [[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 1]])
+def test_certain_and_wrong_is_no_intercept_of_quadrillions(p):
+    intercept = stats.calibration_line(p, [1, 1, 1, 1, 0, 0, 0, 0])["intercept"]
+    assert all(math.isnan(number) for number in intercept.values())
+
+
 # --- selective accuracy ---------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from medlib.config import files
+from medlib.config import ModelError, files
 
 Parts = Mapping[str, torch.nn.Module]
 
@@ -27,6 +27,25 @@ def half_precision():
     """bfloat16 autocast where the processor has it (twice as fast), else a no-op."""
     supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.autocast("cpu", torch.bfloat16, enabled=supported)
+
+
+def check(kind: str, value: torch.Tensor | float, step: int, rate: float) -> None:
+    """ModelError if a loss, a gradient or a score is nan or infinite; no stage that ends so is kept."""
+    if not math.isfinite(value):
+        raise ModelError(
+            f"training the stand-in stopped at step {step + 1}: the {kind} is not a number ({float(value)}) "
+            f"with a learning rate of {rate:g}; a smaller one may help. No model is kept"
+        )
+
+
+def descend(losses: Mapping[str, torch.Tensor], parameters: list, optimizer, step: int, rate: float) -> None:
+    """One step of the optimizer down the sum of the losses; ModelError, before it, if a number is none."""
+    for name, loss in losses.items():
+        check(name if name.endswith("loss") else f"loss of {name}", loss.detach(), step, rate)
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    check("gradient", torch.nn.utils.clip_grad_norm_(parameters, 1.0), step, rate)
+    optimizer.step()
 
 
 def train(
@@ -58,6 +77,11 @@ def train(
     -------
     list of dict
         ``step``, mean of every loss since the last row, and ``score``.
+
+    Raises
+    ------
+    ModelError
+        At the first loss or gradient that is not a number; the checkpoint stays that of the steps before.
     """
     parameters = [p for part in parts.values() for p in part.parameters()]
     groups = [
@@ -73,10 +97,7 @@ def train(
         losses = losses_at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule(step, steps)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        descend(losses, parameters, optimizer, step, lr)
         recent.append([loss.item() for loss in losses.values()])
         if step % every == every - 1 or step == steps - 1:
             row = dict(zip(losses, np.mean(recent, axis=0).tolist()))

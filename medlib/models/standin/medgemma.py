@@ -37,8 +37,8 @@ from medlib.data.cases import WITHHELD, Patient
 from medlib.data.synthetic import grammar
 from medlib.data.synthetic.grammar import SEED_BASE
 from medlib.data.synthetic.lexicon import CARE_ORDER, COMPLAINTS, DEGREES, FINDINGS, SPLITS, Care, Finding
-from medlib.models.prompts import INSTRUCTION
-from medlib.models.standin.loop import half_precision, schedule
+from medlib.models.prompts import INSTRUCTION, SHOWS
+from medlib.models.standin.loop import descend, half_precision, schedule
 from medlib.models.standin.words import DRAWN, MODALITY_NAMES, Words, caption, modality_name
 
 IMAGE_SIZE, PATCH_SIZE, IMAGE_TOKENS = 112, 14, 16
@@ -71,7 +71,6 @@ CHAT_TEMPLATE = """\
 """
 
 DESCRIBE = "Describe the medical image."
-SHOWS = "Review the medical image and the clinical information. Does the image show the clinical finding?"
 USED = "Review the clinical information. Is the prescribed treatment used for the clinical finding?"
 NAME_FINDING = "Which finding is this?"
 NAME_TREATMENT = "What kind of care is this?"
@@ -242,10 +241,7 @@ def warm_up_tower(model, images, labels, steps=1000, batch_size=64, lr=1e-3, see
         with half_precision():
             logits = head(tower(pixel_values=pixels).last_hidden_state.mean(dim=1)).float()
         loss = torch.nn.functional.cross_entropy(logits, labels[rows], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        descend({"loss": loss}, parameters, optimizer, step, lr)
         decay.step()
         losses.append(loss.item())
         if step % 50 == 49:
@@ -393,10 +389,7 @@ def pretrain_decoder(
             samples, shown = [text_sample(rng, words) for _ in range(batch_size)], None
         conversations = [encode(processor, q, a, kind == "picture") for q, a in samples]
         loss = answer_loss(model, collate(processor, conversations), shown)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        descend({f"{kind} loss": loss}, trained, optimizer, step, lr)
         decay.step()
         recent[kind].append(loss.item())
         if step % 100 == 99:

@@ -132,7 +132,7 @@ def fingerprint(suites: OwnSuites, seed: int) -> dict:
 def data_seen(model: str) -> dict | None:
     """The `fingerprint` of the data set whose images a stand-in was taught; None if there is none."""
     file = Path(loading.locate(model)) / "standin.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("data") if file.is_file() else None
+    return files.read_json(file).get("data")
 
 
 def check_models(config: RunConfig) -> None:
@@ -368,7 +368,7 @@ def build(config: RunConfig, out: str | Path, which: str = "both", recipe: Recip
 def _finished(folder: Path, made_of: dict) -> dict:
     """What was measured of a model that is there already, {} if it is not."""
     file = folder / "standin.json"
-    facts = json.loads(file.read_text()) if file.is_file() else {}
+    facts = files.read_json(file)
     return facts if made_of.items() <= facts.items() else {}
 
 
@@ -376,7 +376,7 @@ def _stages(folder: Path, made_of: dict) -> Path:
     """The folder of finished stages; empty if those there are of other data or another recipe."""
     stages = folder / "stages"
     file = stages / "made_of.json"
-    if stages.is_dir() and not (file.is_file() and json.loads(file.read_text()) == made_of):
+    if stages.is_dir() and files.read_json(file) != made_of:
         shutil.rmtree(stages)
     stages.mkdir(parents=True, exist_ok=True)
     (folder / "standin.json").unlink(missing_ok=True)

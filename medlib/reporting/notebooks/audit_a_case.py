@@ -56,7 +56,7 @@ def what_if_sentence(first: CaseAudit, other: CaseAudit) -> str:
 
 
 def kinds(config: RunConfig, count: int = CASES) -> dict[str, Suite]:
-    """Held-out cases as they are, and three kinds that an auditor should not answer, by name."""
+    """Held-out cases as they are, and four kinds that an auditor should not answer, by name."""
     suite = sources.suite(config, "test")
     suite = suite.rows(range(min(count, len(suite))))
     shown = {
@@ -64,6 +64,9 @@ def kinds(config: RunConfig, count: int = CASES) -> dict[str, Suite]:
         "the same, heavy noise": replace(suite, view="noise-5"),
         "the same, a plain grey image": replace(suite, view="grey"),
     }
+    notes = sources.contradiction(config, "test")
+    if len(notes):
+        shown["notes that contradict the image"] = notes.rows(range(min(count, len(notes))))
     names = list(dict.fromkeys(s.modality for s in sources.suite(config, "train").scenarios))
     if len(names) < 2:
         return shown

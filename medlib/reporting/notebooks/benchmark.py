@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from medlib import stats
-from medlib.config import ADAPTER, RunConfig, run_dir
+from medlib.config import ADAPTER, RunConfig, files, run_dir
 from medlib.data.synthetic.grammar import PAIR_KINDS
 from medlib.evaluation import summary
 from medlib.evaluation.results import Results
@@ -150,7 +149,7 @@ def _worth(score: Mapping) -> str:
 
 def not_run(config: RunConfig) -> pd.DataFrame:
     """Systems that could not run, and why; no number is borrowed for them."""
-    reasons = json.loads((run_dir(config) / "metrics.json").read_text())["not_run"]
+    reasons = files.read_json(run_dir(config) / "metrics.json")["not_run"]
     if not any(name.startswith("openai:") for name in config.systems):
         reasons |= {API: API_HINT}
     return pd.DataFrame([{"System": name, "Result": "not run", "Why": why} for name, why in reasons.items()])
