@@ -48,7 +48,7 @@ class Agreement:
     contradicting: int
 
     def reason(self, shows: float) -> str | None:
-        """Why to abstain, with the price of the limit; None where note and image agree."""
+        """Why the case may not pass, with the price of the limit; None where note and image agree."""
         if not shows < self.limit:
             return None
         return (

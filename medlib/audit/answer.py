@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -42,7 +43,7 @@ class CaseAudit:
     threshold, guarantee
         From which ``p_correct`` on a case passes, and what that guarantees under which assumption.
     reasons : list of str
-        Why to abstain; empty unless that is the decision.
+        Why to abstain; of a query that note and image disagree, if they do. Empty of a pass.
     without : dict or None
         Probability of CORRECT without image, finding and treatment; None where the model was not asked.
     nearest : list of dict
@@ -118,8 +119,10 @@ def _nearest_line(case: dict) -> str:
     )
 
 
-def decide(p_correct: float, threshold: float, reasons: list[str]) -> tuple[str, list[str]]:
-    """Decision and all reasons to abstain.
+def decide(
+    p_correct: float, threshold: float, reasons: list[str], doubts: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """Decision and all reasons for it. ``doubts`` hold back a pass; a query stays one and gives them as reasons.
 
     A case is too close to call where the verdict and the threshold disagree: it is more likely CORRECT than not
     and yet below the threshold, or the other way round. To abstain there lets no further case pass, so that the
@@ -131,4 +134,5 @@ def decide(p_correct: float, threshold: float, reasons: list[str]) -> tuple[str,
     passes = p_correct >= threshold
     if passes != (p_correct >= 0.5):
         reasons = [*reasons, "the model is unsure: its verdict and the threshold disagree"]
-    return (ABSTAIN if reasons else PASS if passes else QUERY), reasons
+    abstains = bool(reasons) or (passes and bool(doubts))
+    return (ABSTAIN if abstains else PASS if passes else QUERY), [*reasons, *doubts]

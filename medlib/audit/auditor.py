@@ -198,7 +198,7 @@ class Auditor:
         p_correct = 0.5 if told is None or np.isnan(told) else float(told)  # none: no verdict was read
         threshold = held.decision.threshold
         without = {n.removeprefix("without_"): float(p) for n, p in measured.items() if n.startswith("without_")}
-        decision, reasons = decide(p_correct, threshold, self._reasons(case, measured))
+        decision, reasons = decide(p_correct, threshold, self._reasons(case, measured), self._doubts(measured))
         nearest = []
         if held.gallery and "nearest" in measured:
             pairs = zip(measured["nearest"], measured["similarity"])
@@ -228,10 +228,14 @@ class Auditor:
         if self.reference.gallery and "distances" in measured:
             why = reference.unlike(self.reference.gallery, case.modality, measured["distances"])
             reasons += [why] if why else []
-        if self.reference.agreement and "shows" in measured:
-            why = self.reference.agreement.reason(measured["shows"])
-            reasons += [why] if why else []
         return reasons
+
+    def _doubts(self, measured: dict) -> list[str]:
+        """What keeps a case from passing, and speaks for a query where it is one."""
+        if not self.reference.agreement or "shows" not in measured:
+            return []
+        why = self.reference.agreement.reason(measured["shows"])
+        return [why] if why else []
 
     @cached_property
     def standin(self) -> bool:

@@ -98,7 +98,8 @@ def test_an_auditor_abstains_where_note_and_image_disagree(auditor, config, monk
     case, images = held.scenarios[0], held.images_dir
     assert not any("disagree: that" in reason for reason in auditor.case(case, images).reasons)
     monkeypatch.setattr(auditor, "reference", replace(auditor.reference, agreement=Agreement(1.0, 1, 20, 18, 20)))
-    answer = auditor.case(case, images)
-    assert answer.decision == "abstain" and any("disagree: that" in reason for reason in answer.reasons)
+    answers = [auditor.answer(case, {"p_correct": p, "shows": 0.5}, "key") for p in (1.0, 0.0)]
+    assert [answer.decision for answer in answers] == ["abstain", "query"]  # an error is an error all the same
+    assert all(any("disagree: that" in reason for reason in answer.reasons) for answer in answers)
     [measured] = auditor.measure(held.rows([0])).to_dict(orient="records")
     assert 0 < measured["shows"] < 1

@@ -241,7 +241,8 @@ def test_severity_agrees_with_the_margin_only_if_it_grows_with_it():
     assert "more certain about more severe errors" in reward_model_page.severity_sentence({REWARD: grows})
     assert "less certain about more severe errors" in reward_model_page.severity_sentence({REWARD: falls})
     one = _frame(["ERROR"] * 4, [-1.0] * 4, ["high"] * 4)
-    assert "one severity" in reward_model_page.severity_sentence({REWARD: one})
+    for few in (one, one.head(1), one.head(0)):  # without an error scipy failed
+        assert "two severities" in reward_model_page.severity_sentence({REWARD: few})
 
 
 def test_sentences_do_not_claim_more_than_the_cases_show():

@@ -233,6 +233,8 @@ def severity_agreement(frame: pd.DataFrame, draws: int = 1000) -> dict:
     dict with ``value``, ``n`` and the 95% bootstrap interval ``low``, ``high``; nan with one severity only.
     """
     errors = frame[frame["verdict"] == "ERROR"]
+    if errors["severity"].nunique() < 2:
+        return {"value": np.nan, "n": len(errors), "low": np.nan, "high": np.nan}
     level, ahead = errors["severity"].map(SEVERITIES.index).to_numpy(), margin_for_chosen(errors)
     rng = np.random.default_rng(0)
     samples = [rng.integers(len(errors), size=len(errors)) for _ in range(draws)]
@@ -250,7 +252,7 @@ def severity_sentence(held: Frames) -> str:
     """Is the margin larger for more severe errors? It need not be: the weights are given, not learned."""
     tau = severity_agreement(held[REWARD])
     if not np.isfinite(tau["value"]):
-        return "All errors among these cases have one severity, so no relation can be measured."
+        return "These cases do not hold errors of two severities, so no relation can be measured."
     means = (
         "it is more certain about more severe errors"
         if tau["low"] > 0
