@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -57,6 +59,7 @@ def audit(
     from medlib.config import ConfigError, DataError, ModelError, NotRun
     from medlib.config.errors import printable
 
+    _quiet()
     question = dict(zip(ONE, (image, finding, treatment)))
     stated = {"modality": modality, "age": age, "sex": sex, "complaint": complaint}
     _check_question({**question, **stated}, cases)
@@ -76,6 +79,12 @@ def audit(
         from medlib.audit.answer import EXIT
 
         raise typer.Exit(EXIT[answer.decision])
+
+
+def _quiet() -> None:
+    """Leave out the libraries' bars and warnings, which are no part of an answer."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _check_question(given: dict, cases: Path | None) -> None:

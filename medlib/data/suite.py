@@ -24,7 +24,11 @@ def shown(images_dir: Path, name: str, view: str = "") -> Image.Image:
     name : file inside ``images_dir``
     view : as in `Suite`
     """
-    image = load_image(inside(images_dir, name), square=True)
+    file = inside(images_dir, name)
+    try:
+        image = load_image(file, square=True)
+    except DataError as error:  # reports show the message: the folder may be named after somebody
+        raise DataError(str(error).replace(str(file), name)) from None
     return corruptions.apply(view, image, name) if view else image
 
 

@@ -67,6 +67,7 @@ def test_broken_images_and_rows_stop_nothing(auditor, worklist, tmp_path):
     assert set(failed) == expected and len(failed) >= 3 and len(lines) == len(rows)
     assert any("absent.png" in problem for problem in failed.values())
     assert any("unreadable image" in problem for problem in failed.values())
+    assert not any(str(tmp_path) in problem for problem in failed.values())  # a folder may be named after somebody
     assert done.counts["failed"] == len(failed) == len(done.problems)
 
 

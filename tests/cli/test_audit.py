@@ -53,6 +53,7 @@ def test_one_case(run, of_run, question, tmp_path):
     status, out, err = run("audit", *question, "--age", "62", *of_run, "--figure", figure)
     assert status == 0 and out.split(":")[0] in ("PASS", "QUERY", "ABSTAIN")
     assert "Without the image the verdict" in out and "not a medical device" in out and "once" in err
+    assert "Warning" not in err
     with Image.open(figure) as image:
         assert image.width > 700
     status, out, err = run("audit", *question, "--age", "62", *of_run, "--json", "--exit-code")
