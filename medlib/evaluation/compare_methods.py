@@ -83,10 +83,14 @@ def _ranking(results: Results, config: RunConfig, notes: float | None = None) ->
 def recommended(results: Results, config: RunConfig) -> str | None:
     """The system of least expected error on validation; None before any method was asked about it.
 
+    Where these cases do not hold both verdicts, nothing is shown to be better than the supervised adapter.
+
     The rule stands before any held-out figure is seen: it reads `CHOSEN_ON` and the prevalences only.
     """
     ranking = _ranking(results, config)
-    return next(iter(ranking)) if len(ranking) > 1 else None
+    if len(ranking) > 1:
+        return next(iter(ranking))
+    return SUPERVISED if len(by_suite(results, config)) > 1 else None
 
 
 def flips(results: Results, config: RunConfig, most: float = 0.5) -> list[tuple[float, str]]:
@@ -132,9 +136,11 @@ def recommendation(results: Results, config: RunConfig, names: Mapping[str, str]
     """Which system to use, chosen on validation, and what it does on cases that played no part in the choice."""
     best = recommended(results, config)
     if best is None:
-        asked = len(by_suite(results, config)) > 1
-        return "No system is recommended: the validation cases do not hold both verdicts." if asked else ""
+        return ""
     means = _ranking(results, config)
+    if best not in means:
+        why = "the validation cases do not hold both verdicts, so nothing shows that feedback helped"
+        return f"Keep {names[best]}: {why}."
     next_best = list(means)[1]
     suites = [suite for suite in CHOSEN_ON if results.has(best, suite)]
     n = sum(len(results.of(best, suite)) for suite in suites)

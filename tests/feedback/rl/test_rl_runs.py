@@ -224,12 +224,12 @@ def test_further_seeds_are_no_systems_of_the_ladder():
     assert shown.loc["medgemma-lora", "critical_misses"] == [1]
 
 
-def test_nothing_is_recommended_where_validation_has_one_verdict():
+def test_the_supervised_adapter_is_kept_where_validation_has_one_verdict():
     results = _results(medgemma_lora={1}, medgemma_ppo=())
     one = {key: frame[frame["verdict"] == "CORRECT"] for key, frame in results.parts.items()}
-    assert compare_methods.recommended(Results.join(one), EVEN) is None
-    sentence = compare_methods.recommendation(Results.join(one), EVEN, {})
-    assert sentence == "No system is recommended: the validation cases do not hold both verdicts."
+    assert compare_methods.recommended(Results.join(one), EVEN) == "medgemma-lora"
+    sentence = compare_methods.recommendation(Results.join(one), EVEN, {"medgemma-lora": "it"})
+    assert sentence.startswith("Keep it: the validation cases do not hold both verdicts")
 
 
 def test_the_choice_rests_on_validation_and_not_on_held_out_cases():
