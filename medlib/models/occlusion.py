@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medlib.config import ANSWERS
 from medlib.data.cases import Case
@@ -156,8 +156,12 @@ def lesion_patches(image: str | Path, grid: int = 8) -> np.ndarray | None:
     ndarray of bool, shape (grid, grid), or None
         None for a real image, and for a finding without one place, such as diffuse infiltrates.
     """
-    with Image.open(image, formats=["PNG"]) as opened:
-        content = json.loads(opened.info.get("content", "{}"))
+    try:
+        with Image.open(image, formats=["PNG"]) as opened:
+            drawn = opened.info.get("source") == "synthetic"
+            content = json.loads(opened.info.get("content", "{}")) if drawn else {}
+    except UnidentifiedImageError:  # drawn images are PNG
+        return None
     if "centre" not in content:
         return None
     middles = (np.arange(grid) + 0.5) / grid

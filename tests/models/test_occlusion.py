@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from medlib.data.suite import Suite
 from medlib.data.synthetic import draw, grammar
@@ -115,8 +116,12 @@ def test_lesion_patches_are_where_the_drawing_put_the_lesion(tmp_path):
             x, y = json.loads(image.info["content"])["centre"]
         lesion = occlusion.lesion_patches(tmp_path / row.image)
         assert lesion[int(y * 8), int(x * 8)] and 0 < lesion.mean() < 0.4
-    Image.new("RGB", (50, 50)).save(tmp_path / "real.png")
-    assert occlusion.lesion_patches(tmp_path / "real.png") is None
+    text = PngInfo()
+    text.add_text("content", "from the scanner")  # another program's text is not ours
+    Image.new("RGB", (50, 50)).save(tmp_path / "real.png", pnginfo=text)
+    Image.new("RGB", (50, 50)).save(tmp_path / "real.jpeg")
+    for name in ("real.png", "real.jpeg"):
+        assert occlusion.lesion_patches(tmp_path / name) is None
     draw.save(draw.draw("mri", "normal", 0, size=96), tmp_path / "normal.png")
     assert occlusion.lesion_patches(tmp_path / "normal.png") is None
 
