@@ -7,6 +7,7 @@ again to resume. Trials are not pruned: a trial is a notebook, which ends by ear
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import warnings
@@ -208,6 +209,7 @@ def open_study(
     )
     fixed = config.of(Run, Model, Data, Training)
     mine = {"space": space} | {field: value for field, value in sorted(fixed.items()) if field not in space}
+    mine = json.loads(json.dumps(mine))  # as the storage gives it back: a tuple is a list there
     theirs = study.user_attrs.get("settings")
     if theirs is None:
         study.set_user_attr("settings", mine)
