@@ -80,9 +80,8 @@ def answers(config: RunConfig, name: str, asked: dict[str, Suite]) -> dict[str, 
     return {use: session.ask(name, suite) for use, suite in asked.items()}
 
 
-def trained(task: tuple[RunConfig, str, int, int]) -> dict[str, pd.DataFrame]:
+def trained(config: RunConfig, name: str, notes: int, new: int) -> dict[str, pd.DataFrame]:
     """Train what is missing of one candidate and ask it, its suites and the new cases included."""
-    config, name, notes, new = task
     supervised.train(config)
     if name not in (ADAPTER, DUAL):
         rl_runs.improve(config)
@@ -179,7 +178,7 @@ def main() -> None:
     tasks = [(*entry, given.notes, given.new_pairs) for entry in names.values()]
     found = dict(zip(names, jobs.run(trained, tasks, 2, "candidates")))
     later = [(*entry, given.notes, given.new_pairs) for entry in (*after.values(), (plain, DUAL))]
-    *rest, dual = jobs.run(trained, later, 2, "candidates")
+    *rest, dual = jobs.run(trained, later, 1, "candidates")  # both work in the folder of `plain`
     found |= dict(zip(after, rest))
     fused = {f"{name}, fused with the dual encoder": fuse(got, dual, plain.seed) for name, got in found.items()}
     teacher = min(fused, key=lambda name: _log_loss(fused[name]["tuning"]))
