@@ -21,10 +21,10 @@ import pandas as pd
 from noise import README, write
 
 from medlib import stats
-from medlib.config import ADAPTER, BASE, RunConfig, adapter_dir, files, jobs, path, provenance, resolve
+from medlib.config import ADAPTER, BASE, files, jobs, path, provenance, resolve
 from medlib.data import sources
 from medlib.data.synthetic import lexicon
-from medlib.models import adapter_files, loading
+from medlib.evaluation import measured
 from medlib.stats.text import rate_text, to_markdown
 from medlib.systems import Session
 from medlib.training import supervised
@@ -54,7 +54,7 @@ def one(profile: str, findings: tuple[str, ...], leave_out: bool, sizes: dict, f
     Returns
     -------
     dict
-        ``left_out``, ``settings``, ``hashes`` of suites, adapter and base, and ``scores``: system -> finding,
+        ``left_out``, ``settings``, ``measured`` (of `measured.facts`) and ``scores``: system -> finding,
         `EVERY` or `OTHERS` -> `RATES`. The base is asked where nothing is left out.
     """
     left_out = findings if leave_out else ()
@@ -72,19 +72,11 @@ def one(profile: str, findings: tuple[str, ...], leave_out: bool, sizes: dict, f
     result = {
         "left_out": list(left_out),
         "settings": {"profile": profile} | sizes,
-        "hashes": _hashes(config, suites),
+        "measured": measured.facts(config, suites),
         "scores": {system: scores(session.ask(system, test), shown, findings) for system in systems},
     }
     files.write_json(file, result)
     return result
-
-
-def _hashes(config: RunConfig, suites: dict) -> dict:
-    return {
-        "suites": sources.hashes(suites),
-        "adapter": loading.file_hash(adapter_dir(config) / adapter_files.WEIGHTS),
-        "base": loading.base_hash(config.model),
-    }
 
 
 def scores(frame: pd.DataFrame, shown: list[str], findings: tuple[str, ...]) -> dict[str, dict]:
@@ -143,7 +135,7 @@ def main() -> None:
     text = to_markdown(table(without, everything))
     print(text)
     made_of = f"Profile `{given.profile}`, seed {given.seed}, {given.pairs:,} training pairs."
-    hashes = " and ".join(f"`{result['hashes']['adapter'][:12]}`" for result in (without, everything))
+    hashes = " and ".join(f"`{result['measured']['adapters'][ADAPTER][:12]}`" for result in (without, everything))
     write(f"{text}\n{made_of} SHA-256 of the adapters (without, with): {hashes}.\n", given.out, MARKS)
 
 

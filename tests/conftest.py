@@ -110,7 +110,7 @@ def worklist(suite, tmp_path):
 
 def pytest_collection_modifyitems(items):
     """The longest files begin first, so that no process is left alone with one at the end."""
-    first = ("test_end_to_end.py", "test_side_by_side.py", "test_kills.py", "test_launch.py")
+    first = ("test_end_to_end.py", "test_side_by_side.py", "test_kills.py")
     items.sort(key=lambda item: item.path.name not in first)
 
 

@@ -50,7 +50,8 @@ def check(folder: str | Path, metrics: dict) -> None:
         Naming what differs, and what to do.
     """
     folder = path(folder)
-    config = RunConfig(run_dir=str(folder), seed=files.read_json(folder / "run.json", ModelError).get("seed") or 0)
+    record = files.read_json(folder / "run.json", ModelError)
+    config = RunConfig(run_dir=str(folder), seed=record.get("seed") or 0)
     own = {n: f for n, f in _folders(config, folder / "adapter").items() if (f / WEIGHTS).is_file()}
     if ADAPTER not in own or not metrics.get("systems"):
         return
@@ -68,7 +69,7 @@ def check(folder: str | Path, metrics: dict) -> None:
         raise ConfigError(
             f"metrics.json: its figures are of other weights than the adapter was trained on; {again}"
         )
-    if (data := files.read_json(folder / "run.json", ModelError).get("data_hashes")) and data != measured["data"]:
+    if (data := record.get("data_hashes")) and data != measured["data"]:
         changed = sorted(
             name for name in data.keys() | measured["data"] if data.get(name) != measured["data"].get(name)
         )

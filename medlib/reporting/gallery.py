@@ -79,6 +79,9 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         raise ConfigError(
             f"{run_dir.name}: not executed: {', '.join(missing)}; run `python -m medlib report` first"
         )
+    others = {METRICS: (run_dir / METRICS).read_bytes()}
+    if not data_dir:
+        others[PREDICTIONS] = predictions(run_dir)
     for share, quality in FIGURE_SIZES:
         notebooks = {
             name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir), _names(config))
@@ -86,10 +89,7 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         }
         texts = {name: nbformat.writes(notebook) + "\n" for name, notebook in notebooks.items()}
         texts["README.md"] = _index(notebooks, record, config)
-        texts[METRICS] = (run_dir / METRICS).read_text(encoding="utf-8")
-        contents = {name: text.encode() for name, text in texts.items()}
-        if not data_dir:
-            contents[PREDICTIONS] = predictions(run_dir)
+        contents = {name: text.encode() for name, text in texts.items()} | others
         if (size := sum(map(len, contents.values()))) <= MAX_BYTES:
             break
     else:
@@ -97,10 +97,9 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
             f"reports: {size / 1e6:.1f} MB at the smallest figures, more than {MAX_BYTES / 1e6:.0f} MB"
         )
     for name, content in contents.items():
-        with files.replacement(reports / name) as unfinished:
-            unfinished.write_bytes(content)
+        files.write_bytes(reports / name, content)
     for old in reports.glob("*.ipynb"):
-        if old.name not in texts:
+        if old.name not in contents:
             old.unlink()
     return reports / "README.md"
 

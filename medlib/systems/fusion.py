@@ -38,6 +38,10 @@ def fused(session: Session) -> System:
 
 def log_odds(session: Session, suite) -> np.ndarray:
     """Log-odds of CORRECT by either part, float array (n, 2), clipped where a part is certain."""
-    p = np.stack([session.ask(part, suite)["p_correct"].to_numpy(float) for part in PARTS], axis=1)
-    p = p.clip(1e-6, 1 - 1e-6)
+    return of_parts(*(session.ask(part, suite) for part in PARTS))
+
+
+def of_parts(*answers: pd.DataFrame) -> np.ndarray:
+    """Log-odds of CORRECT in tables of predictions on one suite, float array (n, tables)."""
+    p = np.stack([frame["p_correct"].to_numpy(float) for frame in answers], axis=1).clip(1e-6, 1 - 1e-6)
     return np.log(p / (1 - p))
