@@ -22,6 +22,7 @@ from medlib.config import RunConfig
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.models import prompts, scoring
+from medlib.models.last_layer import read_at_the_end
 from medlib.models.verdict_model import VerdictModel
 
 #: Share of the validation cases whose note fits the image that may be held back at most.
@@ -66,15 +67,15 @@ def shows(model: VerdictModel, suite: Suite, batch_size: int = BATCH) -> np.ndar
     """Probability of yes against no that each image shows the finding of its note, float array (n,)."""
     tokenizer = model.processor.tokenizer
     first = [[ids[0] for ids in tokenizer([*words], add_special_tokens=False).input_ids] for words in SPELLINGS]
-    parts = []
-    with _base_of(model) as base:
+    answers, order = np.empty(len(suite)), scoring.by_length(suite)
+    with _base_of(model) as base, read_at_the_end(base.network, 1):
         for start in range(0, len(suite), batch_size):
-            rows = [*range(start, min(start + batch_size, len(suite)))]
+            rows = order[start : start + batch_size]
             batch = scoring.batch(base, suite, rows, prompts.shows_messages)
             logits = base.network(**batch, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
             yes, no = (logits[:, ids].logsumexp(-1) for ids in first)
-            parts.append((yes - no).sigmoid().cpu().numpy().astype(float))
-    return np.concatenate(parts) if parts else np.empty(0)
+            answers[rows] = (yes - no).sigmoid().cpu().numpy()
+    return answers
 
 
 @contextlib.contextmanager

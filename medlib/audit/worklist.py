@@ -212,7 +212,7 @@ class _WithThumbnails(Suite):
             file = self.folder / thumbnail_name(scenario.image)
             small = image.copy()
             small.thumbnail((THUMBNAIL, THUMBNAIL))
-            with files.replacement(file) as unfinished:
+            with files.replacement(file, sync=False) as unfinished:
                 small.save(unfinished, "JPEG", quality=80)
         return image
 

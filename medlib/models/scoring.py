@@ -79,7 +79,7 @@ def read(model: VerdictModel, suite: Suite, batch_size: int = 32) -> pd.DataFram
     tokens = prompts.answer_tokens(model.processor)
     known = model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     certain = _is_plain_greedy(model, tokens)
-    order = _by_length(suite)
+    order = by_length(suite)
     if len({s.image for s in suite.scenarios}) < len(suite):  # cases of one image stand side by side
         first: dict[str, int] = {}
         for row in order:
@@ -101,7 +101,7 @@ def read(model: VerdictModel, suite: Suite, batch_size: int = 32) -> pd.DataFram
 
 def decode(model: VerdictModel, suite: Suite, batch_size: int = 32) -> pd.DataFrame:
     """`free_answers`, all of them decoded token by token."""
-    texts, order = [""] * len(suite), _by_length(suite)
+    texts, order = [""] * len(suite), by_length(suite)
     for start in range(0, len(suite), batch_size):
         rows = order[start : start + batch_size]
         for row, text in zip(rows, generate_answers(model, batch(model, suite, rows))):
@@ -109,7 +109,7 @@ def decode(model: VerdictModel, suite: Suite, batch_size: int = 32) -> pd.DataFr
     return pd.DataFrame({"generated": texts, "parsed": [prompts.parse_verdict(text) for text in texts]})
 
 
-def _by_length(suite: Suite) -> list[int]:
+def by_length(suite: Suite) -> list[int]:
     """Row numbers, so that scenarios of one length stand together and there is little padding."""
     lengths = [len(prompts.clinical_text(s)) for s in suite.scenarios]
     return sorted(range(len(suite)), key=lengths.__getitem__)
@@ -171,10 +171,10 @@ def _knows_prompts(processor) -> bool:
     return not pieces and hasattr(processor, "boi_token") and hasattr(processor, "full_image_sequence")
 
 
-def prompt_tokens(processor, scenarios: Sequence[Case]) -> list[torch.Tensor]:
-    """Token ids of every audit question, as `prompt_batch` has them, but no image is loaded for it."""
-    turns = [prompts.messages(s, "later") for s in scenarios]
-    texts = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+def prompt_tokens(processor, scenarios: Sequence[Case], turns: Callable = prompts.messages) -> list[torch.Tensor]:
+    """Token ids of every question (the audit's by default), as `prompt_batch` has them; no image is loaded."""
+    messages = [turns(s, "later") for s in scenarios]
+    texts = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     texts = [text.replace(processor.boi_token, processor.full_image_sequence) for text in texts]
     # a template that writes <bos> itself: the tokenizer must not write it again
     begun = texts[0].startswith(processor.tokenizer.bos_token)
@@ -255,20 +255,25 @@ def image_features(model: VerdictModel, suite: Suite, scenarios: Sequence[Case])
 def batch(model: VerdictModel, suite: Suite, rows: list[int], turns: Callable = prompts.messages) -> dict:
     """Tensors of some rows; the tower's features in place of pixels, where an image has one that is fixed.
 
-    ``turns`` makes chat messages of a case and its image.
+    ``turns`` makes chat messages of a case and its image. An image whose features are known is not loaded.
     """
     scenarios = [suite.scenarios[row] for row in rows]
-    tensors = prompt_batch(model, scenarios, [suite.image(s) for s in scenarios], turns)
-    pixels = tensors["pixel_values"]
-    if len(pixels) != len(rows):  # several crops an image
-        return tensors
-    views = [features.View(suite.images_dir / s.image, suite.view) for s in scenarios]
-    loads = [lambda row=row: pixels[row : row + 1] for row in range(len(rows))]
-    images = features.of_images(model.network, views, loads)
-    if images is None:
-        return tensors
-    images = {"image": BaseModelOutputWithPooling(pooler_output=torch.cat(images).to(pixels.device))}
-    return {n: t for n, t in tensors.items() if n != "pixel_values"} | {"mm_encoder_outputs": images}
+    images = image_features(model, suite, scenarios) if _knows_prompts(model.processor) else None
+    if images is None or any(len(feature) > 1 for feature in images):
+        return prompt_batch(model, scenarios, [suite.image(s) for s in scenarios], turns)
+    ids = prompt_tokens(model.processor, scenarios, turns)
+    pad = model.processor.tokenizer.pad_token_id
+    tokens = pad_sequence(ids, batch_first=True, padding_value=pad, padding_side="left").to(model.device)
+    lengths = torch.tensor(list(map(len, ids)), device=model.device)
+    places = torch.arange(tokens.shape[1], device=model.device)
+    return {
+        "input_ids": tokens,
+        "attention_mask": (places >= tokens.shape[1] - lengths[:, None]).long(),
+        "token_type_ids": (tokens == model.network.config.image_token_id).long(),
+        "mm_encoder_outputs": {
+            "image": BaseModelOutputWithPooling(pooler_output=torch.cat(images).to(model.device))
+        },
+    }
 
 
 def prompt_batch(

@@ -64,6 +64,21 @@ def test_shared_prefix_scores_are_those_of_whole_sequences(nano, suite):
     assert np.allclose(scoring.score_answers(VerdictModel(processor, model), batch), plain, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("turns", [prompts.messages, prompts.shows_messages])
+def test_a_batch_is_that_of_the_processor_and_a_known_image_is_not_loaded(nano, suite, monkeypatch, turns):
+    model, asked, rows = VerdictModel(*nano[:2]), Suite("small", *suite), [0, 5, 3]
+    some = [asked.scenarios[row] for row in rows]
+    whole = scoring.prompt_batch(model, some, [asked.image(s) for s in some], turns)
+    scoring.image_features(model, asked, some)
+    monkeypatch.setattr(Suite, "image", None)
+    batch = scoring.batch(model, asked, rows, turns)
+    assert batch.keys() ^ whole.keys() == {"pixel_values", "mm_encoder_outputs"}
+    assert all(torch.equal(batch[name], whole[name]) for name in batch.keys() & whole.keys())
+    with torch.no_grad():
+        from_pixels, known = (model.network(**inputs, logits_to_keep=1).logits for inputs in (whole, batch))
+    assert torch.allclose(known, from_pixels, rtol=0, atol=1e-4)
+
+
 def test_batch_size_and_padding_do_not_matter(nano, suite, predictions):
     processor, model, _ = nano
     for batch_size in (1, 5):
