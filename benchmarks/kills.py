@@ -1,6 +1,7 @@
 """SIGKILL at random moments of every command; a rerun must end as a run that nobody disturbed.
 
 Works in a fresh clone of the committed state on the profile tiny, and writes what it found to benchmarks/kills.md.
+Every command is a copy of one process that has imported all packages, so that kills hit work and not imports.
 
     python benchmarks/kills.py --kills 200
 """
@@ -10,8 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
+import pkgutil
+import queue
 import random
 import re
 import shutil
@@ -20,6 +25,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -116,6 +122,64 @@ def differences(expected: dict[str, object], found: dict[str, object]) -> list[s
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
+# --- commands -----------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Run a command for every line of the input: its arguments as JSON; prints process group and exit status."""
+    import medlib
+
+    heavy = ("papermill", "peft", "seaborn", "sklearn.ensemble", "sklearn.linear_model", "trl")
+    names = [module.name for module in pkgutil.walk_packages(medlib.__path__, "medlib.")]
+    for name in (*names, *heavy):
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+    for line in sys.stdin:
+        process = multiprocessing.get_context("fork").Process(target=_command, args=(json.loads(line),))
+        process.start()
+        os.setpgid(process.pid, process.pid)
+        print(process.pid, flush=True)
+        process.join()
+        print(process.exitcode, flush=True)
+
+
+def _command(arguments: list[str]) -> None:
+    from medlib.cli.main import main
+
+    log = os.open("killed.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    sys.argv = ["medlib", *arguments]
+    main()
+
+
+class Server:
+    """A process that `serve` runs in, in a clone; one command at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "MEDLIB_PROCESSES": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path("benchmarks", "kills.py")), "--serve"],
+            cwd=folder, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("no more: the process has ended")
+
+    def start(self, arguments: list[str]) -> int:
+        """Process group of a command that has begun."""
+        print(json.dumps(arguments), file=self.process.stdin, flush=True)
+        return int(self.lines.get())
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Exit status of the command, negative if it was killed; queue.Empty if it takes longer."""
+        return int(self.lines.get(timeout=timeout))
+
+
 # --- kills --------------------------------------------------------------------------------------------
 
 
@@ -127,6 +191,7 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder, self.kept = folder / "project", folder / "kept"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(self.folder)], check=True)
+        self.server = Server(self.folder)
 
     def keep(self, name: str) -> None:
         for part in self.RESULTS:
@@ -139,22 +204,11 @@ class Project:
             if (self.kept / name / part).is_dir():
                 shutil.copytree(self.kept / name / part, self.folder / part)
 
-    def start(self, name: str) -> subprocess.Popen:
-        environment = os.environ | {
-            "PYTHONPATH": str(self.folder),
-            "OMP_NUM_THREADS": "1",
-            "MEDLIB_PROCESSES": "1",
-        }
-        with open(self.folder / "killed.log", "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "medlib", *COMMANDS[name]],
-                cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-
     def finish(self, name: str) -> float:
         """Seconds of the whole command; RuntimeError with its last words if it fails."""
         started = time.monotonic()
-        if self.start(name).wait():
+        self.server.start(COMMANDS[name])
+        if self.server.wait():
             log = (self.folder / "killed.log").read_text("utf-8", "replace").strip()
             raise RuntimeError(log.splitlines()[-1])
         return time.monotonic() - started
@@ -169,12 +223,12 @@ class Project:
 
 def kill(project: Project, name: str, after: float) -> bool:
     """Start a command and kill it and its process group; False if it was over by then."""
-    process = project.start(name)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(after)
+    group = project.server.start(COMMANDS[name])
+    with contextlib.suppress(queue.Empty):
+        project.server.wait(after)
         return False
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(group, signal.SIGKILL)
+    project.server.wait()
     time.sleep(2)  # kernels see within a second that their parent is gone
     return True
 
@@ -213,7 +267,11 @@ def main() -> None:
         "--commands", default=",".join(COMMANDS), help="of these only; earlier ones still run once"
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        serve()
+        return
     chosen, rng = arguments.commands.split(","), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         project, seconds, expected = Project(Path(folder)), {}, {}
