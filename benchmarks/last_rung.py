@@ -15,12 +15,10 @@ The same command resumes.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
-from noise import README, write
+from noise import options, write
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
@@ -147,23 +145,21 @@ def table(results: dict[str, dict], chosen: str) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="standin+full")
+    parser = options(__doc__, folder="runs/last-rung")
     parser.add_argument("--note-pairs", type=int, default=400, help="note pairs in the supervised data")
     parser.add_argument("--notes", type=int, default=200, help="contradicting pairs in each suite")
     parser.add_argument("--new-pairs", type=int, default=1200, help="new pairs that the teacher labels")
-    parser.add_argument("--folder", default="runs/last-rung", help="where adapters and answers stay")
-    parser.add_argument("--out", type=Path, default=README, help="Markdown file for the table")
     given = parser.parse_args()
 
     def config(name: str, **more) -> RunConfig:
-        return resolve(given.profile, run_dir=f"{given.folder}/{name}", processes=1, rl_seeds=1, **more)
+        more |= {"test_pairs": given.test_pairs, "run_dir": f"{given.folder}/{name}"}
+        return resolve(given.profile, processes=1, rl_seeds=1, **more)
 
     plain, noted = config("plain", rl_methods=("sft",)), config("notes", note_pairs=given.note_pairs)
     names = {"LoRA": (plain, ADAPTER), "LoRA, note pairs in training": (noted, ADAPTER)}
     after = {"LoRA + SFT on feedback": (plain, "medgemma-sft")}
     tasks = [(*entry, given.notes, given.new_pairs) for entry in names.values()]
-    found = dict(zip(names, jobs.run(trained, tasks, 2, "candidates")))
+    found = dict(zip(names, jobs.run(trained, tasks, given.processes, "candidates")))
     later = [(*entry, given.notes, given.new_pairs) for entry in (*after.values(), (plain, DUAL))]
     *rest, dual = jobs.run(trained, later, 1, "candidates")  # both work in the folder of `plain`
     found |= dict(zip(after, rest))

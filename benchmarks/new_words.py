@@ -11,11 +11,10 @@ command resumes.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
-from noise import README, kept, write
+from noise import kept, options, write
 
 from medlib import stats
 from medlib.config import ADAPTER, files, jobs, path, resolve
@@ -69,13 +68,9 @@ def table(results: dict[str, dict]) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="standin+full")
-    parser.add_argument("--test-pairs", type=int, default=1000)
+    parser = options(__doc__, folder="runs/new-words")
     parser.add_argument("--per-finding", type=int, default=1200, help="images of each finding in pretraining")
     parser.add_argument("--decoder-steps", type=int, default=2400)
-    parser.add_argument("--folder", default="runs/new-words", help="where the stand-in and the adapters stay")
-    parser.add_argument("--out", type=Path, default=README, help="Markdown file for the table")
     given = parser.parse_args()
     folder, known = path(given.folder), resolve(given.profile).model
     new = build(folder / "medgemma-nano", str(path(known)), given.per_finding, given.decoder_steps)
@@ -83,7 +78,7 @@ def main() -> None:
     tasks = [
         (given.profile, model, given.test_pairs, str(folder / name.split()[0])) for name, model in columns.items()
     ]
-    results = dict(zip(columns, jobs.run(one, tasks, 2, "stand-ins")))
+    results = dict(zip(columns, jobs.run(one, tasks, given.processes, "stand-ins")))
     text = to_markdown(table(results))
     print(text)
     write(f"{text}\nProfile `{given.profile}`, {2 * given.test_pairs:,} held-out cases.\n", given.out, MARKS)

@@ -101,16 +101,22 @@ def write(text: str, file: Path, marks: tuple[str, str] = MARKS) -> None:
         unfinished.write_text(f"{head}{marks[0]}\n\n{text}\n{marks[1]}{tail}", encoding="utf-8")
 
 
+def options(about: str | None, folder: str, profile: str = "standin+full") -> argparse.ArgumentParser:
+    """The options that all benchmarks with trainings of their own have."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default=profile)
+    parser.add_argument("--test-pairs", type=int, default=1000, help="held-out pairs, one suite for all")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--folder", default=folder, help="where adapters and answers stay")
+    parser.add_argument("--out", type=Path, default=README, help="Markdown file for the table")
+    return parser
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="standin+full")
+    parser = options(__doc__, folder="runs/noise")
     parser.add_argument("--sizes", type=int, nargs="+", default=[75, 150, 300, 600, 1200], help="training pairs")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each size")
     parser.add_argument("--most-seeds", type=int, default=5, help="seeds of the largest size")
-    parser.add_argument("--test-pairs", type=int, default=1000, help="held-out pairs, one suite for all")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--folder", default="runs/noise", help="where adapters and answers stay")
-    parser.add_argument("--out", type=Path, default=README, help="Markdown file for the table")
     given = parser.parse_args()
     largest = max(given.sizes)
     tasks = [

@@ -13,12 +13,8 @@ carries the task over to a finding that it was not trained on, and nothing about
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
 import pandas as pd
-from noise import README, write
+from noise import kept, options, write
 
 from medlib import stats
 from medlib.config import ADAPTER, BASE, files, jobs, path, provenance, resolve
@@ -61,18 +57,19 @@ def one(profile: str, findings: tuple[str, ...], leave_out: bool, sizes: dict, f
     name = provenance.digest([profile, findings, sizes])[:8]
     run_dir = path(folder) / f"{name}-{'without' if leave_out else 'with'}"
     file = run_dir / "result.json"
-    if file.is_file():
-        return json.loads(file.read_text())
     config = resolve(profile, **sizes, held_out_findings=left_out, run_dir=str(run_dir), processes=1)
     supervised.train(config)
     suites = sources.prepare(config)
+    facts = measured.facts(config, suites)
+    if before := kept(file, facts):
+        return before
     session, test = Session(config, suites), suites["test"]
     shown = [sources.shown_finding(s) for s in test.scenarios]
     systems = (ADAPTER,) if leave_out else (BASE, ADAPTER)
     result = {
         "left_out": list(left_out),
         "settings": {"profile": profile} | sizes,
-        "measured": measured.facts(config, suites),
+        "measured": facts,
         "scores": {system: scores(session.ask(system, test), shown, findings) for system in systems},
     }
     files.write_json(file, result)
@@ -116,16 +113,11 @@ def _care_known(name: str, left_out: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="standin")
+    parser = options(__doc__, profile="standin", folder="runs/unseen")
     parser.add_argument("--leave-out", nargs="+", default=list(FINDINGS), help="findings, as modality/finding")
     parser.add_argument("--pairs", type=int, default=1200, help="training pairs")
-    parser.add_argument("--test-pairs", type=int, default=1000, help="held-out pairs")
     parser.add_argument("--epochs", type=float, help="by default those of the profile")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--folder", default="runs/unseen", help="where adapters and answers stay")
-    parser.add_argument("--out", type=Path, default=README, help="Markdown file for the table")
     given = parser.parse_args()
     findings = tuple(sorted(given.leave_out))
     sizes = {"train_pairs": given.pairs, "test_pairs": given.test_pairs, "seed": given.seed}

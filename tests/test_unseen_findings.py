@@ -51,12 +51,17 @@ def test_cases_are_counted_by_what_the_image_shows(script):
     assert table.loc[missed, "Care known"] == "no" and table.loc["xray/ground_glass", "Care known"] == "yes"
 
 
-def test_what_is_finished_is_read(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.supervised, "train", None)
+def test_what_is_finished_is_read_if_weights_and_data_are_the_same(script, tmp_path, monkeypatch):
+    facts = {"adapters": {ADAPTER: "abc"}}
+    monkeypatch.setattr(script.supervised, "train", lambda config: None)
+    monkeypatch.setattr(script.sources, "prepare", lambda config: {"test": None})
+    monkeypatch.setattr(script.measured, "facts", lambda *_: facts)
+    monkeypatch.setattr(script, "Session", None)  # asking would end with a TypeError
     sizes = {"train_pairs": 12, "test_pairs": 12, "seed": 0}
-    name = script.provenance.digest(["tiny", script.FINDINGS, sizes])[:8]
-    (tmp_path / f"{name}-without").mkdir()
-    (tmp_path / f"{name}-without" / "result.json").write_text(json.dumps({"scores": 1}))
-    assert script.one("tiny", script.FINDINGS, True, sizes, str(tmp_path)) == {"scores": 1}
-    with pytest.raises(TypeError):  # the other one is not there, so it would be trained
-        script.one("tiny", script.FINDINGS, False, sizes, str(tmp_path))
+    file = tmp_path / f"{script.provenance.digest(['tiny', script.FINDINGS, sizes])[:8]}-without" / "result.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"measured": facts, "scores": 1}))
+    assert script.one("tiny", script.FINDINGS, True, sizes, str(tmp_path))["scores"] == 1
+    file.write_text(json.dumps({"measured": {"adapters": {ADAPTER: "another"}}, "scores": 1}))
+    with pytest.raises(TypeError):
+        script.one("tiny", script.FINDINGS, True, sizes, str(tmp_path))
