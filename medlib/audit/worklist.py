@@ -7,6 +7,7 @@ adapter or image is ever taken for this one's. Only the part at work is in memor
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -100,7 +101,7 @@ def run(
     Parameters
     ----------
     rows, images_dir : of `cases.rows`
-    out : folder for ``worklist.csv``, ``worklist.jsonl`` and ``thumbnails/``
+    out : folder for ``worklist.csv``, ``worklist.jsonl`` and ``thumbnails/``, for the owner's eyes alone
     shard : (number, count), optional
         Ask about this share only. Where the folders ``measured`` of all shards lie in one ``out``, a call without
         a shard finds every answer and puts them together.
@@ -113,10 +114,12 @@ def run(
     """
     mine = [row for row in rows if row.case is None or shard is None or in_shard(row.case, shard)]
     done = Worklist(out)
+    files.private_folder(out)
     store = _Store(out / "measured", auditor, shard)
     _ = auditor.reference  # made before threads ask for it
     keys, failed = _ask_all(auditor, [row for row in mine if row.case], images_dir, store, done, part)
     _write(auditor, mine, store, keys, failed, done)
+    _complete_thumbnails([row.case for row in mine if row.place in keys], images_dir, out / "thumbnails")
     return done
 
 
@@ -191,6 +194,8 @@ def _find_keys(rows: list[Row], images_dir: Path, keys: dict[str, str], failed: 
             [keys[row.place]] = _suite([row], images_dir).keys()
         except OSError as error:
             failed[row.place] = f"the image cannot be opened ({error.strerror or type(error).__name__})"
+        except DataError as error:
+            failed[row.place] = str(error)
 
 
 def _suite(rows: Sequence[Row], images_dir: Path, thumbnails: Path | None = None) -> Suite:
@@ -209,12 +214,23 @@ class _WithThumbnails(Suite):
     def image(self, scenario: Case) -> Image.Image:
         image = super().image(scenario)
         if not self.view:
-            file = self.folder / thumbnail_name(scenario.image)
-            small = image.copy()
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            with files.replacement(file, sync=False) as unfinished:
-                small.save(unfinished, "JPEG", quality=80)
+            _keep_thumbnail(image, self.folder / thumbnail_name(scenario.image))
         return image
+
+
+def _keep_thumbnail(image: Image.Image, file: Path) -> None:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    with files.replacement(file, sync=False, private=True) as unfinished:
+        small.save(unfinished, "JPEG", quality=80)
+
+
+def _complete_thumbnails(cases: Sequence[Case | None], images_dir: Path, folder: Path) -> None:
+    """Make those of cases that another machine, or a row of the same content, was asked about."""
+    missing = {case.image: case for case in cases if case and not (folder / thumbnail_name(case.image)).is_file()}
+    for case in missing.values():
+        with contextlib.suppress(DataError, OSError):  # such a row is listed with its reason
+            _keep_thumbnail(_suite([Row("", case)], images_dir).image(case), folder / thumbnail_name(case.image))
 
 
 def thumbnail_name(image: str) -> str:
@@ -318,8 +334,8 @@ def _write(
 ) -> None:
     gold: list[dict] = []
     with (
-        files.replacement(done.out / "worklist.csv") as table,
-        files.replacement(done.out / "worklist.jsonl") as lines,
+        files.replacement(done.out / "worklist.csv", private=True) as table,
+        files.replacement(done.out / "worklist.jsonl", private=True) as lines,
         table.open("w", encoding="utf-8", newline="") as csv_file,
         lines.open("w", encoding="utf-8") as json_file,
     ):

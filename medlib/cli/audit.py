@@ -62,7 +62,9 @@ def audit(
     _quiet()
     question = dict(zip(ONE, (image, finding, treatment)))
     stated = {"modality": modality, "age": age, "sex": sex, "complaint": complaint}
-    _check_question({**question, **stated}, cases)
+    _check_question(
+        {**question, **stated}, cases, {"--figure": figure, "--json": as_json, "--exit-code": exit_code}
+    )
     try:
         config = configuration("audit", profile, settings, run_dir=run_dir, adapter=adapter)
         if cases is not None:
@@ -87,10 +89,11 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _check_question(given: dict, cases: Path | None) -> None:
+def _check_question(given: dict, cases: Path | None, shown: dict) -> None:
     from medlib.config import ConfigError
 
     stated = [f"--{name}" for name, value in given.items() if value is not None]
+    stated += [flag for flag, value in shown.items() if value]
     missing = [f"--{name}" for name in ONE if given[name] is None]
     if cases is not None and stated:
         raise ConfigError(f"{', '.join(stated)}: of one case; leave it out with --cases")
@@ -111,10 +114,13 @@ def _one_case(config, model: str | None, question: dict, stated: dict, figure: P
     _say_if_slow(auditor)
     answer = auditor.case(case, folder.resolve(), with_map=figure is not None)
     if figure is not None:
+        from medlib.config import files
         from medlib.data.suite import shown
         from medlib.reporting import maps
 
-        maps.answered([answer], [shown(folder, case.image)]).savefig(figure, format="png")
+        drawn = maps.answered([answer], [shown(folder, case.image)])
+        with files.replacement(figure, private=True) as unfinished:
+            drawn.savefig(unfinished, format="png")
     return answer
 
 

@@ -15,6 +15,7 @@ from medlib.audit.cases import Row
 from medlib.audit.worklist import DECISIONS, FAILED, Worklist
 from medlib.config import NOT_A_DEVICE, files, provenance
 from medlib.data.suite import Suite
+from medlib.stats import proportion
 from medlib.stats.text import rate_text
 
 PER_PAGE = 250
@@ -93,7 +94,7 @@ def _draw(auditor: Auditor, case, images_dir: Path, out: Path, place: str) -> bo
     if answer.drop is None:
         return False
     figure = maps.answered([answer], [Suite("case", [case], images_dir).image(case)])
-    with files.replacement(out / "maps" / _map_name(place)) as unfinished:
+    with files.replacement(out / "maps" / _map_name(place), private=True) as unfinished:
         figure.savefig(unfinished, format="png")
     return True
 
@@ -113,10 +114,21 @@ def _head(auditor: Auditor, table: pd.DataFrame, failed: pd.DataFrame) -> str:
     unread = "".join(f"<li>{escape(r.place)}: {escape(r.reasons)}</li>" for r in failed.itertuples())
     return (
         f"<h1>Worklist of {len(table):,} cases</h1><p class='notice'>{escape(notice(auditor.standin))}</p>"
-        f"<p>{escape(auditor.label)}: {escape(listed)}.</p>"
+        f"<p>{escape(auditor.label)}: {escape(listed)}.{_scored(table)}</p>"
         f"<p><small>Passes from a probability of CORRECT of {decision.threshold:.3g} on. "
         f"{escape(decision.guarantee)}</small></p>"
         + (f"<h2>Not answered: {len(failed):,}</h2><ul>{unread}</ul>" if unread else "")
+    )
+
+
+def _scored(table: pd.DataFrame) -> str:
+    """How many verdicts are right, where the list says what they should be."""
+    known = table[(table["gold"] != "") & (table["decision"] != FAILED)]
+    right = int((known["gold"] == known["verdict"]).sum())
+    return (
+        f" Right against the gold verdict: {rate_text(proportion(right, len(known)), n=True)}."
+        if len(known)
+        else ""
     )
 
 
@@ -153,6 +165,6 @@ def _rows(rows: pd.DataFrame, drawn: set[str]) -> Iterable[str]:
 def _write(file: Path, body: str) -> None:
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head = f'<meta charset="utf-8">{policy}<meta name="viewport" content="width=device-width, initial-scale=1">'
-    with files.replacement(file) as unfinished:
+    with files.replacement(file, private=True) as unfinished:
         text = f'<!doctype html><html lang="en"><head>{head}<title>Worklist</title><style>{STYLE}</style></head>'
         unfinished.write_text(f"{text}<body>{body}</body></html>", encoding="utf-8")

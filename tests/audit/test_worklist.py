@@ -71,6 +71,35 @@ def test_broken_images_and_rows_stop_nothing(auditor, worklist, tmp_path):
     assert done.counts["failed"] == len(failed) == len(done.problems)
 
 
+def test_an_image_that_vanishes_or_may_not_be_read_is_a_failure_of_its_row(auditor, worklist, tmp_path):
+    file, images_dir = worklist
+    images = shutil.copytree(images_dir, tmp_path / "copies")
+    rows, folder, _ = cases.rows(file, images)
+    gone = rows[3].case.image
+    (images / gone).unlink()
+    done = run(auditor, rows, folder, tmp_path / "out", part=8)
+    assert {place for place, _ in done.problems} == {row.place for row in rows if row.case.image == gone}
+    assert all(gone in problem or "cannot be opened" in problem for _, problem in done.problems)
+
+
+def test_only_the_owner_may_look_into_a_worklist(auditor, worklist, tmp_path):
+    rows, folder, _ = cases.rows(*worklist)
+    out = tmp_path / "new" / "out"
+    run(auditor, rows[:4], folder, out)
+    assert {oct(file.stat().st_mode & 0o777) for file in [out, *out.rglob("*")] if file.is_dir()} == {"0o700"}
+    files = [file for file in out.rglob("*") if file.is_file() and file.parent.name != "measured"]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o600"}
+
+
+def test_a_thumbnail_is_made_of_what_another_machine_has_asked(auditor, worklist, tmp_path):
+    rows, folder, _ = cases.rows(*worklist)
+    run(auditor, rows[:6], folder, tmp_path / "there")
+    shutil.copytree(tmp_path / "there" / "measured", tmp_path / "here" / "measured")
+    done = run(auditor, rows[:6], folder, tmp_path / "here")
+    names = [sorted(f.name for f in (tmp_path / name / "thumbnails").iterdir()) for name in ("there", "here")]
+    assert not done.asked and names[0] == names[1] and len(names[0]) == len({row.case.image for row in rows[:6]})
+
+
 def test_nothing_is_asked_twice_and_a_changed_image_is_asked_again(auditor, worklist, tmp_path):
     file, images_dir = worklist
     images = shutil.copytree(images_dir, tmp_path / "copies")

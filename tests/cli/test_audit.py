@@ -87,10 +87,17 @@ def test_a_worklist(run, of_run, worklist, tmp_path):
     assert "not answered: list.csv, row 26: field 'file': image 'absent.png' not found" in said
 
 
+@pytest.mark.parametrize("more", [["--json"], ["--exit-code"], ["--figure", "a.png"]])
+def test_what_only_one_case_has_is_refused_of_a_worklist(run, of_run, worklist, more):
+    message, _, _ = run("audit", "--cases", worklist[0], *of_run, *more)
+    assert f"{more[0]}: of one case; leave it out with --cases" in message
+
+
 @pytest.mark.parametrize("more", [[], ["--exit-code"]])
 def test_a_figure_that_cannot_be_written_is_one_message_and_no_query(run, of_run, question, tmp_path, more):
-    status, _, err = run("audit", *question, *of_run, "--figure", tmp_path / "absent" / "a.png", *more)
-    assert status == 2 if more else "absent" in status and "\n" not in status
+    (tmp_path / "a-file").touch()
+    status, _, err = run("audit", *question, *of_run, "--figure", tmp_path / "a-file" / "a.png", *more)
+    assert status == 2 if more else "a-file" in status and "\n" not in status
     assert not more or "error: " in err and "Traceback" not in err
 
 

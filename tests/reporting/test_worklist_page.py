@@ -51,6 +51,15 @@ def test_what_needs_a_look_comes_first_and_failures_are_listed(out):
     assert "not a medical device" in page.text and "knows no medicine" in page.text
 
 
+def test_gold_verdicts_are_scored_on_the_page(out):
+    assert "gold" not in read(worklist_page.render(out, AUDITOR, [], out)).text
+    table = pd.read_csv(out / "worklist.csv", dtype=str)
+    table["verdict"], table["gold"] = ["CORRECT"] * 7, ["CORRECT", "ERROR", None, "CORRECT", None, "ERROR", None]
+    table.to_csv(out / "worklist.csv", index=False)
+    text = read(worklist_page.render(out, AUDITOR, [], out)).text
+    assert "Right against the gold verdict: 66.7%" in text and "(n=3)" in text
+
+
 def test_a_note_is_text_and_nothing_is_loaded_from_elsewhere(out):
     file = worklist_page.render(out, AUDITOR, [], out)
     page = read(file)
