@@ -34,6 +34,11 @@ def show(config: RunConfig) -> widgets.Widget:
     return AuditView(Auditor(config), examples(config)).page
 
 
+def served() -> widgets.Widget:
+    """The page that Voilà serves (``notebooks/voila/audit.ipynb``), over the run that ``MEDLIB_RUN_DIR`` names."""
+    return rating_view.served(show, "audit")
+
+
 def examples(config: RunConfig, count: int = EXAMPLES) -> Suite:
     """Held-out cases to try, as many of each modality as there are."""
     suite = sources.suite(config, "test")

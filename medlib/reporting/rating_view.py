@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,15 @@ PRIVATE = (
 )
 
 
-def served() -> widgets.Widget:
+def served(make: Callable[[RunConfig], widgets.Widget] | None = None, command: str = "preferences"):
     """The page that Voilà serves (``notebooks/voila/rate.ipynb``): the view and nothing of the ratings so far.
 
-    The environment says of which run and where ratings go: ``MEDLIB_RUN_DIR`` and ``MEDLIB_RATINGS``.
+    The environment says of which run and where ratings go: ``MEDLIB_RUN_DIR`` and ``MEDLIB_RATINGS``. ``make``
+    makes the widget of another page with the settings of its ``command``.
     """
     given = {"run_dir": os.environ.get("MEDLIB_RUN_DIR"), "ratings": os.environ.get("MEDLIB_RATINGS")}
     try:
-        return show(runs.settings_for("preferences", given))
+        return (make or show)(runs.settings_for(command, given))
     except (ConfigError, DataError, ModelError, NotRun) as error:
         return widgets.HTML(f"<p role='alert'>{html.escape(str(error))}</p>")
 

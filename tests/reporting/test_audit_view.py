@@ -1,8 +1,11 @@
 """The view that asks about one case: its widgets over a stub, and all of it in a real browser."""
 
 import io
+import re
+import shutil
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from medlib.audit.answer import CaseAudit
-from medlib.config import ROOT
+from medlib.config import ROOT, runs
 from medlib.data.suite import Suite
 from medlib.reporting.audit_view import AuditView, answer_html
 
@@ -171,3 +174,19 @@ def test_a_case_in_a_browser(page, serve, suite, tmp_path):
     assert abs(boxes[0]["y"] - boxes[1]["y"]) < 5 and boxes[1]["x"] > boxes[0]["x"] + 300  # side by side
     assert page.evaluate("document.documentElement.scrollWidth") <= 1200
     page.screenshot(path=tmp_path / "audit.png", full_page=True)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_served_page_asks_a_run(page, serve, small_config, random_adapter, tmp_path, monkeypatch):
+    config = small_config.model_copy(update={"calibration_pairs": 12, "contradiction_pairs": 12})
+    runs.record(config)
+    shutil.copytree(random_adapter, Path(config.run_dir) / "adapter")
+    monkeypatch.setenv("MEDLIB_RUN_DIR", config.run_dir)
+    monkeypatch.setenv("MEDLIB_HOME", str(tmp_path / "home"))
+    (cell,) = nbformat.read(ROOT / "notebooks" / "voila" / "audit.ipynb", 4).cells
+    page.goto(serve(cell.source), timeout=120_000)
+    page.locator("select").select_option(index=1, timeout=120_000)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_text(re.compile("^(PASS|QUERY|ABSTAIN)$")).wait_for(timeout=240_000)
+    assert page.locator(".audit img").count() == 2 and "medical device" in page.content()
