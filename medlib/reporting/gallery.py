@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import nbformat
+import pandas as pd
 from bs4 import BeautifulSoup
 from PIL import Image
 
@@ -31,12 +32,14 @@ METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 #: Columns of predictions: what a model wrote, and what no two runs share.
 LEFT_OUT = ["generated", "seconds", "prompt_tokens", "completion_tokens", "usd", "left_out"]
-RECOMPUTE = f"""`{PREDICTIONS}` has every prediction, from which each figure can be computed anew:
+#: Columns that name cases, and with images of one's own their files and patients.
+NAMING = ["id", "cell", "pair", "source"]
+RECOMPUTE = """`{file}` has every prediction, from which each figure can be computed anew:
 
 ```python
 from pathlib import Path
 from medlib.evaluation.results import Results
-results = Results.read(Path("reports/{PREDICTIONS}"))
+results = Results.read(Path("{file}"))
 results.score("medgemma-lora", "heldout")["accuracy"]
 ```"""
 #: Bytes of the folder; git keeps every version of it.
@@ -52,7 +55,7 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
     """Write the executed notebooks and metrics of a run to ``reports/``, with an index; older ones are replaced.
 
     With them goes every prediction, from which the figures can be computed anew. A run on a data set of one's own
-    goes into a folder of that name inside, without predictions, whose rows name its images.
+    goes into a folder of that name inside, where numbers take the place of the names of cases and patients.
 
     Returns
     -------
@@ -79,9 +82,7 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         raise ConfigError(
             f"{run_dir.name}: not executed: {', '.join(missing)}; run `python -m medlib report` first"
         )
-    others = {METRICS: (run_dir / METRICS).read_bytes()}
-    if not data_dir:
-        others[PREDICTIONS] = predictions(run_dir)
+    others = {METRICS: (run_dir / METRICS).read_bytes(), PREDICTIONS: predictions(run_dir, named=not data_dir)}
     for share, quality in FIGURE_SIZES:
         notebooks = {
             name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir), _names(config))
@@ -104,10 +105,19 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
     return reports / "README.md"
 
 
-def predictions(run_dir: Path) -> bytes:
-    """Every prediction of a run as a Parquet file, without what the models wrote."""
+def predictions(run_dir: Path, named: bool = True) -> bytes:
+    """Every prediction of a run as a Parquet file, without what the models wrote; cases by name or by number."""
     table = Results.read(run_dir / "predictions.jsonl").table
+    if not named:
+        unnamed = {name: _numbered(table[name], name) for name in NAMING if name in table}
+        table = table.assign(**unnamed)
     return table.drop(columns=LEFT_OUT, errors="ignore").to_parquet(index=False, compression="zstd")
+
+
+def _numbered(column: pd.Series, name: str) -> pd.Series:
+    """Values as ``id 0``, ``id 1`` in the order in which they first appear; what is missing stays so."""
+    codes, _ = pd.factorize(column)
+    return pd.Series([None if code < 0 else f"{name} {code}" for code in codes], index=column.index)
 
 
 def _refuse_private(config: RunConfig) -> None:
@@ -261,7 +271,8 @@ def _index(notebooks: dict, record: dict, config: RunConfig) -> str:
             "",
             made,
             "",
-            *([] if data_dir else [RECOMPUTE, ""]),
+            RECOMPUTE.format(file=f"reports/{f'{Path(data_dir).name}/' if data_dir else ''}{PREDICTIONS}"),
+            "",
         ]
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +13,7 @@ from medlib.evaluation.results import run_seed
 from medlib.evaluation.summary import scores_written
 from medlib.reporting import gallery, plots
 from medlib.reporting.execute import NOTEBOOKS
-from medlib.stats.text import points, rate_text, results_table, to_markdown
+from medlib.stats.text import percent, points, rate_text, results_table, to_markdown
 
 # ---- README --------------------------------------------------------------------------------------
 
@@ -53,7 +53,8 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     measured.check(run_dir, metrics)
     write_heatmap(metrics, readme.parent / "docs" / "figures" / "heatmap.png")
     made_by = _made_by(record)
-    _write(readme, [metrics["headline"], metrics.get("recommendation"), made_by])
+    known = " ".join(filter(None, [metrics["headline"], composed(metrics)]))
+    _write(readme, [known, metrics.get("recommendation"), made_by])
     _write(readme.parent / "docs" / "results.md", [*_all_tables(metrics), made_by])
     return readme
 
@@ -77,18 +78,33 @@ def drawn_against(drawn: dict, other: dict, name: str) -> pd.DataFrame:
     drawn, other : the ``metrics.json`` of either run
     name : the data set's
     """
-    names, both = drawn.get("names") or {}, [s for s in drawn["systems"] if s in other["systems"]]
+    names, columns = drawn.get("names") or {}, {"Drawn images": drawn, f"Images of {name}": other}
+
+    def cell(metrics: dict, system: str, text: Callable[[dict], str]) -> str:
+        scores = metrics["systems"].get(system)
+        return text(scores) if scores else "not asked"
+
     return pd.DataFrame(
         [
             {
                 "System": names.get(system, system),
-                "Drawn images": rate_text(drawn["systems"][system]["accuracy"]),
-                f"Images of {name}": rate_text(other["systems"][system]["accuracy"]),
-                "Spread (points)": " / ".join(points(m["systems"][system]["spread"]) for m in (drawn, other)),
+                **{title: cell(m, system, lambda s: rate_text(s["accuracy"])) for title, m in columns.items()},
+                "Spread (points)": " / ".join(
+                    cell(m, system, lambda s: points(s["spread"])) for m in columns.values()
+                ),
             }
-            for system in both
+            for system in drawn["systems"]
             if not run_seed(system)[1]
         ]
+    )
+
+
+def composed(metrics: dict) -> str | None:
+    """What the untouched stand-in knew beforehand, beside the headline; None if it was not asked."""
+    asked = metrics["systems"].get("two-questions")
+    return asked and (
+        "Asked two questions of its own pretraining, the untouched stand-in has "
+        f"{percent(asked['accuracy']['value'])} of these verdicts right: LoRA taught it to compose what it knew."
     )
 
 

@@ -115,17 +115,35 @@ def test_every_prediction_lies_beside_the_notebooks(folders):
     assert "generated" in there.table and "generated" not in here.table
 
 
-def test_the_committed_figures_follow_from_the_committed_predictions():
-    file = gallery.REPORTS / gallery.PREDICTIONS
+def test_predictions_of_own_data_name_no_case_and_give_the_same_figures(folders):
+    run, _, _ = folders
+    table = pd.read_json(run / "predictions.jsonl", lines=True).assign(
+        id=["doe_jane_1", "doe_jane_2", "doe_jane_1"], cell="group doe_jane", pair=["p", "p", None]
+    )
+    stats.write_predictions(run / "predictions.jsonl", table)
+    content = gallery.predictions(run, named=False)
+    assert b"doe" not in content
+    shown = pd.read_parquet(io.BytesIO(content))
+    assert shown["id"].tolist() == ["id 0", "id 1", "id 0"] and shown["pair"].isna().tolist() == [
+        False,
+        False,
+        True,
+    ]
+    there = Results.read(run / "predictions.jsonl").score("constant", "heldout")
+    assert Results(shown).score("constant", "heldout")["accuracy_by_cell"] == there["accuracy_by_cell"]
+
+
+@pytest.mark.parametrize("folder", [".", *(f.name for f in gallery.REPORTS.glob("*") if f.is_dir())])
+def test_the_committed_figures_follow_from_the_committed_predictions(folder):
+    file = gallery.REPORTS / folder / gallery.PREDICTIONS
     if not file.is_file():
-        pytest.skip("no reports/predictions.parquet yet: `make report-full` writes it")
-    results, shown = Results.read(file), json.loads((gallery.REPORTS / gallery.METRICS).read_text())["systems"]
+        pytest.skip(f"no reports/{folder}/predictions.parquet: `medlib report --update-reports` writes it")
+    results, shown = Results.read(file), json.loads((file.parent / gallery.METRICS).read_text())["systems"]
+    kinds = ("accuracy", "sensitivity", "specificity", "accuracy_by_cell")
     for system, figures in shown.items():
         if results.has(system, "heldout"):
             again = results.score(system, "heldout")
-            assert all(
-                again[key] == pytest.approx(figures[key]) for key in ("accuracy", "sensitivity", "specificity")
-            )
+            assert all(again[key] == pytest.approx(figures[key]) for key in kinds)
 
 
 def test_a_table_is_aligned_without_styles():

@@ -20,7 +20,7 @@ def _score(accuracy):
 def run(tmp_path, monkeypatch):
     """A run with two systems, one of them with an ablation, and a README with old results."""
     monkeypatch.setattr(readme, "write_heatmap", lambda metrics, file: file)
-    systems = {"constant": _score(0.5), "medgemma-lora": _score(0.9)}
+    systems = {"constant": _score(0.5), "medgemma-lora": _score(0.9), "two-questions": _score(0.8)}
     scores = {f"{name}/heldout": score for name, score in systems.items()}
     scores |= {"medgemma-lora text_only/heldout": _score(0.6), "medgemma-lora/core24_val": _score(0.8)}
     metrics = {"headline": "It rose.", "names": {}, "systems": systems, "scores": scores, "tables": {}}
@@ -40,7 +40,9 @@ def test_the_readme_has_the_headline_and_the_docs_have_all_tables(run):
     for text in (main, details):
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
         assert "revision `0123456789`" in text
-    assert "It rose." in main and "|:---" not in main and "|:---" in details
+    assert "It rose. Asked two questions of its own pretraining, the untouched stand-in has 80.0%" in main
+    assert readme.composed({"systems": {}}) is None
+    assert "|:---" not in main and "|:---" in details
     assert "text only" not in main and "text only" in details
     assert "Core set" not in main and "Core set, 8 validation cases" in details
     readme.update_readme(run, run / "README.md")
@@ -56,6 +58,7 @@ def test_a_file_without_marks_is_named(run):
 def test_drawn_and_real_images_stand_side_by_side(tmp_path):
     reports, file = tmp_path / "reports", tmp_path / "README.md"
     metrics = {"systems": {"constant": _score(0.5), "medgemma-lora": _score(0.9)}, "names": {"constant": "Always"}}
+    metrics["systems"]["two-questions"] = _score(0.8)
     (reports / "real").mkdir(parents=True)
     (reports / "metrics.json").write_text(json.dumps(metrics))
     start, end = readme.COMPARISON_MARKS
@@ -67,7 +70,8 @@ def test_drawn_and_real_images_stand_side_by_side(tmp_path):
     readme.update_comparison(file, reports)
     rows = [line for line in file.read_text().splitlines() if line.startswith("| ")]
     assert [cell.strip() for cell in rows[0].split("|")][1:4] == ["System", "Drawn images", "Images of real"]
-    assert rows[1].startswith("| Always | 50.0%") and "90.0%" in rows[2] and "70.0%" in rows[2] and len(rows) == 3
+    assert rows[1].startswith("| Always | 50.0%") and "90.0%" in rows[2] and "70.0%" in rows[2] and len(rows) == 4
+    assert rows[3].count("not asked") == 2
 
 
 def test_the_readme_compares_what_stands_in_reports(tmp_path):
