@@ -137,6 +137,11 @@ def of(config: RunConfig) -> OwnSuites:
     return _of(str(config.data_dir), config.seed, config.allow_shared_groups)
 
 
+def shared(config: RunConfig) -> str:
+    """What the sides of a run's data set share although they should not, in a sentence that every figure needs."""
+    return of(config).sides.stamp if config.data_dir and config.allow_shared_groups else ""
+
+
 @functools.lru_cache(maxsize=2)
 def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
     place = path(data_dir)

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from medlib import stats
 from medlib.config import ADAPTER, BASE, METHODS, RunConfig, files, path
-from medlib.data import corruptions
+from medlib.data import corruptions, own_suites
 from medlib.evaluation import compare_methods
 from medlib.evaluation.results import Results
 from medlib.models import loading
@@ -531,11 +531,11 @@ def headline(config: RunConfig, main: dict[str, dict]) -> str:
         return ""
     before, after = main[BASE]["accuracy"], main[ADAPTER].get("accuracy_by_cell") or main[ADAPTER]["accuracy"]
     of = f" of {after['clusters']:,} kinds (image finding and care, or patient)" if "clusters" in after else ""
-    kind = "" if config.data_dir else "drawn, "
+    kind, shared = "" if config.data_dir else "drawn, ", own_suites.shared(config)
     return (
         f"LoRA took {loading.model_label(config)} from {percent(before['value'])} to {percent(after['value'])} "
         f"accuracy [95% interval {percent(after['low'])} to {percent(after['high'])}] on {after['n']:,} "
-        f"{kind}held-out scenarios{of}."
+        f"{kind}held-out scenarios{of}.{shared and f' {shared}'}"
     )
 
 

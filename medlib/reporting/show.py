@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from medlib import stats
 from medlib.config import ADAPTER, MODALITIES, STANDIN_NOTICE, ConfigError, RunConfig
+from medlib.data import own_suites
 from medlib.data.cases import LabelledCase
 from medlib.data.suite import Suite
 from medlib.evaluation import summary
@@ -29,14 +30,15 @@ UNBROKEN = re.compile(r" (?=%)|(?<=,) (?=[-+.\d]+\])")  # the spaces inside "1.2
 def disclaimer(config: RunConfig) -> str:
     """What the numbers of this run may be used for."""
     images = f"images from {data_name(config)}" if config.data_dir else "synthetic images"
+    end = " ".join(filter(None, [own_suites.shared(config), "Not a medical device."]))
     if loading.is_standin(config.model):
-        return f"> **Stand-in model, {images}.** {STANDIN_NOTICE} Not a medical device."
+        return f"> **Stand-in model, {images}.** {STANDIN_NOTICE} {end}"
     limits = (
         f"Its numbers hold for cases like those of {data_name(config)}, if for any."
         if config.data_dir
         else "The held-out suite has synthetic images, so its numbers say nothing about patients."
     )
-    return f"> **Research only.** This run used {loading.model_label(config)}. {limits} Not a medical device."
+    return f"> **Research only.** This run used {loading.model_label(config)}. {limits} {end}"
 
 
 def table(frame: pd.DataFrame, name: str = "table") -> HTML:

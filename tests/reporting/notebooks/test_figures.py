@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 
 from medlib import stats
 from medlib.config import ANSWERS, resolve, run_dir
-from medlib.data import core24, sources
+from medlib.data import core24, own_suites, sources
 from medlib.data.quality import Issue
 from medlib.data.synthetic import grammar
 from medlib.data.variants import ABLATIONS
@@ -214,6 +215,17 @@ def test_a_stand_in_is_never_shown_as_medgemma(monkeypatch, config):
     monkeypatch.setattr(loading, "is_standin", lambda model: True)
     assert summary.figure_names(config)["medgemma"] == "some-model (stand-in), untouched"
     assert "Stand-in model" in show.disclaimer(config)
+
+
+def test_sides_that_share_groups_are_said_wherever_figures_are(monkeypatch, config):
+    shared = "The sides of the split share 2 groups."
+    own = config.model_copy(update={"data_dir": "d", "allow_shared_groups": True})
+    monkeypatch.setattr(own_suites, "of", lambda _: SimpleNamespace(sides=SimpleNamespace(stamp=shared)))
+    rate = {"accuracy": stats.proportion(9, 10)}
+    for said in (show.disclaimer(own), summary.headline(own, {"medgemma": rate, "medgemma-lora": rate})):
+        assert shared in said
+    assert shared not in show.disclaimer(own.model_copy(update={"allow_shared_groups": False}))
+    assert shared not in show.disclaimer(config)
 
 
 def test_loss_sentence_tells_an_early_best_from_a_late_one():
