@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -42,11 +43,12 @@ def _simulated(config: RunConfig) -> Path:
     file = path(config.run_dir) / "feedback" / f"simulated-{provenance.digest(contents)[:16]}.sqlite"
     if file.is_file():
         return file
-    with files.replacement(file, private=True) as unfinished:
+    with tempfile.TemporaryDirectory() as folder:  # a killed writer leaves a journal beside its store
+        store = Path(folder) / file.name
         for name in NAMES:
             ratings = simulated.simulate(suite.scenarios, shown, name, config.rater_noise, config.seed)
             rating_store.add(
-                unfinished,
+                store,
                 [
                     {
                         "key": keys[row],
@@ -57,6 +59,7 @@ def _simulated(config: RunConfig) -> Path:
                     for row in queue.order(keys, name, config.seed)
                 ],
             )
+        files.write_bytes(file, store.read_bytes(), private=True)
     return file
 
 

@@ -409,6 +409,16 @@ def test_simulated_ratings_are_made_once_and_again_for_other_noise(rated):
     assert (rows["simulated"] == 1).all() and (rows["noise"] == 0.1).all()
 
 
+def test_a_killed_writer_of_simulated_ratings_leaves_nothing_in_the_run(rated, monkeypatch):
+    def killed(file, rows):
+        raise KeyboardInterrupt(str(file))
+
+    monkeypatch.setattr(rating_store, "add", killed)
+    with pytest.raises(KeyboardInterrupt) as where:
+        ratings_in_use(rated.model_copy(update={"rater_noise": 0.25}))
+    assert not str(where.value).startswith(str(run_dir(rated)))
+
+
 def test_ratings_of_unknown_cases_are_reported(rated, file):
     suite, _ = queue.pool(rated)
     rating_store.add(file, [rating(key=suite.keys()[0]), rating(key=KEYS[0])])
