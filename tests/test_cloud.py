@@ -95,6 +95,14 @@ def test_skypilot_sends_nothing_that_git_ignores():
     assert set(git) <= set(sky)
 
 
+def test_no_container_is_built_of_patient_data():
+    """A name without a slash means any folder in .gitignore, the first one only in .dockerignore."""
+    git, docker = ((ROOT / name).read_text() for name in (".gitignore", ".dockerignore"))
+    patients = git[git.index("# ratings") :].splitlines()[1:]
+    assert {f"**/{pattern.rstrip('/')}" for pattern in patients} | {"data/own"} <= set(docker.splitlines())
+    assert len(patients) > 5 and "!" not in docker
+
+
 @pytest.mark.parametrize(
     "name",
     [

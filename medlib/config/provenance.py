@@ -114,7 +114,10 @@ def public_value(value, name: str = ""):
         return value
     text = str(value)
     if "://" in text:
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError:
+            return _hashed("address", text)
         return f"{parts.scheme}://{parts.hostname or ''}"
     place = expanded(text)
     if re.match("(path|address)-[0-9a-f]{12}$", text) or not text:
@@ -122,6 +125,8 @@ def public_value(value, name: str = ""):
     if name == "api_base_url":
         return _hashed("address", text)
     if name in PLACES and (place.is_absolute() or path(place).exists()):
+        return _hashed("path", text)
+    if text.startswith(("~", "\\\\")) or ".." in re.split(r"[\\/]", text):
         return _hashed("path", text)
     if place.is_absolute() or re.match(r"[A-Za-z]:[\\/]", text):
         inside = place.is_relative_to(Path.cwd())

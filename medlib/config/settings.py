@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -160,6 +161,15 @@ class Api(BaseModel):
     api_workers: Neutral[int] = Field(4, ge=1, description="requests at a time")
     api_allow_real_images: Neutral[bool] = Field(False, description="let images of one's own leave this machine")
 
+    @field_validator("api_base_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        try:
+            urlsplit(value or "").port  # noqa: B018  # asked for what it raises
+        except ValueError:
+            raise ValueError("not an address, such as https://host:8000/v1") from None  # its own text repeats it
+        return value
+
 
 class Feedback(BaseModel):
     """What raters are shown and say."""
@@ -276,5 +286,10 @@ def resolve(profile: str | None = "standin", **overrides: Any) -> RunConfig:
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-        raise ConfigError("bad configuration: " + "; ".join(lines)) from None
+        raise ConfigError("bad configuration: " + "; ".join(map(_told, error.errors()))) from None
+
+
+def _told(error: Any) -> str:
+    """What is wrong with a setting; of an address, which may hold a password, not what was given."""
+    name = ".".join(map(str, error["loc"]))
+    return f"{name}: {error['msg']}" + ("" if name == "api_base_url" else f" (got {error['input']!r})")

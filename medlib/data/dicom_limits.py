@@ -6,10 +6,14 @@ import os
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from medlib.config import DataError
 
 #: Bytes that one file, or one of its frames, may unpack to; a mammogram's 30 million pixels of 16 bits are 60 MB.
 MAX_BYTES = 512 << 20
+#: Entries of a palette for one colour, the most that its descriptor can tell.
+MAX_ENTRIES = 1 << 16
 #: Screens that somebody saved: they carry names and dates unless their own tag says that they do not.
 CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
 SWITCH = "MEDLIB_ALLOW_UNMARKED_CAPTURES"
@@ -35,16 +39,43 @@ def check_deflated(path: Path) -> None:
 
 
 def check_frame(path: Path, dataset, frame: int, frames: int) -> None:
-    """DataError if one frame takes more than `MAX_BYTES`, by its own account or by what its RLE segments hold."""
+    """DataError if one frame takes more than `MAX_BYTES`, by its own account or by what its RLE segments hold.
+
+    Likewise for a palette whose segments stand for more entries than a palette can have.
+    """
     from pydicom.encaps import get_frame
     from pydicom.uid import RLELossless
 
+    _check_palette(path, dataset)
     pixels = dataset.Rows * dataset.Columns
     _check_bytes(path, pixels * dataset.SamplesPerPixel * dataset.BitsAllocated // 8)
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
         packed = get_frame(dataset.PixelData, frame, number_of_frames=frames)
         if 64 * len(packed) > MAX_BYTES:  # two bytes stand for 128 at most
             _check_bytes(path, _rle_bytes(packed[64:]))
+
+
+def _check_palette(path: Path, dataset) -> None:
+    for colour in ("Red", "Green", "Blue"):
+        packed = dataset.get(f"Segmented{colour}PaletteColorLookupTableData")
+        if not packed:
+            continue
+        kind = "u1" if dataset.RedPaletteColorLookupTableDescriptor[2] == 8 else "u2"
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        if _palette_entries(path, np.frombuffer(packed, order + kind, len(packed) // int(kind[1]))) > MAX_ENTRIES:
+            raise DataError(f"{path}: a palette of more than {MAX_ENTRIES:,} entries; convert the image to RGB")
+
+
+def _palette_entries(path: Path, segments: np.ndarray) -> int:
+    """Entries that the segments of a palette stand for, counted until they are too many."""
+    size = place = 0
+    while place + 1 < len(segments) and size <= MAX_ENTRIES:
+        kind, length = int(segments[place]), int(segments[place + 1])
+        if kind > 1:  # such a segment repeats others, and may repeat itself
+            raise DataError(f"{path}: a palette of indirect segments; convert the image to RGB")
+        size += length
+        place += 3 if kind else 2 + length
+    return size
 
 
 def _rle_bytes(packed: bytes) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 import jinja2
 import nbformat
 import pandas as pd
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Doctype
+from bs4.element import PreformattedString
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -178,7 +179,18 @@ def _without_network(html: str) -> str:
     for element in soup(src=True):
         if not element["src"].startswith("data:"):
             element.replace_with(element.get("alt", ""))
+    _escape_the_rest(soup)
     return str(soup)
+
+
+def _escape_the_rest(soup: BeautifulSoup) -> None:
+    """Drop or escape the strings that are written as they are: a browser may find elements in them."""
+    for node in soup(string=lambda node: isinstance(node, PreformattedString)):  # comments, CDATA, declarations
+        if not (isinstance(node, Doctype) and node is soup.contents[0]):
+            node.extract()
+    for style in soup("style"):
+        if "<" in style.text:
+            style.string = style.text.replace("<", r"\3c ")
 
 
 def _index_html(pages: list[dict], record: dict, metrics: dict) -> str:

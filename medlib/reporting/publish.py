@@ -25,6 +25,7 @@ from medlib.config import (
     files,
     provenance,
     run_dir,
+    runs,
 )
 from medlib.config.models import model_config
 from medlib.evaluation import measured
@@ -54,13 +55,19 @@ ABSOLUTE = re.compile(
     r"""(?<![\w:/.<])/(?:[\w.+-]+/)+[\w.+-]*|(?<=")/\w[\w.+-]*(?=")"""
     r"""|(?<![A-Za-z])[A-Za-z]:\\+\w|(?<!\w)~/\w|file://"""
 )
-#: Tokens by their shapes, private keys, and values under the name of a secret.
+#: Tokens by their shapes, private keys, passwords in addresses, and values under the name of a secret; without
+#: quotation marks a value has a digit, unlike prose. Parts that must be followed by another are bounded, so that
+#: no text is slow.
 SECRET = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|[sr]k[-_][A-Za-z0-9_-]{20,}|gh[a-z]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
     r"|(AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|xox[a-z]-[\w-]{10,}|npm_[A-Za-z0-9]{30,}"
-    r"|pypi-[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}|[Bb]earer\s+[\w.~+/-]{20,})"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|://[^\s/:@\"']*:[^\s/@\"']+@"
-    r"""|(?i:api_?key|secret|passw(or)?d|access_token|auth_token)["']?\s*[:=]\s*["'][^"'\s]{6,}["']"""
+    r"|api_org_[A-Za-z0-9]{20,}|dckr_pat_[\w-]{20,}|GOCSPX-[\w-]{20,}|SG\.[\w-]{22}\.[\w-]{43}"
+    r"|pypi-[\w-]{30,}|eyJ[\w-]{10,400}\.eyJ[\w-]{10,}|[Bb]earer\s+[\w.~+/-]{20,})"
+    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY|://[^\s/:@\"']*:[^\s/@\"']+@|://[\w.~%+-]{12,200}@"
+    r"""|(?i:authorization["']?\s*[:=]\s*["']?basic)\s+(?=[a-z]{0,40}[A-Z\d+/=])[\w+/=]{8,}"""
+    r"""|(?i:api[_-]?key|secret(_access_key)?|passw(or)?d|(access|auth)_token|account_?key)["']?\s*[:=]\s*"""
+    r"""(["'][^"'\s]{6,}["']|(?=[\w+/.=~!$%-]{0,64}\d)[\w+/.=~!$%-]{8,})"""
+    r"""|["'](?i:[\w-]{0,40}(token|key))["']\s*:\s*["'](?=[\w+/.=~-]{0,64}\d)[\w+/.=~-]{8,200}["']"""
 )
 
 SUITES = {
@@ -143,11 +150,19 @@ def export(
     ------
     PublishError
         No metrics, metrics of another adapter or other data, or a folder that :func:`check` refuses.
+    ConfigError
+        If another command is at work in the run's folder.
     """
-    config, run = of_run(config), run_dir(config)
+    with runs.alone(config.run_dir):
+        return _export(of_run(config), out, merged, terms, repo_id)
+
+
+def _export(
+    config: RunConfig, out: str | Path | None, merged: bool, terms: str | Path | None, repo_id: str | None
+) -> Path:
     if seen := standin_own.data_seen(config.model):
         raise PublishError(f"{config.model} was taught images of {seen['name']}, which forbid publishing it")
-    out = Path(out) if out else run / "published" / ("merged" if merged else "adapter")
+    out = Path(out) if out else run_dir(config) / "published" / ("merged" if merged else "adapter")
     text = card(config, repo_id or config_name(config, merged), merged)
     with files.replacement_folder(out) as unfinished:
         _write(config, unfinished, text, merged, terms)
@@ -509,10 +524,11 @@ def publish(
     needs_terms = is_medgemma(config) and not terms
     if needs_terms and not dry_run and not private:
         raise PublishError(TERMS_NEEDED)
-    folder = export(config, merged=merged, terms=terms, repo_id=repo_id)
-    files = check(folder)
-    if not dry_run:
-        _upload(folder, repo_id, private, endpoint, needs_terms)
+    with runs.alone(config.run_dir):  # until it is uploaded, nobody replaces the folder
+        folder = export(config, merged=merged, terms=terms, repo_id=repo_id)
+        files = check(folder)
+        if not dry_run:
+            _upload(folder, repo_id, private, endpoint, needs_terms)
     return files
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from medlib.config import files, provenance
+from medlib.config import ConfigError, files, provenance, resolve
 
 
 def test_run_json_holds_what_a_rerun_needs(tmp_path):
@@ -61,12 +61,39 @@ def test_run_json_names_no_machine(tmp_path, monkeypatch):
         ("http://localhost:8000/v1", "http://localhost"),
         ("sqlite:////home/jane/study.db", "sqlite://"),
         ("localhost:8000/v1?key=xyz", "address-"),
+        ("http://jane:pass@[bad", "address-"),
         (None, None),
     ],
 )
 def test_of_an_address_scheme_and_host_are_shown(given, shown):
     value = provenance.public({"parameters": {"api_base_url": given}})["parameters"]["api_base_url"]
     assert value == shown or (shown == "address-" and re.fullmatch("address-[0-9a-f]{12}", value))
+
+
+@pytest.mark.parametrize("address", ["http://jane:secret@[bad", "http://jane:secret@host:port/v1"])
+def test_what_is_no_address_is_one_error_that_does_not_repeat_it(address):
+    with pytest.raises(ConfigError, match="api_base_url: .*not an address") as error:
+        resolve("tiny", api_base_url=address)
+    assert "secret" not in str(error.value)
+    assert resolve("tiny", api_base_url="localhost:8000/v1").api_base_url == "localhost:8000/v1"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../Mueller_Hans/model",
+        "../../Mueller/tower",
+        "models/../../Mueller/tower",
+        r"\\server\share\mueller",
+        r"..\mueller",
+        "~user/x",
+        "..",
+    ],
+)
+def test_a_place_outside_the_working_folder_is_hashed_however_it_is_written(place):
+    value = provenance.public_value(place, "model")
+    assert re.fullmatch("path-[0-9a-f]{12}", value)
+    assert provenance.public_value(value, "model") == value
 
 
 def test_a_hub_name_is_shown_and_a_folder_of_the_project_is_not(tmp_path, monkeypatch):

@@ -621,3 +621,33 @@ def test_an_image_stays_inside_its_folder(tmp_path, name):
         inside(folder, name)
     with pytest.raises(DataError, match="image not found"):
         shown(folder, "x" * 5000)
+
+
+def palette(path, bits, *segments, **tags):
+    """A DICOM file of the values 0 to 3 whose palette has these segments, for each colour."""
+    packed = np.array(segments, "u1" if bits == 8 else "<u2").tobytes()
+    names = {f"Segmented{colour}PaletteColorLookupTableData": packed for colour in ("Red", "Green", "Blue")}
+    names |= {f"{colour}PaletteColorLookupTableDescriptor": [4, 0, bits] for colour in ("Red", "Green", "Blue")}
+    pixels = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    return dicom(path, pixels, PhotometricInterpretation="PALETTE COLOR", **names | tags)
+
+
+@pytest.mark.parametrize(("bits", "white"), [(8, 255), (16, 65535)])
+def test_a_palette_of_segments_loads(tmp_path, bits, white):
+    path = palette(tmp_path / "a.dcm", bits, 0, 2, 0, 0, 1, 2, white)  # two as they are, two on a line to white
+    assert np.asarray(load_image(path))[:, :, 0].tolist() == [[0, 0], [128, 255]]
+
+
+@pytest.mark.parametrize(
+    ("bits", "segments", "said"),
+    [
+        (16, [0, 1, 7, *[1, 65535, 7] * 100], "more than 65,536 entries"),
+        (8, [0, 1, 7, *[1, 255, 7] * 300], "more than 65,536 entries"),
+        (16, [0, 1, 7, 2, 65535, 0, 0], "indirect segments"),
+        (8, [0, 1, 7, 2, 255, 0, 0, 0, 0], "indirect segments"),
+    ],
+)
+def test_a_palette_that_would_expand_without_end_is_refused_before(tmp_path, monkeypatch, bits, segments, said):
+    monkeypatch.setattr(pydicom.pixels.processing, "_expand_segmented_lut", lambda *_: pytest.fail("expanded"))
+    with pytest.raises(DataError, match=f"bomb.dcm: a palette of .*{said}"):
+        load_image(palette(tmp_path / "bomb.dcm", bits, *segments))

@@ -113,6 +113,41 @@ def test_no_redirect_and_no_form_leaves_a_page():
     ]  # fmt: skip
 
 
+REDIRECT = '<meta http-equiv="refresh" content="0;url=https://example.org">'
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        f"<!-->{REDIRECT}-->",
+        f"<!-- a --!>{REDIRECT} -->",
+        f"<svg><style>{REDIRECT}</style></svg>",
+        f"<svg><style>a {{}} <![CDATA[ > ]]>{REDIRECT}",
+        "<math><style><form action='https://example.org'></style></math>",
+        f"<![CDATA[ >{REDIRECT} ]]>",
+        f"<?xml >{REDIRECT} ?>",
+        f"<!x {REDIRECT}>",
+        f"<!DOCTYPE x {REDIRECT}>",
+        f"<title><!--</title>{REDIRECT}--></title>",
+    ],
+)
+def test_no_redirect_and_no_form_hides_in_what_is_no_element(hidden):
+    html = pages._without_network(f"<!DOCTYPE html>\n<p>kept</p>{hidden}")
+    assert (
+        html.startswith("<!DOCTYPE html>")
+        and "<p>kept</p>" in html
+        and not re.search("<meta|<form|<!(?!DOCTYPE html>)", html)
+    )
+
+
+def test_a_style_stays_as_it_is_but_for_what_could_open_an_element():
+    style = "<style>a > b { content: '&' } /* c */</style>"
+    assert pages._without_network(style) == style
+    assert pages._without_network("<style>a::before { content: '<b' }</style>") == (
+        r"<style>a::before { content: '\3c b' }</style>"
+    )
+
+
 @pytest.mark.parametrize("rule", ["default-src 'none'", "form-action 'none'", "base-uri 'none'"])
 def test_the_policy_forbids_what_default_src_does_not_cover(rule):
     assert rule in pages.POLICY.split("; ")

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from medlib.config import STANDIN, ConfigError, RunConfig, adapter_dir, models, run_dir
+from medlib.config import ROOT, STANDIN, ConfigError, RunConfig, adapter_dir, models, run_dir, runs
 from medlib.data import sources
 from medlib.data.suite import Suite
 from medlib.evaluation import benchmark
@@ -228,6 +230,12 @@ SECRETS = [
     "-----BEGIN RSA " + "PRIVATE KEY-----", "https://jane:" + "hunter2@host.example/v1",
     '"api_key": "' + 'abc12345"',
     "password = '" + "correct-horse'", '"HF_ACCESS_TOKEN": "' + 'abcdefgh"',
+    "password: " + "hunter2222", "api_key = " + "abcdef12345678", "WANDB_API_KEY=" + "ab12" * 10,
+    "AWS_SECRET_ACCESS_KEY=" + "wJalr7/K+" * 4, '"token": "' + 'abcd1234efgh"',
+    '"wandb_key": "' + "ab12" * 10 + '"',
+    "https://" + "a1" * 10 + "@host.example/x", "-----BEGIN PGP " + "PRIVATE KEY BLOCK-----",
+    "Authorization: Basic " + "amFuZTpodW50ZXIy", "api_org_" + "a" * 34, "dckr_pat_" + "a" * 27,
+    "GOCSPX-" + "a" * 28, "SG." + "a" * 22 + "." + "b" * 43, "AccountKey=" + "aB1+" * 21 + "==",
 ]  # fmt: skip
 
 
@@ -272,11 +280,38 @@ def test_weights_without_a_header_are_refused(tmp_path, content):
 
 def test_words_of_a_tokenizer_are_no_secrets(tmp_path):
     config = {"eos_token": "<end_of_turn>", "image_token": "<image_soft_token>", "pad_token": "<pad>"}
+    config |= {"unk_token": "[UNK100]", "bos_token": "<|reserved_10|>", "max_new_tokens": 24, "key": "image"}
+    config |= {"model_input_names": ["input_ids", "token_type_ids"], "tokenizer_class": "GemmaTokenizer2"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "README.md").write_text(
-        "https://a.example:443/b, see me@b.example; task-specific, risk-" + "a" * 30
+        "https://a.example:443/b, see me@b.example; task-specific, risk-" + "a" * 30 + "\n"
+        "password: none; secret: optional, api_key=os.environ['KEY'], api_key: str = None, ssh://git@host.example\n"
+        "Authorization: Basic authentication. Basic 12-lead electrocardiograms; eos_token: <eos>, https://jane@host\n"
     )
     assert len(publish.check(tmp_path)) == 2
+
+
+def test_the_files_of_the_stand_in_hold_no_secrets():
+    files = [file for file in (ROOT / STANDIN).iterdir() if file.suffix in (".json", ".jinja")]
+    assert len(files) > 4
+    assert not [file.name for file in files if publish.SECRET.search(file.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["eyJ-", "secret=", "password: ", "'token': '", "://", "://a:", "-----BEGIN ", "a-token'", "Basic ", "SG."],
+)
+def test_no_text_is_slow_to_search(text):
+    began = time.process_time()
+    publish.SECRET.search(text * (400_000 // len(text)))
+    assert time.process_time() - began < 20
+
+
+def test_a_run_in_which_another_command_is_at_work_is_not_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0)
+    with FileLock(tmp_path / ".lock"):
+        with pytest.raises(ConfigError, match="another command is at work in this run's folder"):
+            publish.export(RunConfig(run_dir=str(tmp_path)))
 
 
 def test_the_published_record_holds_what_may_be_shown(finished, tmp_path):

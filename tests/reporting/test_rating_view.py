@@ -241,11 +241,24 @@ def test_the_page_serves_the_run_and_the_store_of_the_environment(pool, tmp_path
     assert rating_view.served().value == "<p role='alert'>no &lt;adapter&gt;</p>"
 
 
-@pytest.mark.parametrize("file", ["notebooks/05_collect_feedback.ipynb", "docs/feedback.md"])
-def test_the_command_has_a_token_and_ends_idle_kernels(file):
-    text = (ROOT / file).read_text(encoding="utf-8")
-    command = text[text.index("voila notebooks/voila/rate.ipynb") :][:300]
-    assert "--token" in command and "cull_idle_timeout" in command and "cull_interval" in command
+@pytest.mark.parametrize(
+    ("file", "page"),
+    [
+        ("notebooks/05_collect_feedback.ipynb", "notebooks/voila/rate.ipynb"),
+        ("docs/feedback.md", "notebooks/voila/rate.ipynb"),
+        ("docs/audit.md", "notebooks/11_audit_a_case.ipynb"),
+    ],
+)
+def test_the_command_has_a_token_and_ends_idle_kernels(file, page):
+    _, *commands = (ROOT / file).read_text(encoding="utf-8").split(f"voila {page}")
+    assert commands
+    for command in commands:
+        assert all(flag in command[:300] for flag in ("--token", "cull_idle_timeout", "cull_interval"))
+
+
+def test_the_notebook_of_one_case_sends_to_the_command_with_a_token():
+    text = (ROOT / "notebooks" / "11_audit_a_case.ipynb").read_text(encoding="utf-8")
+    assert "docs/audit.md" in text and "voila " not in text
 
 
 # --- in a browser ---
