@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -163,6 +163,26 @@ class OwnData:
             [(s.id, s.image, s.modality, s.verdict, *f) for s, f in zip(self.cases, factors)],
             columns=["id", "file", "modality", "label", "group", "split"],
         ).astype(str)
+
+    def without(self, broken: Mapping[str, str]) -> OwnData:
+        """The rest, without the rows whose image cannot be read; given as file: reason."""
+        if not broken:
+            return self
+        files = list(self.rows["file"])
+        keep = [row for row, file in enumerate(files) if file not in broken]
+        problems = [
+            f"{place}, field 'image': {file}: {broken[file]}"
+            for place, file in zip(self.places, files)
+            if file in broken
+        ]
+        return replace(
+            self,
+            cases=[self.cases[row] for row in keep] if self.kind == "cases" else [],
+            table=self.table.iloc[keep].reset_index(drop=True) if self.kind == "images" else self.table,
+            problems=[*self.problems, *problems],
+            unread=self.unread + len(problems),
+            places=[self.places[row] for row in keep],
+        )
 
     @cached_property
     def sha256(self) -> str:
@@ -594,7 +614,7 @@ class _Reader:
                 record[key] = default
 
         parse("image", lambda text: self.images.find(_needed(text), source.base))
-        parse("finding", lambda text: _needed(text))
+        parse("finding", lambda text: _needed(text, values.MISSING))
         parse("modality", self._modality, self.card.modality or UNSPECIFIED)
         parse("group", self._group, "")
         parse("source", str, "")
@@ -607,7 +627,7 @@ class _Reader:
             record["file"] = record.pop("image")
             return record
         parse("id", lambda text: text if text else _needed(""), "")
-        parse("treatment", lambda text: _needed(text))
+        parse("treatment", lambda text: _needed(text, values.NO_ANSWER))
         if self.unlabelled:
             parse("verdict", lambda text: self._or_further("verdict", text, self._verdict))
         else:
@@ -725,9 +745,9 @@ def _simple(column: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", column.casefold()).strip("_")
 
 
-def _needed(text: str) -> str:
-    if not text:
-        raise ValueError("missing")
+def _needed(text: str, missing: Collection[str] = ("",)) -> str:
+    if values.plain(text) in missing:
+        raise ValueError("missing" if not text else f"{values.shorten(text)} says nothing")
     return text
 
 

@@ -217,6 +217,19 @@ def test_needed_columns_are_named(tmp_path):
         own.read(tmp_path / "nowhere")
 
 
+def test_what_says_nothing_is_no_finding_and_no_treatment(tmp_path):
+    images(tmp_path, 8)
+    words = [
+        ("mass", "None"), ("mass", "-"), ("nan", "biopsy"), ("N/A", "biopsy"), ("-", "biopsy"), ("mass", "NaN"),
+        ("mass", "n/a"), ("mass", "?"),
+    ]  # fmt: skip
+    rows = [row | {"finding": f, "treatment": t} for row, (f, t) in zip(simple_rows(8), words)]
+    pd.DataFrame(rows).to_json(tmp_path / "cases.jsonl", orient="records", lines=True)
+    data = own.read(tmp_path, strict=False)
+    assert [case.treatment for case in data.cases] == ["None", "-"]  # may be meant as no treatment
+    assert data.problems[0] == "cases.jsonl, row 3, field 'finding': 'nan' says nothing" and data.unread == 6
+
+
 def test_words_for_errors_that_the_project_does_not_have(tmp_path):
     images(tmp_path, 3)
     rows = [
