@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,6 +20,13 @@ from medlib.data.images import is_dicom
 
 #: DICOM attribute that states a field.
 DICOM = {"age": "PatientAge", "sex": "PatientSex", "modality": "Modality"}
+#: What reads a field as people and files write it.
+READERS: dict[str, Callable[[str], Any]] = {
+    "age": values.age,
+    "sex": values.sex,
+    "modality": values.modality,
+    "complaint": str,
+}
 
 
 def one(image: str | Path, finding: str, treatment: str, **stated: str | None) -> tuple[Case, Path]:
@@ -36,17 +45,10 @@ def one(image: str | Path, finding: str, treatment: str, **stated: str | None) -
     file = expanded(image)
     if not os.path.isfile(file):  # False for what no path can be, such as too long a name
         raise DataError(f"image: {str(image)[:300]}: no such file")
-    known = dicom_facts(file) | {name: text for name, text in stated.items() if text}
-    readers: dict[str, Callable] = {
-        "age": values.age,
-        "sex": values.sex,
-        "modality": values.modality,
-        "complaint": str,
-    }
     read = {}
-    for name, text in known.items():
+    for name, text in stated.items():
         try:
-            read[name] = readers[name](text.strip())
+            read[name] = READERS[name](text.strip()) if text else None
         except ValueError as error:
             raise DataError(f"{name}: {error}") from None
     patient = {name: read.get(name) for name in ("age", "sex", "complaint")}
@@ -57,22 +59,37 @@ def one(image: str | Path, finding: str, treatment: str, **stated: str | None) -
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise DataError("; ".join(lines)) from None
-    return case, file.parent
+    return completed(case, file), file.parent
 
 
-def dicom_facts(file: Path) -> dict[str, str]:
-    """Age, sex and modality as a DICOM states them, by field; empty for any other file. No other tag is read."""
-    with file.open("rb") as content:
-        if not is_dicom(file, content.read(132)):
-            return {}
-    import pydicom
+def completed(case: Case, file: Path) -> Case:
+    """The case with age, sex and modality of its image where it states none and the image is a DICOM."""
+    facts = dicom_facts(file)
+    modality = facts.pop("modality", UNSPECIFIED) if case.modality == UNSPECIFIED else case.modality
+    unset = {name: facts[name] for name in ("age", "sex") if name in facts and getattr(case.patient, name) is None}
+    return case.model_copy(update={"modality": modality, "patient": case.patient.model_copy(update=unset)})
 
+
+def dicom_facts(file: Path) -> dict[str, Any]:
+    """Age, sex and modality that a DICOM states; empty for any other file. No other tag is read.
+
+    A value that is none, such as an age ``ADULT``, counts as not stated.
+    """
     try:
+        with file.open("rb") as content:
+            if not is_dicom(file, content.read(132)):
+                return {}
+        import pydicom
+
         dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*DICOM.values()])
+        written = {name: str(dataset.get(tag) or "").strip() for name, tag in DICOM.items()}
     except Exception:  # pydicom raises many types; whoever loads the image names the file as broken
         return {}
-    stated = {name: str(dataset.get(tag) or "") for name, tag in DICOM.items()}
-    return {name: text for name, text in stated.items() if text and not values.is_missing(text)}
+    facts = {}
+    for name, text in written.items():
+        with suppress(ValueError):
+            facts[name] = None if values.is_missing(text) else READERS[name](text)
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -87,13 +104,16 @@ class Row:
     problem: str = ""
 
 
-def rows(table: str | Path, images_dir: str | Path | None = None) -> tuple[list[Row], Path, list[str]]:
+def rows(
+    table: str | Path, images_dir: str | Path | None = None, extract_to: Path | None = None
+) -> tuple[list[Row], Path, list[str]]:
     """Every row of a table in its order, the folder of the images, and notes on what was guessed.
 
     Parameters
     ----------
     table : a table or folder that `medlib.data.own` reads; the verdict is optional
     images_dir : folder of the images; by default that of the table
+    extract_to : images that lie inside the table are written to a folder of this one; by default `own.EXTRACTED`
 
     Raises
     ------
@@ -106,12 +126,14 @@ def rows(table: str | Path, images_dir: str | Path | None = None) -> tuple[list[
         raise DataError(f"cases: {str(table)[:300]}: no such file or folder; a table is one of {known}")
     if images is not None and not os.path.isdir(images):
         raise DataError(f"images: {str(images_dir)[:300]}: no such folder")
-    data = own.read(file, strict=False, images=images, unlabelled=True)
+    extract_to = extract_to or own.EXTRACTED
+    data = own.read(file, strict=False, extract_to=extract_to, images=images, unlabelled=True)
     problems: dict[str, list[str]] = {}
     for text in data.problems:
         place, problem = _place(text)
         problems.setdefault(place, []).append(problem)
-    read = [Row(place, case) for place, case in zip(data.places, data.cases)]
+    cases = [completed(case, data.images_dir / case.image) for case in data.cases]
+    read = [Row(place, case) for place, case in zip(data.places, cases)]
     unread = [Row(place, None, "; ".join(texts)) for place, texts in problems.items()]
     return sorted(read + unread, key=lambda row: _order(row.place)), data.images_dir, data.notes
 

@@ -158,11 +158,11 @@ def unlike(gallery: Gallery, modality: str, distances: Sequence[float]) -> str |
 
     Parameters
     ----------
-    modality : the case's own word; any modality will do if it states none
+    modality : the case's own word; any modality will do if it states none, or if the training cases stated none
     distances : of `Gallery.distances`, one for each modality
     """
     best = gallery.modalities[int(np.argmin(distances))]
-    if modality == UNSPECIFIED:
+    if modality == UNSPECIFIED or gallery.modalities == [UNSPECIFIED]:
         alike = min(distances) <= 1
     elif modality not in gallery.modalities:
         return f"the model was trained on no image of the modality {modality}"

@@ -114,6 +114,7 @@ class Report:
     def _blind(self) -> list[str]:
         lines = [blind.sentence(self.scores)]
         lines += [f"{score.auditor}: {score.note}" for score in self.scores if score.note]
+        lines += telling_words(self.data.cases)
         if self.data.kind == "images":
             lines.append("words: there are none yet, the notes are written around the findings")
         return lines
@@ -191,6 +192,15 @@ def blind_scores(data: OwnData, images: pd.DataFrame, groups, seed: int = 0) -> 
     if data.kind == "cases":
         scores.insert(0, blind.blind_words_accuracy(data.cases, rows["label"], rows["group"], seed))
     return scores
+
+
+def telling_words(cases: list[LabelledCase], most: int = 5) -> list[str]:
+    """A line of the words that go with one verdict more often than by chance, strongest first; none if none do."""
+    words = leakage.word_shortcuts(cases)
+    found = words[words["p_holm"] < 0.05]
+    named = [f"{w.word!r} ({w.text}, {w.correct:,} of {w.n:,} CORRECT)" for w in found.head(most).itertuples()]
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return [f"words that give the verdict away: {', '.join(named)}{more}"] if named else []
 
 
 def overlaps(data: OwnData, images: pd.DataFrame, most: int = OVERLAP_IMAGES) -> list[str]:

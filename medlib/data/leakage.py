@@ -21,6 +21,7 @@ from scipy.stats import binomtest, fisher_exact
 from sklearn.feature_extraction.text import CountVectorizer
 
 from medlib import stats
+from medlib.config import DataError
 from medlib.data import quality
 from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image, pixel_hash
@@ -91,14 +92,24 @@ def fingerprints(suite: Suite) -> pd.DataFrame:
     return image_prints({s.image: s.modality for s in suite.scenarios}, suite.images_dir)
 
 
-def image_prints(modalities: Mapping[str, str], images_dir: Path) -> pd.DataFrame:
-    """`fingerprints` of files, given as file: modality."""
+def image_prints(
+    modalities: Mapping[str, str], images_dir: Path, broken: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """`fingerprints` of files, given as file: modality.
+
+    A file that cannot be read raises a DataError, or is left out and goes into ``broken`` with the reason.
+    """
     rows = []
     for image, kind in modalities.items():
         path = images_dir / image
         # load_image names a file that is missing; the time of change keeps a stale hash from use
         changed = path.stat().st_mtime_ns if path.is_file() else 0
-        rows.append((image, kind, *_fingerprint(path, changed)))
+        try:
+            rows.append((image, kind, *_fingerprint(path, changed)))
+        except DataError as error:
+            if broken is None:
+                raise
+            broken[image] = str(error).removeprefix(f"{path}: ")
     return pd.DataFrame(rows, columns=PRINT_COLUMNS)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medlib.config import DataError, files
 from medlib.config.paths import expanded, generated
@@ -86,7 +86,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str | None = Field(None, min_length=1)
+    name: str | None = Field(None, description="also names folders, so no path")
     kind: Kind | None = Field(None, description="cases, or images with findings; None: by the columns")
     table: str | None = Field(None, description="file with the rows; None: by its name")
     images: str | None = Field(None, description="folder of the images, inside the data set")
@@ -97,6 +97,15 @@ class Card(BaseModel):
     licence: str | None = None
     source: str | None = None
     real_images: bool | None = Field(None, description="whether the images are of patients; None: not stated")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"\w([\w .-]{0,98}\w)?", name):
+            raise ValueError(
+                "1 to 100 letters, digits, spaces and . _ -, beginning and ending with a letter or digit"
+            )
+        return name
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,26 @@ class OwnData:
             [(s.id, s.image, s.modality, s.verdict, *f) for s, f in zip(self.cases, factors)],
             columns=["id", "file", "modality", "label", "group", "split"],
         ).astype(str)
+
+    def without(self, broken: Mapping[str, str]) -> OwnData:
+        """The rest, without the rows whose image cannot be read; given as file: reason."""
+        if not broken:
+            return self
+        files = list(self.rows["file"])
+        keep = [row for row, file in enumerate(files) if file not in broken]
+        problems = [
+            f"{place}, field 'image': {file}: {broken[file]}"
+            for place, file in zip(self.places, files)
+            if file in broken
+        ]
+        return replace(
+            self,
+            cases=[self.cases[row] for row in keep] if self.kind == "cases" else [],
+            table=self.table.iloc[keep].reset_index(drop=True) if self.kind == "images" else self.table,
+            problems=[*self.problems, *problems],
+            unread=self.unread + len(problems),
+            places=[self.places[row] for row in keep],
+        )
 
     @cached_property
     def sha256(self) -> str:
@@ -221,13 +250,16 @@ def read(
         name = name or str(where).replace("/", "-")
         root = folder
         sources, notes = _hub_sources(str(where))
-    if any(_holds_images(source.table.frame) for source in sources):
-        root = Path(extract_to) / name
-        notes.append(f"images inside the table were written to {root.name}/")
-        sources = [_extracted(source, root) for source in sources]
-    elif images is not None:
+    if images is not None:
         root, card = Path(images), card.model_copy(update={"images": None})
         sources = [replace(source, base=root) for source in sources]
+    if any(_holds_images(source.table.frame) for source in sources):
+        # the package datasets names files of its own cache; a table names files of its folder only
+        inside = _ImageFinder(root.resolve(), card.images) if os.path.exists(folder) else None
+        root = Path(extract_to) / name
+        notes.append(f"images inside the table were written to {root.name}/")
+        sources = [_extracted(source, root, inside) for source in sources]
+        notes += inside.notes() if inside else []
     own = _Reader(name, root.resolve(), card, sources, notes, unlabelled).read()
     if strict and own.problems:
         raise DataError(f"{len(own.problems)} problems in {name}:\n{listing(own.problems)}")
@@ -251,13 +283,18 @@ def read_card(path: Path) -> Card:
         raise DataError(f"{path.name}: not valid YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
         known = ", ".join(Card.model_fields)
-        lines = [f"{path.name}, key '{'.'.join(map(str, e['loc']))}': {e['msg']}" for e in error.errors()]
+        lines = [f"{path.name}, key '{'.'.join(map(str, e['loc']))}': {_reason(e)}" for e in error.errors()]
         raise DataError("\n".join([*lines, f"(keys: {known})"])) from None
     known_in = {"columns": tuple(COLUMN_NAMES), "values": tuple(COLUMN_NAMES), "splits": SIDES}
     for key, names in known_in.items():
         if unknown := [name for name in getattr(card, key) if name not in names]:
             raise DataError(f"{path.name}, key '{key}.{unknown[0]}': not one of {', '.join(names)}")
     return card
+
+
+def _reason(error) -> str:
+    """What pydantic says is wrong."""
+    return error["msg"].removeprefix("Value error, ")
 
 
 # ---- where the rows are ------------------------------------------------------------------------------
@@ -377,16 +414,21 @@ def _holds_images(frame: pd.DataFrame) -> bool:
     return any(isinstance(value, dict) for column in frame for value in frame[column].head(50))
 
 
-def _extracted(source: _Source, folder: Path) -> _Source:
-    """Images inside a table as files, named by their content."""
+def _extracted(source: _Source, folder: Path, inside: _ImageFinder | None) -> _Source:
+    """Images inside a table as files named by their content; ``inside`` finds one that only names a file."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def written(value):
         if not isinstance(value, dict):
             return value
         content, path = value.get("bytes"), value.get("path")
-        if not content and path and Path(path).is_file():  # an image folder keeps the place only
-            content = Path(path).read_bytes()
+        if not content and path:  # an image folder keeps the place only
+            try:
+                content = (
+                    inside.root / inside.find(str(path), source.base) if inside else Path(path)
+                ).read_bytes()
+            except (OSError, ValueError):
+                return str(path)  # is named with its row where rows are read
         if not content:
             return ""
         suffix = Path(path or "").suffix.lower()
@@ -427,7 +469,7 @@ class _Reader:
         self.guessed: dict[str, Counter] = {}
         self.seen: dict[tuple[str, str], str] = {}  # (split, id or file): file and row
         self.patients: dict[str, str] = {}  # what is written in a column of patients: pseudonym
-        self.images = _ImageFinder(root, card.images)
+        self.images = _ImageFinder(root, card.images, self._written_images())
         self.places: list[str] = []
 
     def read(self) -> OwnData:
@@ -440,12 +482,7 @@ class _Reader:
         for name, counts in self.guessed.items():
             listed = ", ".join(f"{what} ({n}×)" for what, n in counts.most_common(8))
             self.notes.append(f"{name}: {listed}" + (f" and {len(counts) - 8} more" if len(counts) > 8 else ""))
-        if self.images.guessed:
-            first = next(iter(self.images.guessed.items()))
-            self.notes.append(
-                f"{len(self.images.guessed)} images were found elsewhere in the folder, or with another "
-                f"case or ending, such as {first[0]}: {first[1]}"
-            )
+        self.notes += self.images.notes()
         self._note_what_is_not_stated()
         cases = rows if self.kind == "cases" else []
         read = self.notes, self.problems, self.unread, self.places
@@ -519,6 +556,14 @@ class _Reader:
 
     # ---- rows
 
+    def _written_images(self) -> set[tuple[Path, str]]:
+        """The image name of every row, and the folder that it is relative to."""
+        return {
+            (source.base, self._mapped("image", str(name).strip()))
+            for source in self.sources
+            for name in source.table.frame.get(self.columns["image"], ())
+        }
+
     def _rows(self, source: _Source) -> list:
         made: list[Any] = []
         key, label = ("id", "id") if self.kind == "cases" else ("file", "image")
@@ -535,8 +580,7 @@ class _Reader:
                     made.append(self._case(record, cells))
                 except ValidationError as error:
                     for item in error.errors():
-                        message = item["msg"].removeprefix("Value error, ")
-                        problems.append((".".join(map(str, item["loc"])) or "verdict", message))
+                        problems.append((".".join(map(str, item["loc"])) or "verdict", _reason(item)))
             elif not problems:
                 made.append(self._further(cells) | record)
             if problems:
@@ -570,7 +614,7 @@ class _Reader:
                 record[key] = default
 
         parse("image", lambda text: self.images.find(_needed(text), source.base))
-        parse("finding", lambda text: _needed(text))
+        parse("finding", lambda text: _needed(text, values.MISSING))
         parse("modality", self._modality, self.card.modality or UNSPECIFIED)
         parse("group", self._group, "")
         parse("source", str, "")
@@ -583,7 +627,7 @@ class _Reader:
             record["file"] = record.pop("image")
             return record
         parse("id", lambda text: text if text else _needed(""), "")
-        parse("treatment", lambda text: _needed(text))
+        parse("treatment", lambda text: _needed(text, values.NO_ANSWER))
         if self.unlabelled:
             parse("verdict", lambda text: self._or_further("verdict", text, self._verdict))
         else:
@@ -701,24 +745,30 @@ def _simple(column: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", column.casefold()).strip("_")
 
 
-def _needed(text: str) -> str:
-    if not text:
-        raise ValueError("missing")
+def _needed(text: str, missing: Collection[str] = ("",)) -> str:
+    if values.plain(text) in missing:
+        raise ValueError("missing" if not text else f"{values.shorten(text)} says nothing")
     return text
 
 
 class _ImageFinder:
-    """Finds the file of an image name, inside the folder of the data set only."""
+    """Finds the file of an image name, inside the folder of the data set only.
 
-    def __init__(self, root: Path, images: str | None):
+    ``written`` holds every name of the data set, with the folder that it is relative to: a name that two rows
+    mean differently is not guessed.
+    """
+
+    def __init__(self, root: Path, images: str | None, written: set[tuple[Path, str]] = frozenset()):
         self.root, self.guessed = root, {}
         self.folders = [root / images] if images else [root, root / "images"]
+        distinct = {(base, _image_path(name.casefold())) for base, name in written}
+        self.written = Counter(key for _, path in distinct for key in _keys(path))
 
     def find(self, name: str, base: Path) -> str:
         """Path of the image relative to the root; ValueError if there is none inside."""
         if "://" in name:
             raise ValueError(f"{values.shorten(name)} is a web address, not a file of the folder")
-        relative = Path(name.replace("\\", "/"))
+        relative = _image_path(name)
         absolute = relative.is_absolute() or re.match(r"[A-Za-z]:", name)
         outside = False
         try:
@@ -736,21 +786,79 @@ class _ImageFinder:
             raise ValueError(f"{values.shorten(name)} is no file name") from None
         if outside or ".." in relative.parts or absolute:
             raise ValueError(f"{values.shorten(name, 80)} leads outside the folder")
-        if found := self._index.get(relative.name.casefold()) or self._index.get(relative.stem.casefold()):
+        if found := self._guess(relative):
             self.guessed[name] = found
             return found
         raise ValueError(f"image {values.shorten(name, 80)} not found")
 
+    def notes(self) -> list[str]:
+        """Every guess, in one note."""
+        pairs = [f"{values.shorten(name, 80)}: {found}" for name, found in self.guessed.items()]
+        if not pairs:
+            return []
+        listed = listing(pairs, 10).replace("\n", "; ")
+        return [
+            f"{len(pairs)} images were found elsewhere in the folder, or with another case or ending: {listed}"
+        ]
+
+    def _guess(self, relative: Path) -> str | None:
+        """The only image of that name, never one of another folder that the data set has."""
+        stated = _folded(relative.parent)
+        for key in _keys(relative)[: 1 if stated else 2]:  # without the ending only where no folder is stated
+            found = [place for place in self._index.get(key, ()) if not stated or self._may_be(place, key, stated)]
+            if len(found) == 1 and self.written[key] <= 1:
+                return found[0]
+        return None
+
+    def _may_be(self, place: str, name: str, stated: tuple[str, ...]) -> bool:
+        """Whether a name with a folder may mean this image: the folder moved as a whole, or exists nowhere."""
+        known = [(part,) in self._folders for part in stated]
+        named = set(self._folders.get(stated, ()))
+        for start in range(1, len(stated)):  # a path that begins further up
+            if stated[start:] in self._folders.get(stated[start:], ()) and not any(known[:start]):
+                named.add(stated[start:])
+        there = named == {_folded(Path(place).parent)} if named else not any(known)
+        return there and Path(place).name.casefold() == name
+
     @cached_property
-    def _index(self) -> dict[str, str]:
-        """Names and stems in lower case, where only one image has them, and their path."""
+    def _folders(self) -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+        """Folders below the root by every end of their paths, in lower case."""
+        ends: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+        for place, _, _ in _walk(self.root):
+            folder = _folded(Path(place).relative_to(self.root))
+            for start in range(len(folder)):
+                ends.setdefault(folder[start:], set()).add(folder)
+        return ends
+
+    @cached_property
+    def _index(self) -> dict[str, set[str]]:
+        """Paths of the images by name and by name without ending, in lower case."""
         found: dict[str, set[str]] = {}
-        for folder, folders, names in os.walk(self.root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        for folder, _, names in _walk(self.root):
             for name in names:
                 path = Path(folder, name)
                 if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve().is_relative_to(self.root):
-                    place = path.resolve().relative_to(self.root).as_posix()
-                    for key in {name.casefold(), path.stem.casefold()}:
-                        found.setdefault(key, set()).add(place)
-        return {key: next(iter(places)) for key, places in found.items() if len(places) == 1}
+                    for key in _keys(path):
+                        found.setdefault(key, set()).add(path.resolve().relative_to(self.root).as_posix())
+        return found
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` without hidden folders."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield folder, folders, names
+
+
+def _image_path(name: str) -> Path:
+    return Path(name.strip().replace("\\", "/"))
+
+
+def _keys(path: Path) -> list[str]:
+    """Name and, without the ending of an image, its stem, in lower case."""
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return list(dict.fromkeys([path.name.casefold(), stem.casefold()]))
+
+
+def _folded(folder: Path) -> tuple[str, ...]:
+    return tuple(part.casefold() for part in folder.parts)

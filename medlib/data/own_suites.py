@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medlib.config import RunConfig, path
+from medlib.config import DataError, RunConfig, path
 from medlib.config.paths import generated
-from medlib.data import counterfactual, own, split, variants
+from medlib.data import counterfactual, leakage, own, split, variants
 from medlib.data.cases import LabelledCase
 from medlib.data.own import OwnData
 from medlib.data.split import Assignment
@@ -148,12 +149,29 @@ def _of(data_dir: str, seed: int, allow_shared: bool) -> OwnSuites:
     data = own.read(place if place.exists() else data_dir, strict=False)
     words = lexicon.load([place / "lexicon"])
     folder: Path = ASSIGNMENTS / f"{data.name}-{data.sha256[:12]}-{seed}{'-shared' if allow_shared else ''}"
-    if sides := split.read(folder):
-        return OwnSuites(data, sides, words)
-    sides = split.assign(data.rows, data.images_dir, seed, allow_shared=allow_shared, folder=folder)
+    data, sides = _divided(data, folder, seed, allow_shared)
     suites = OwnSuites(data, sides, words)
-    print("\n".join(suites.notes()), flush=True)
+    print("\n".join(suites.notes()), file=sys.stderr, flush=True)  # what a command prints may be JSON
     return suites
+
+
+def _divided(data: OwnData, folder: Path, seed: int, allow_shared: bool) -> tuple[OwnData, Assignment]:
+    """The rows whose images can be read, and their sides as they were written or anew."""
+    modalities = dict(zip(data.rows["file"], data.rows["modality"]))
+    broken: dict[str, str] = {}
+    if sides := split.read(folder):
+        known = set(sides.table["file"])
+        left_out = {file: kind for file, kind in modalities.items() if file not in known}
+        leakage.image_prints(left_out, data.images_dir, broken)
+        if len(broken) == len(left_out):
+            return data.without(broken), sides
+        broken.clear()  # an image that was left out can be read by now, such as with another setting
+    prints = leakage.image_prints(modalities, data.images_dir, broken)
+    data = data.without(broken)
+    if not len(data):
+        raise DataError(f"{data.name}: no image can be read\n{own.listing(data.problems)}")
+    sides = split.assign(data.rows, data.images_dir, seed, allow_shared=allow_shared, prints=prints, folder=folder)
+    return data, sides
 
 
 def _half(cases: list[LabelledCase], use: str) -> list[LabelledCase]:

@@ -12,6 +12,8 @@ from medlib.data.cases import ERROR_TYPES
 
 #: What people write where they know nothing.
 MISSING = {"", "-", "--", "?", ".", "na", "n/a", "nan", "null", "nil", "none", "unknown", "not stated", "u"}
+#: Of these, what nobody writes who means that there is no treatment.
+NO_ANSWER = {"", "nan", "n/a", "null", "?"}
 YES = {"1", "1.0", "yes", "y", "true", "t"}
 NO = {"0", "0.0", "no", "n", "false", "f"}
 RIGHT = {"correct", "appropriate", "right", "valid", "ok", "agree", "adequate", "justified", "indicated"}

@@ -1,11 +1,13 @@
 """Cases from options, DICOM and dirty tables."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from medlib.audit import cases
 from medlib.config import DataError
+from medlib.data import own
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -48,6 +50,15 @@ def test_a_plain_image_states_nothing(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     case, _ = cases.one(tmp_path / "a.png", "A mass", "Biopsy", sex="")
     assert (case.patient.age, case.patient.sex, case.modality) == (None, None, "unspecified")
+
+
+def test_what_no_reader_knows_is_not_stated_by_the_dicom(tmp_path):
+    with pydicom.config.disable_value_validation():
+        file = dicom(tmp_path / "film.dcm", PatientAge="ADULT", PatientSex="N", Modality="DX")
+    case, _ = cases.one(file, "A mass", "Biopsy")
+    assert (case.patient.age, case.patient.sex, case.modality) == (None, None, "xray")
+    with pytest.raises(DataError, match="age: 'ADULT' is no age"):  # what is said must be readable
+        cases.one(file, "A mass", "Biopsy", age="ADULT")
 
 
 @pytest.mark.parametrize(
@@ -125,3 +136,30 @@ def test_without_a_folder_of_images_they_lie_beside_the_table(tmp_path):
     file, _ = dirty(tmp_path)
     rows, folder, _ = cases.rows(file)
     assert rows[0].case.image == "images/a.png" and folder == tmp_path.resolve()
+
+
+def test_a_film_states_the_same_in_a_worklist_as_alone(tmp_path):
+    dicom(tmp_path / "film.dcm", PatientAge="070Y", PatientSex="F", Modality="DX")
+    lines = [
+        "id,image,finding,treatment,age,sex,modality,complaint",
+        "film,film.dcm,A mass,Biopsy,,unknown,,",
+        "2,film.dcm,A mass,Biopsy,40,M,CT,Cough",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    rows, _, _ = cases.rows(tmp_path / "list.csv")
+    assert rows[0].case == cases.one(tmp_path / "film.dcm", "A mass", "Biopsy")[0]
+    stated = rows[1].case
+    assert (stated.patient.age, stated.patient.sex, stated.modality) == (40, "male", "ct")  # the list outranks it
+
+
+def test_images_inside_a_worklist_are_written_where_the_caller_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "EXTRACTED", tmp_path / "elsewhere")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    cells = [{"bytes": (tmp_path / "a.png").read_bytes(), "path": "x.png"}, {"bytes": None, "path": "b.png"}]
+    (tmp_path / "images").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "images" / "b.png")
+    frame = pd.DataFrame({"id": ["1", "2"], "image": cells, "finding": "A mass", "treatment": "Biopsy"})
+    frame.to_parquet(tmp_path / "list.parquet")
+    rows, folder, _ = cases.rows(tmp_path / "list.parquet", tmp_path / "images", extract_to=tmp_path / "out")
+    assert folder == (tmp_path / "out" / "list").resolve() and not (tmp_path / "elsewhere").exists()
+    assert all((folder / row.case.image).is_file() for row in rows)

@@ -1,5 +1,6 @@
 """An auditor over a model that knows nothing: what it measures, keeps and refuses."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,14 @@ def gallery():
 def test_reasons_from_the_image(gallery, place, modality, said):
     [distances] = gallery.distances(np.array([place]))
     reason = unlike(gallery, modality, distances)
+    assert reason is None if said is None else said in reason
+
+
+@pytest.mark.parametrize(("place", "said"), [((0, 1.9), None), ((0, 2.1), "unlike the images")])
+def test_training_images_without_a_modality_are_compared_with_all(gallery, place, said):
+    one = {name: getattr(gallery, name)[:1] for name in ("means", "precisions", "limits")}
+    unstated = dataclasses.replace(gallery, **one, modalities=["unspecified"])
+    reason = unlike(unstated, "xray", unstated.distances(np.array([place]))[0])
     assert reason is None if said is None else said in reason
 
 

@@ -62,6 +62,7 @@ def test_the_report_names_every_fault(folder):
         "5.png: two-valued segmentation mask",
         "0.png and 6.png (rotate",
         "Your data can be passed to 100% [",
+        "words that give the verdict away: 'biopsy' (treatment, 9 of 9 CORRECT), 'observation' (treatment, 0 of 9",
         "not looked for in 15 ct images",
         "proposed: test",
     ):

@@ -181,6 +181,10 @@ def test_the_card_maps_columns_and_values(tmp_path):
     [
         ("nonsense: 1", "dataset.yaml, key 'nonsense'"),
         ("kind: films", "dataset.yaml, key 'kind'"),
+        ("name: ../evil", "dataset.yaml, key 'name': 1 to 100 letters, digits"),
+        ("name: /tmp/x", "dataset.yaml, key 'name': 1 to 100 letters"),
+        ("name: .hidden", "dataset.yaml, key 'name'"),
+        ("name: ''", "dataset.yaml, key 'name'"),
         ("columns: {befund: a}", "dataset.yaml, key 'columns.befund'"),
         ("columns: {finding: Befund}", "key 'columns.finding': no column 'Befund'; there are id, image"),
         ("values: {x: {a: b}}", "dataset.yaml, key 'values.x'"),
@@ -211,6 +215,19 @@ def test_needed_columns_are_named(tmp_path):
         own.read(tmp_path)
     with pytest.raises(DataError, match="no such folder or file"):
         own.read(tmp_path / "nowhere")
+
+
+def test_what_says_nothing_is_no_finding_and_no_treatment(tmp_path):
+    images(tmp_path, 8)
+    words = [
+        ("mass", "None"), ("mass", "-"), ("nan", "biopsy"), ("N/A", "biopsy"), ("-", "biopsy"), ("mass", "NaN"),
+        ("mass", "n/a"), ("mass", "?"),
+    ]  # fmt: skip
+    rows = [row | {"finding": f, "treatment": t} for row, (f, t) in zip(simple_rows(8), words)]
+    pd.DataFrame(rows).to_json(tmp_path / "cases.jsonl", orient="records", lines=True)
+    data = own.read(tmp_path, strict=False)
+    assert [case.treatment for case in data.cases] == ["None", "-"]  # may be meant as no treatment
+    assert data.problems[0] == "cases.jsonl, row 3, field 'finding': 'nan' says nothing" and data.unread == 6
 
 
 def test_words_for_errors_that_the_project_does_not_have(tmp_path):
@@ -265,6 +282,53 @@ def test_image_names_stay_inside_the_folder(tmp_path, name):
     pd.DataFrame(rows).to_csv(folder / "cases.csv", index=False)
     data = own.read(folder, strict=False)
     assert len(data) == 1 and "cases.csv, row 3, field 'image'" in data.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "found"),
+    [
+        (["mri/1.png", "xray/2.png"], "xray/1.png", None),  # another patient's: its folder is there, without it
+        (["mri/1.png"], "xray/1.jpg", None),  # of another ending only without a folder
+        (["p1/xray/1.png", "p2/mri/2.png"], "p2/xray/1.png", None),
+        (["xray/1.png", "p2/mri/2.png"], "p2/xray/1.png", None),
+        (["p1/xray/1.png", "p2/xray/2.png"], "xray/1.png", None),  # two folders of that name
+        (["a/1.png", "b/1.png"], "1.png", None),
+        (["scan.png"], "scan.7", None),  # .7 is no ending of an image
+        (["mri/1.png"], "1.png", "mri/1.png"),
+        (["mri/1.png"], "1", "mri/1.png"),
+        (["mri/1.png"], "1.jpg", "mri/1.png"),
+        (["mri/1.png"], "old\\pictures\\1.PNG", "mri/1.png"),  # a folder of another machine
+        (["mri/1.png", "ct/1.png"], "data/mri/1.png", "mri/1.png"),
+        (["all/mri/1.png", "all/ct/1.png"], "MRI/1.PNG", "all/mri/1.png"),
+    ],
+)
+def test_no_image_of_another_folder_is_taken(tmp_path, there, name, found):
+    for number, place in enumerate(there):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        noise(number).save(tmp_path / place)
+    pd.DataFrame([simple_rows(1)[0] | {"image": name}]).to_csv(tmp_path / "cases.csv", index=False)
+    if found is None:
+        with pytest.raises(DataError, match=r"cases.csv, row 2, field 'image': image .* not found"):
+            own.read(tmp_path)
+    else:
+        data = own.read(tmp_path)
+        assert data.cases[0].image == found and any(f": {found}" in note for note in data.notes)
+
+
+def test_a_name_that_two_rows_mean_differently_is_not_guessed(tmp_path):
+    images(tmp_path / "p2", 1)
+    names = ("p1/scan00.png", "p2/scan00.png")
+    rows = [row | {"image": name} for row, name in zip(simple_rows(2), names)]
+    pd.DataFrame(rows).to_csv(tmp_path / "cases.csv", index=False)
+    data = own.read(tmp_path, strict=False)
+    assert [case.id for case in data.cases] == ["c1"] and "'p1/scan00.png' not found" in data.problems[0]
+
+
+def test_guesses_are_listed_and_counted(tmp_path):
+    images(tmp_path / "scans", 13)
+    pd.DataFrame(simple_rows(13)).to_csv(tmp_path / "cases.csv", index=False)
+    [note] = [note for note in own.read(tmp_path).notes if "elsewhere" in note]
+    assert "'scan00.png': scans/scan00.png; 'scan01.png'" in note and note.endswith("; … and 3 more")
 
 
 def test_ids_are_made_where_there_are_none(tmp_path):
@@ -388,6 +452,27 @@ def test_images_inside_a_parquet_file(tmp_path):
     data = own.read(tmp_path / "set", extract_to=tmp_path / "own")
     assert [s.image.endswith(".png") for s in data.cases] == [True, True]
     assert (data.images_dir / data.cases[0].image).read_bytes() == (tmp_path / "src" / "scan00.png").read_bytes()
+
+
+def test_a_parquet_file_names_images_of_its_folder_only(tmp_path, monkeypatch):
+    images(tmp_path / "private", 1)
+    images(tmp_path / "set" / "scans", 2)
+    monkeypatch.chdir(tmp_path)  # a relative name is not one of the working directory
+    content = (tmp_path / "set" / "scans" / "scan01.png").read_bytes()
+    cells = [
+        {"bytes": None, "path": str(tmp_path / "private" / "scan00.png")},
+        {"bytes": None, "path": "private/scan00.png"},
+        {"bytes": None, "path": "../private/scan00.png"},
+        {"bytes": None, "path": "scans/scan00.png"},
+        {"bytes": content, "path": "any.png"},
+    ]
+    images(tmp_path / "set" / "private", 0)
+    rows = [row | {"image": cell} for row, cell in zip(simple_rows(5), cells)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "set" / "cases.parquet")
+    data = own.read(tmp_path / "set", extract_to=tmp_path / "own", strict=False)
+    assert [case.id for case in data.cases] == ["c3", "c4"]
+    assert "row 1, field 'image'" in data.problems[0] and "leads outside the folder" in data.problems[0]
+    assert len(list((tmp_path / "own" / "set").iterdir())) == 2  # nothing else was copied
 
 
 def test_a_name_that_is_neither_folder_nor_hub(monkeypatch):

@@ -2,11 +2,13 @@
 
 import csv
 import itertools
+import re
+import shutil
 
 import pytest
 
 from medlib.config import DataError, resolve
-from medlib.data import own_suites, sources
+from medlib.data import leakage, own_suites, sources
 from medlib.data.synthetic import lexicon
 from medlib.data.synthetic.draw import draw, save
 
@@ -123,3 +125,48 @@ def test_given_cases_have_no_contradictions_and_calibrate_on_validation(cases):
     assert all(groups) and not groups[0] & groups[1]
     assert len(sources.demographics(config)) == 0
     assert len(sources.described(config)) == len(FINDINGS) * EACH
+
+
+@pytest.mark.parametrize("kind", ["images", "cases"])
+def test_broken_images_are_named_together_and_left_out(kind, request, tmp_path, capsys):
+    folder = shutil.copytree(request.getfixturevalue(kind), tmp_path / "data")
+    files = sorted(file.name for file in folder.glob("*.png"))[:2]
+    for file in files:
+        (folder / file).write_bytes((folder / file).read_bytes()[:200])
+    first = own_suites.of(_config(folder))
+    assert len(first.data) == len(first.sides.table) == len(FINDINGS) * EACH - 2 and first.data.unread == 2
+    assert not set(files) & set(first.data.rows["file"])
+    said = capsys.readouterr().err
+    for file in files:
+        assert re.search(rf"\.csv, row \d+, field 'image': {file}: truncated or unreadable image", said)
+    assert str(tmp_path) not in said and "2 rows cannot be read and are left out" in said
+
+    own_suites._of.cache_clear()  # as in the next command: the same is said, of the sides that were written
+    again = own_suites.of(_config(folder))
+    assert capsys.readouterr().err == said and again.sides.table.equals(first.sides.table)
+    assert again.data.sha256 == first.data.sha256 and len(again.data) == len(first.data)
+    assert {s.image for s in sources.suite(_config(folder), "test").scenarios} <= set(first.data.rows["file"])
+
+
+def test_an_image_that_can_be_read_by_now_is_taken_up_again(images, monkeypatch, capsys):
+    load, refused = leakage.load_image, f"xray_{FINDINGS[0].name}_0.png"
+
+    def refuse(path):
+        if path.name == refused:
+            raise DataError(f"{path}: a saved screen")
+        return load(path)
+
+    leakage._fingerprint.cache_clear()
+    monkeypatch.setattr(leakage, "load_image", refuse)
+    assert refused not in set(own_suites.of(_config(images)).data.rows["file"])
+    monkeypatch.setattr(leakage, "load_image", load)
+    own_suites._of.cache_clear()
+    assert refused in set(own_suites.of(_config(images)).sides.table["file"])
+
+
+def test_a_data_set_without_a_sound_image_is_refused(images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "data")
+    for file in folder.glob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="no image can be read\n(.*\n){20}… and"):
+        own_suites.of(_config(folder))
