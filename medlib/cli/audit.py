@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated, Optional
@@ -31,6 +32,8 @@ def audit(
     age: Annotated[Optional[str], typer.Option(help="in years, or as 018M")] = None,
     sex: Text = None,
     complaint: Text = None,
+    frame: Annotated[Optional[int], typer.Option(min=0, help="page of a stack, or frame of a cine")] = None,
+    thumbnail: Annotated[Optional[int], typer.Option(min=56, help="pixels of a small copy of a slide")] = None,
     figure: Annotated[Optional[Path], typer.Option(help="PNG of image, map and verdict")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="exit with 0 pass, 1 query, 3 abstain")] = False,
@@ -62,15 +65,15 @@ def audit(
     _quiet()
     question = dict(zip(ONE, (image, finding, treatment)))
     stated = {"modality": modality, "age": age, "sex": sex, "complaint": complaint}
-    _check_question(
-        {**question, **stated}, cases, {"--figure": figure, "--json": as_json, "--exit-code": exit_code}
-    )
+    view = {"frame": frame, "thumbnail": thumbnail}
+    shown = {"--figure": figure, "--json": as_json, "--exit-code": exit_code}
+    _check_question({**question, **stated, **view}, cases, shown)
     try:
         config = configuration("audit", profile, settings, run_dir=run_dir, adapter=adapter)
         if cases is not None:
             _worklist(config, model, cases, images, out, shard, maps)
             return
-        answer = _one_case(config, model, question, stated, figure)
+        answer = _one_case(config, model, question, stated, view, figure)
     except (ConfigError, DataError, ModelError, NotRun, OSError) as error:
         if not exit_code:
             raise
@@ -104,24 +107,31 @@ def _check_question(given: dict, cases: Path | None, shown: dict) -> None:
         )
 
 
-def _one_case(config, model: str | None, question: dict, stated: dict, figure: Path | None):
+def _one_case(config, model: str | None, question: dict, stated: dict, view: dict, figure: Path | None):
     from medlib.audit import cases as reading
     from medlib.audit.auditor import Auditor
     from medlib.config import ADAPTER
+    from medlib.data import rendered
 
-    case, folder = reading.one(**question, **stated)
+    case, images = reading.one(**question, **stated)
     auditor = Auditor(config, options.row(model or ADAPTER))
     _say_if_slow(auditor)
-    answer = auditor.case(case, folder.resolve(), with_map=figure is not None)
-    if figure is not None:
-        from medlib.config import files
-        from medlib.data.suite import shown
-        from medlib.reporting import maps
-
-        drawn = maps.answered([answer], [shown(folder, case.image)])
-        with files.replacement(figure, private=True) as unfinished:
-            drawn.savefig(unfinished, format="png")
+    with tempfile.TemporaryDirectory() as temporary:
+        case, images = rendered.one(case, images.resolve(), Path(temporary), **view)
+        answer = auditor.case(case, images, with_map=figure is not None)
+        if figure is not None:
+            _draw(answer, images, figure)
     return answer
+
+
+def _draw(answer, images: Path, figure: Path) -> None:
+    from medlib.config import files
+    from medlib.data.suite import shown
+    from medlib.reporting import maps
+
+    drawn = maps.answered([answer], [shown(images, answer.case["image"])])
+    with files.replacement(figure, private=True) as unfinished:
+        drawn.savefig(unfinished, format="png")
 
 
 def _say_if_slow(auditor) -> None:
@@ -137,7 +147,7 @@ def _worklist(config, model, cases: Path, images: Path | None, out: Path, shard:
     from medlib.reporting import worklist_page
 
     part = worklist.parse_shard(shard) if shard else None
-    rows, folder, notes = reading.rows(cases, images)
+    rows, folder, notes = reading.rows(cases, images, extract_to=out / "images")
     auditor = Auditor(config, options.row(model or ADAPTER))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -41,7 +41,8 @@ _DEEP_COLOUR = {
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MANY_PAGES = (
     "{path}: {pages} pages, a stack or a whole-slide image; cut tiles of the region in question from it, choose a "
-    "page (frame=0 is the first) or take a small copy of the whole (thumbnail=1024)"
+    "page (frame: 0 is the first) or take a small copy of the whole (thumbnail: 1024), in dataset.yaml or as an "
+    "option of `medlib audit`"
 )
 
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medlib.config import DataError, files
 from medlib.config.paths import expanded, generated
-from medlib.data import tables, values
+from medlib.data import rendered, tables, values
 from medlib.data.cases import UNSPECIFIED, Case, LabelledCase, Patient, scenario_hash
 from medlib.data.images import FORMATS
 from medlib.data.split import SIDES
@@ -97,6 +97,9 @@ class Card(BaseModel):
     licence: str | None = None
     source: str | None = None
     real_images: bool | None = Field(None, description="whether the images are of patients; None: not stated")
+    frame: int | None = Field(None, ge=0, description="page or frame that is shown; None: the middle of a cine")
+    thumbnail: int | None = Field(None, ge=56, description="longest side in pixels of a smaller copy, for slides")
+    pad: bool = Field(True, description="pad to a square; false: fill it, whatever the proportions")
 
     @field_validator("name")
     @classmethod
@@ -261,6 +264,7 @@ def read(
         sources = [_extracted(source, root, inside) for source in sources]
         notes += inside.notes() if inside else []
     own = _Reader(name, root.resolve(), card, sources, notes, unlabelled).read()
+    own = rendered.data(own, Path(extract_to) / name / "shown")
     if strict and own.problems:
         raise DataError(f"{len(own.problems)} problems in {name}:\n{listing(own.problems)}")
     if not len(own):

@@ -87,7 +87,7 @@ def test_a_worklist(run, of_run, worklist, tmp_path):
     assert "not answered: list.csv, row 26: field 'file': image 'absent.png' not found" in said
 
 
-@pytest.mark.parametrize("more", [["--json"], ["--exit-code"], ["--figure", "a.png"]])
+@pytest.mark.parametrize("more", [["--json"], ["--exit-code"], ["--figure", "a.png"], ["--frame", "0"]])
 def test_what_only_one_case_has_is_refused_of_a_worklist(run, of_run, worklist, more):
     message, _, _ = run("audit", "--cases", worklist[0], *of_run, *more)
     assert f"{more[0]}: of one case; leave it out with --cases" in message
