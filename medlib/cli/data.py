@@ -18,6 +18,7 @@ app = options.app()
 @app.command()
 def data(
     profile: Profile = None,
+    data: DataDir = None,
     images: Images = None,
     allow_masks: Masks = None,
     seed: Seed = None,
@@ -27,17 +28,21 @@ def data(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Rebuild the core set and the suites, check them and audit the core set; or check a data set of your own."""
+    """Rebuild the core set and the suites, check them and audit the core set; or check a data set of your own.
+
+    With --data divide that data set instead, and audit its cases.
+    """
     from medlib.config.errors import printable
     from medlib.data import core24, sources
 
     if check is not None:
         _check(check, seed or 0)
         return
-    config = configuration("data", profile, settings, images, allow_masks=allow_masks, seed=seed)
-    counts = core24.build(sources.CORE_DIR)
-    core24.verify(sources.CORE_DIR)
-    print(f"core24, hashes match: {json.dumps(counts)}")
+    config = configuration("data", profile, settings, images, data_dir=data, allow_masks=allow_masks, seed=seed)
+    if config.data_dir is None:
+        counts = core24.build(sources.CORE_DIR)
+        core24.verify(sources.CORE_DIR)
+        print(f"core24, hashes match: {json.dumps(counts)}")
     if audit:
         for issue in sources.audit(config):
             print(printable(f"{issue.severity.upper():8} {issue.check}: {issue.message}"))

@@ -88,3 +88,17 @@ def test_each_way_of_the_readme_leads_to_training(way, scenarios, tmp_path, smal
     assert counts["training_scenarios"] > 4 and counts["tokens_of_first_scenario"] > 50
     if way is a_table:
         assert "cases.csv, row 2" in notes and "Appropriate" in notes  # the row that cannot be read
+
+
+def test_the_data_command_divides_a_data_set_of_ones_own(scenarios, tmp_path, monkeypatch, capsys):
+    a_table(tmp_path / "own", scenarios)
+    monkeypatch.setattr(own_suites, "ASSIGNMENTS", tmp_path / "sides")
+    monkeypatch.setattr(
+        sys, "argv", ["medlib", "data", "--profile", "tiny", "--data", str(tmp_path / "own"), "--no-audit"]
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    output, notes = capsys.readouterr()
+    assert end.value.code in (0, None) and "core24, hashes match" not in output and "cases.csv, row 2" in notes
+    counts = {line.split(": ")[0]: int(line.split()[1]) for line in output.splitlines()}
+    assert sum(counts.values()) == len(scenarios) - 1 and list((tmp_path / "sides").glob("*/split.csv"))
