@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,8 +54,7 @@ def update_readme(run_dir: str | Path, readme: str | Path = README) -> Path:
     measured.check(run_dir, metrics)
     write_heatmap(metrics, readme.parent / "docs" / "figures" / "heatmap.png")
     made_by = _made_by(record)
-    known = " ".join(filter(None, [metrics["headline"], composed(metrics)]))
-    _write(readme, [known, metrics.get("recommendation"), made_by])
+    _write(readme, [*claims(metrics), made_by])
     _write(readme.parent / "docs" / "results.md", [*_all_tables(metrics), made_by])
     return readme
 
@@ -97,6 +97,18 @@ def drawn_against(drawn: dict, other: dict, name: str) -> pd.DataFrame:
             if not run_seed(system)[1]
         ]
     )
+
+
+def claims(metrics: dict) -> list[str]:
+    """What the README says of a run, each with a link to the tables that carry it."""
+    known = " ".join(filter(None, [metrics["headline"], composed(metrics)]))
+    said = {SUITE_TITLES["heldout"]: known, "Harder suites": metrics.get("recommendation")}
+    return [f"{text} ([table](docs/results.md#{_anchor(title)}))" for title, text in said.items() if text]
+
+
+def _anchor(title: str) -> str:
+    """GitHub's name for a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def composed(metrics: dict) -> str | None:

@@ -49,6 +49,15 @@ def test_the_readme_has_the_headline_and_the_docs_have_all_tables(run):
     assert (run / "README.md").read_text() == main
 
 
+def test_every_claim_links_to_a_heading_of_the_results():
+    metrics = json.loads((readme.gallery.REPORTS / "metrics.json").read_text())
+    text = (readme.README.parent / "docs" / "results.md").read_text()
+    headings = {readme._anchor(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")}
+    for claim in readme.claims(metrics):
+        assert claim in readme.README.read_text()
+        assert claim.rpartition("docs/results.md#")[2].rstrip(")") in headings
+
+
 def test_a_file_without_marks_is_named(run):
     (run / "docs" / "results.md").write_text("nothing")
     with pytest.raises(ValueError, match="results.md: the marks"):
