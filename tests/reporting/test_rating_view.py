@@ -246,7 +246,7 @@ def test_the_page_serves_the_run_and_the_store_of_the_environment(pool, tmp_path
     [
         ("notebooks/05_collect_feedback.ipynb", "notebooks/voila/rate.ipynb"),
         ("docs/feedback.md", "notebooks/voila/rate.ipynb"),
-        ("docs/audit.md", "notebooks/11_audit_a_case.ipynb"),
+        ("docs/audit.md", "notebooks/voila/audit.ipynb"),
     ],
 )
 def test_the_command_has_a_token_and_ends_idle_kernels(file, page):
