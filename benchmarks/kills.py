@@ -275,15 +275,18 @@ def main() -> None:
     chosen, rng = arguments.commands.split(","), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         project, seconds, expected = Project(Path(folder)), {}, {}
-        for name in COMMANDS:
+        for name in list(COMMANDS)[: max(map(list(COMMANDS).index, chosen)) + 1]:
             project.keep(name)
             seconds[name] = project.finish(name)
             expected[name] = project.state()
             print(f"{name}: {seconds[name]:.1f} s undisturbed", flush=True)
         trials: list[dict] = []
-        for name in plan({name: seconds[name] for name in COMMANDS if name in chosen}, arguments.kills, rng):
+        names = plan({name: seconds[name] for name in COMMANDS if name in chosen}, arguments.kills, rng)
+        for name in names:
             trials.append(trial(project, name, rng.uniform(0, seconds[name]), expected[name]))
-            print(f"{len(trials)} of {arguments.kills}: {json.dumps(trials[-1])}", flush=True)
+            if not trials[-1]["killed"]:  # it was over by then
+                names.append(name)
+            print(f"{len(trials)} of {len(names)}: {json.dumps(trials[-1])}", flush=True)
             write(pd.DataFrame(trials), seconds, arguments.seed, arguments.out)
 
 
@@ -298,7 +301,7 @@ def plan(seconds: dict[str, float], kills: int, rng: random.Random) -> list[str]
 
 def write(trials: pd.DataFrame, seconds: dict[str, float], seed: int, out: Path) -> None:
     """The table of what was tried so far; an interruption leaves it."""
-    text = HEAD.format(kills=len(trials), seed=seed)
+    text = HEAD.format(kills=trials["killed"].sum(), seed=seed)
     text += to_markdown(summary(trials, {n: s for n, s in seconds.items() if n in set(trials["command"])}))
     for row in trials[trials["differs"] != ""].itertuples():
         text += f"\n- {row.command}, killed after {row.after} s: {row.differs}"
