@@ -66,7 +66,8 @@ def completed(case: Case, file: Path) -> Case:
     """The case with age, sex and modality of its image where it states none and the image is a DICOM."""
     facts = dicom_facts(file)
     modality = facts.pop("modality", UNSPECIFIED) if case.modality == UNSPECIFIED else case.modality
-    unset = {name: facts[name] for name in ("age", "sex") if name in facts and getattr(case.patient, name) is None}
+    stated = {name: fact for name, fact in facts.items() if name in ("age", "sex")}
+    unset = {name: fact for name, fact in stated.items() if getattr(case.patient, name) is None}
     return case.model_copy(update={"modality": modality, "patient": case.patient.model_copy(update=unset)})
 
 

@@ -762,7 +762,7 @@ class _ImageFinder:
     mean differently is not guessed.
     """
 
-    def __init__(self, root: Path, images: str | None, written: set[tuple[Path, str]] = frozenset()):
+    def __init__(self, root: Path, images: str | None, written: Collection[tuple[Path, str]] = ()):
         self.root, self.guessed = root, {}
         self.folders = [root / images] if images else [root, root / "images"]
         distinct = {(base, _image_path(name.casefold())) for base, name in written}

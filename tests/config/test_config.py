@@ -101,7 +101,7 @@ NOT_SETTINGS = {
     "system",
     "shard",
     # one case, or a worklist, and how the answer is given
-    *("image", "finding", "treatment", "modality", "age", "sex", "complaint"),
+    *("image", "finding", "treatment", "modality", "age", "sex", "complaint", "frame", "thumbnail"),
     *("cases", "out", "maps", "figure", "as_json", "exit_code"),
 }
 
