@@ -82,7 +82,8 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         raise ConfigError(
             f"{run_dir.name}: not executed: {', '.join(missing)}; run `python -m medlib report` first"
         )
-    others = {METRICS: (run_dir / METRICS).read_bytes(), PREDICTIONS: predictions(run_dir, named=not data_dir)}
+    metrics = _named((run_dir / METRICS).read_text(encoding="utf-8"), _names(config))
+    others = {METRICS: metrics.encode(), PREDICTIONS: predictions(run_dir, named=not data_dir)}
     for share, quality in FIGURE_SIZES:
         notebooks = {
             name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir), _names(config))
@@ -138,6 +139,13 @@ def _names(config: RunConfig) -> dict[str, str]:
     return {place: Path(place).name for place in places if place and Path(place).is_absolute()}
 
 
+def _named(text: str, names: Mapping[str, str]) -> str:
+    """A text with the last parts of folders in place of the whole."""
+    for place, shown in names.items():
+        text = text.replace(place, shown)
+    return text
+
+
 def cleaned(
     file: str | Path,
     share: float = 1.0,
@@ -158,10 +166,7 @@ def cleaned(
     names : mapping
         What is written in place of a path, by path.
     """
-    text = Path(file).read_text(encoding="utf-8")
-    for place, shown in names.items():
-        text = text.replace(place, shown)
-    notebook = nbformat.reads(text, as_version=4)
+    notebook = nbformat.reads(_named(Path(file).read_text(encoding="utf-8"), names), as_version=4)
     notebook.metadata = {
         key: value for key, value in notebook.metadata.items() if key in ("kernelspec", "language_info")
     }
@@ -302,6 +307,9 @@ def unpublishable(reports: Path) -> list[str]:
     issues = []
     for file in sorted(reports.glob("*.ipynb")):
         issues += [f"{file.name}: {what}" for what in _unclean(nbformat.read(file, as_version=4))]
+    metrics = reports / METRICS
+    if metrics.is_file() and (found := ABSOLUTE_PATH.search(metrics.read_text(encoding="utf-8"))):
+        issues.append(f"{METRICS}: a path of some machine: {found.group()}…")
     size = sum(file.stat().st_size for file in reports.iterdir())
     if size > MAX_BYTES:
         issues.append(f"{reports.name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")

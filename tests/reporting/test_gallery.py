@@ -146,6 +146,12 @@ def test_the_committed_figures_follow_from_the_committed_predictions(folder):
             assert all(again[key] == pytest.approx(figures[key]) for key in kinds)
 
 
+def test_a_path_in_the_figures_is_no_less_one_of_a_machine(tmp_path):
+    (tmp_path / gallery.METRICS).write_text('{"measured": {"model": "/home/jane/standin"}}')
+    assert gallery.unpublishable(tmp_path) == ["metrics.json: a path of some machine: /home/j…"]
+    assert gallery._named("at /home/jane/standin", {"/home/jane/standin": "standin"}) == "at standin"
+
+
 def test_a_table_is_aligned_without_styles():
     soup = BeautifulSoup(gallery.plain_html(TABLE), "html.parser")
     assert soup.style is None and not soup.find(class_=True) and not soup.find(id=True)
