@@ -30,7 +30,7 @@ from medlib.audit.auditor import Auditor
 from medlib.audit.cases import Row
 from medlib.config import ConfigError, DataError, NotRun, files, jobs, jsonl, provenance
 from medlib.data.cases import Case, LabelledCase
-from medlib.data.suite import Suite
+from medlib.data.suite import Suite, shown
 from medlib.systems.answers import keep_answers
 
 PART = 256  # cases in memory at a time
@@ -192,8 +192,6 @@ def _find_keys(rows: list[Row], images_dir: Path, keys: dict[str, str], failed: 
     for row in rows:
         try:
             [keys[row.place]] = _suite([row], images_dir).keys()
-        except OSError as error:
-            failed[row.place] = f"the image cannot be opened ({error.strerror or type(error).__name__})"
         except DataError as error:
             failed[row.place] = str(error)
 
@@ -230,7 +228,7 @@ def _complete_thumbnails(cases: Sequence[Case | None], images_dir: Path, folder:
     missing = {case.image: case for case in cases if case and not (folder / thumbnail_name(case.image)).is_file()}
     for case in missing.values():
         with contextlib.suppress(DataError, OSError):  # such a row is listed with its reason
-            _keep_thumbnail(_suite([Row("", case)], images_dir).image(case), folder / thumbnail_name(case.image))
+            _keep_thumbnail(shown(images_dir, case.image), folder / thumbnail_name(case.image))
 
 
 def thumbnail_name(image: str) -> str:

@@ -46,6 +46,14 @@ _MANY_PAGES = (
 )
 
 
+class NoFrame(DataError):
+    """A frame that a file does not have; ``frames`` says how many it has."""
+
+    def __init__(self, message: str, frames: int = 0) -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
 def load_image(
     path: str | Path,
     *,
@@ -192,7 +200,7 @@ def _page(path: Path, image: Image.Image, frame: int | None, thumbnail: int | No
 
 def _checked_frame(path: Path, frame: int, frames: int) -> int:
     if not 0 <= frame < frames:
-        raise DataError(f"{path}: frame {frame} of {frames} (counted from 0) does not exist")
+        raise NoFrame(f"{path}: frame {frame} of {frames} (counted from 0) does not exist", frames)
     return frame
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from medlib.config import DataError, files
 from medlib.data.cases import Case
-from medlib.data.images import inside, load_image
+from medlib.data.images import NoFrame, inside, load_image
 
 
 def how(frame: int | None, thumbnail: int | None, pad: bool) -> str:
@@ -28,8 +28,8 @@ def image(file: Path, frame: int | None = None, thumbnail: int | None = None, pa
     """An image as it is to be shown, RGB; DataError as of `load_image`."""
     try:
         loaded = load_image(file, frame=frame, thumbnail=thumbnail)
-    except DataError as error:
-        if f"frame {frame} of 1 " not in str(error):
+    except NoFrame as error:
+        if error.frames != 1:
             raise
         loaded = load_image(file, thumbnail=thumbnail)  # a page is chosen where there are several
     side = max(loaded.size)

@@ -32,12 +32,12 @@ def shown(images_dir: Path, name: str, view: str = "") -> Image.Image:
     return corruptions.apply(view, image, name) if view else image
 
 
-def _content(file: Path) -> str:
-    """SHA-256 of an image's bytes; DataError if they cannot be read."""
+def _content(images_dir: Path, name: str) -> str:
+    """SHA-256 of an image's bytes; DataError if they cannot be read, without the folder, as of `shown`."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(inside(images_dir, name).read_bytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"{file}: image cannot be read ({error.strerror})") from None
+        raise DataError(f"{name}: image cannot be read ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Suite:
     @cached_property
     def _keys(self) -> list[str]:
         # every system asks for them; reading thousands of images once is enough
-        files = {name: _content(inside(self.images_dir, name)) for name in {s.image for s in self.scenarios}}
+        files = {name: _content(self.images_dir, name) for name in {s.image for s in self.scenarios}}
         return [
             digest([s.modality, s.patient.model_dump(), s.finding, s.treatment, files[s.image], self.view])
             for s in self.scenarios

@@ -82,12 +82,12 @@ def update(run_dir: str | Path, reports: Path = REPORTS) -> Path:
         raise ConfigError(
             f"{run_dir.name}: not executed: {', '.join(missing)}; run `python -m medlib report` first"
         )
-    metrics = _named((run_dir / METRICS).read_text(encoding="utf-8"), _names(config))
+    names = _names(config)
+    metrics = _named((run_dir / METRICS).read_text(encoding="utf-8"), names)
     others = {METRICS: metrics.encode(), PREDICTIONS: predictions(run_dir, named=not data_dir)}
     for share, quality in FIGURE_SIZES:
         notebooks = {
-            name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir), _names(config))
-            for name in expected
+            name: cleaned(run_dir / "notebooks" / name, share, quality, bool(data_dir), names) for name in expected
         }
         texts = {name: nbformat.writes(notebook) + "\n" for name, notebook in notebooks.items()}
         texts["README.md"] = _index(notebooks, record, config)
