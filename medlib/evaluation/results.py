@@ -40,8 +40,9 @@ class Results:
 
     @classmethod
     def join(cls, parts: Mapping[tuple[str, ...], pd.DataFrame]) -> Results:
-        """Predictions by (system, suite) or (system, suite, ablation) in one table."""
-        tables = [part.assign(**dict(zip(KEY, (*key, "")))) for key, part in parts.items()]
+        """Predictions by (system, suite) or (system, suite, ablation) in one table, whatever their order."""
+        named = {(*key, "")[:3]: part for key, part in parts.items()}
+        tables = [named[key].assign(**dict(zip(KEY, key))) for key in sorted(named)]
         return cls(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=KEY))
 
     @classmethod
