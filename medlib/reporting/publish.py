@@ -51,9 +51,9 @@ ALLOWED = re.compile(
 )  # fmt: skip
 MAX_HEADER = 100_000_000  # bytes, the limit of the format
 VOCABULARY = ("tokenizer.json", "chat_template.jinja", "chat_template.json")  # may hold any text
-ABSOLUTE = re.compile(
+MACHINE_PATH = re.compile(
     r"""(?<![\w:/.<])/(?:[\w.+-]+/)+[\w.+-]*|(?<=")/\w[\w.+-]*(?=")"""
-    r"""|(?<![A-Za-z])[A-Za-z]:\\+\w|(?<!\w)~/\w|file://"""
+    r"""|(?<![A-Za-z])[A-Za-z]:\\+\w|(?<!\w)~/\w|(?<![\w./])\.\.[/\\]+\w[\w.+-]*|file://"""
 )
 #: Tokens by their shapes, private keys, passwords in addresses, and values under the name of a secret; without
 #: quotation marks a value has a digit, unlike prose. Parts that must be followed by another are bounded, so that
@@ -205,8 +205,8 @@ def check(folder: str | Path, name: str | None = None) -> pd.DataFrame:
     Raises
     ------
     PublishError
-        Naming every file that is not weights in safetensors, a processor's or a record; every
-        absolute path (they name machines and people) and every token in a text or in the header of weights.
+        Naming every file that is not weights in safetensors, a processor's or a record; and in a text or in the
+        header of weights every token and every path of a machine, absolute or upward (they name people).
     """
     folder = Path(folder)
     found = sorted(file for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
@@ -227,9 +227,9 @@ def _problem(file: Path, name: str) -> str | None:
         return f"{name}: not a safetensors file, or one that is cut off"
     if SECRET.search(text):
         return f"{name}: holds what looks like an access token"
-    if name not in VOCABULARY and (path := ABSOLUTE.search(text)):
+    if name not in VOCABULARY and (path := MACHINE_PATH.search(text)):
         line = text.count("\n", 0, path.start()) + 1
-        return f"{name}, {'header' if is_weights else f'line {line}'}: absolute path {path.group()}"
+        return f"{name}, {'header' if is_weights else f'line {line}'}: path of a machine {path.group()}"
     return None
 
 

@@ -143,13 +143,20 @@ def openai_api(session: Session) -> System:
 
 def api_key(base_url: str | None) -> str | None:
     """The key for an endpoint: ``MEDLIB_API_KEY``, else OpenAI's own where ``base_url`` is no other host."""
+    known = "api.openai.com", _host(os.environ.get("OPENAI_BASE_URL", ""))
     if key := os.environ.get("MEDLIB_API_KEY"):
         return key
-    elsewhere = base_url and urlsplit(base_url).hostname not in (
-        "api.openai.com",
-        urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname,
-    )
+    elsewhere = base_url and urlsplit(base_url).hostname not in known
     return None if elsewhere else os.environ.get("OPENAI_API_KEY")
+
+
+def _host(address: str) -> str | None:
+    try:
+        parts = urlsplit(address)
+        parts.port  # noqa: B018  # asked for what it raises
+        return parts.hostname
+    except ValueError:
+        raise NotRun("OPENAI_BASE_URL: not an address, such as https://host:8000/v1") from None
 
 
 class _Endpoint:

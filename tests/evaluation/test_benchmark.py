@@ -322,7 +322,11 @@ def test_a_kill_between_predictions_and_their_stamp_mixes_no_two_runs(config, mo
 
 
 def test_predictions_stand_in_one_order_whatever_was_there_before_a_rerun():
-    parts = {(ADAPTER, "heldout"): made_up(0.9), (BASE, "heldout"): made_up(0.5), (BASE, "core24_val"): made_up(0.5)}
+    parts = {
+        (ADAPTER, "heldout"): made_up(0.9),
+        (BASE, "heldout"): made_up(0.5),
+        (BASE, "core24_val"): made_up(0.5),
+    }
     table = Results.join(parts).table
     assert table.equals(Results.join(dict(reversed(parts.items()))).table)
     assert table.equals(Results.join(Results(table).parts).table[table.columns])

@@ -470,6 +470,10 @@ def test_without_key_and_address_the_row_is_not_run(stub, few, monkeypatch):
     assert len(build(stub.url).predict(one(few))) == 1  # a server of one's own asks for no key
     monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
     assert len(build(None).predict(one(few))) == 1
+    for address in ("http://[::1", "http://host:port/v1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        with pytest.raises(NotRun, match="^OPENAI_BASE_URL: not an address, such as"):
+            build(None)
 
 
 def test_without_the_package_or_a_model_the_row_says_what_to_do(monkeypatch):
