@@ -98,22 +98,25 @@ def words_of(suites: OwnSuites) -> Words:
 
 def load_side(suites: OwnSuites, side: str, words: Words, size: int) -> Side:
     """The images of a side whose findings ``words`` has, at most ``size`` pixels per side."""
-    place = {(f.modality, f.name): number for number, f in enumerate(words.findings)}
-    rows = image_rows(suites, side)
-    rows = rows[[key in place for key in zip(rows["modality"], rows["finding"])]]
-    images = []
+    rows, images = image_rows(suites, side, words), []
     for file in tqdm(rows["file"], desc=f"images of {side}"):
         image = shown(suites.data.images_dir, file)
         images.append(image if image.width <= size else _resized(image, size))
-    labels = np.array([place[key] for key in zip(rows["modality"], rows["finding"])], int)
-    return Side(images, labels, rows["group"].to_numpy())
+    return Side(images, labels_of(rows, words), rows["group"].to_numpy())
 
 
-def image_rows(suites: OwnSuites, side: str) -> pd.DataFrame:
-    """Rows of the data set that stand for the images of a side, one each."""
+def image_rows(suites: OwnSuites, side: str, words: Words | None = None) -> pd.DataFrame:
+    """Rows of the data set that stand for the images of a side, one each; given words, of these only."""
     if suites.data.kind != "images":
         raise DataError(f"{suites.data.name}: a stand-in learns from labelled images, and these are cases")
-    return suites.data.table.iloc[suites.sides.rows(side)].drop_duplicates("file")
+    rows = suites.data.table.iloc[suites.sides.rows(side)].drop_duplicates("file")
+    return rows if words is None else rows[labels_of(rows, words) >= 0]
+
+
+def labels_of(rows: pd.DataFrame, words: Words) -> np.ndarray:
+    """Place of each row's finding in the findings of ``words``, -1 if it is none of them; int array (n,)."""
+    place = {(f.modality, f.name): number for number, f in enumerate(words.findings)}
+    return np.array([place.get(key, -1) for key in zip(rows["modality"], rows["finding"])], int)
 
 
 def fingerprint(suites: OwnSuites, seed: int) -> dict:
