@@ -14,17 +14,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from noise import kept, options, write
+from noise import options, scores, write
 
-from medlib import stats
-from medlib.config import ADAPTER, files, jobs, path, resolve
+from medlib.config import ADAPTER, jobs, path, resolve
 from medlib.data import sources
-from medlib.evaluation import measured
 from medlib.models.standin import medgemma
 from medlib.models.standin.words import WITHOUT_TEST
 from medlib.stats.text import cells_text, rate_text, to_markdown
-from medlib.systems import Session
-from medlib.training import supervised
 
 MARKS = "<!-- new words: written by benchmarks/new_words.py -->", "<!-- end of new words -->"
 SYSTEMS = {"medgemma": "untouched", "two-questions": "untouched, two questions", ADAPTER: "+ LoRA"}
@@ -40,17 +36,9 @@ def build(folder: Path, tower: str, per_finding: int, decoder_steps: int) -> str
 def one(profile: str, model: str, test_pairs: int, run_dir: str) -> dict:
     """Train on this stand-in and score every system of it on the held-out suite, by the system's name."""
     config = resolve(profile, model=model, test_pairs=test_pairs, run_dir=run_dir, processes=1)
-    supervised.train(config)
-    suite, file = sources.suite(config, "test"), path(run_dir) / f"result-{test_pairs}.json"
-    facts = measured.facts(config, {"heldout": suite})
-    if before := kept(file, facts):
-        return before
-    session = Session(config, {"train": sources.suite(config, "train")})
-    scores = {name: stats.score(session.ask(name, suite)) for name in SYSTEMS}
-    wanted = ("accuracy", "accuracy_by_cell", "sensitivity", "specificity")
-    result = {"measured": facts, **{n: {key: s[key] for key in wanted} for n, s in scores.items()}}
-    files.write_json(file, result)
-    return result
+    suites, file = {"heldout": sources.suite(config, "test")}, path(run_dir) / f"result-{test_pairs}.json"
+    found = scores(config, suites, file, tuple(SYSTEMS))
+    return {name: found[name]["heldout"] for name in SYSTEMS}
 
 
 def table(results: dict[str, dict]) -> pd.DataFrame:

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from medlib import stats
-from medlib.config import ADAPTER, files, jobs, path, resolve
+from medlib.config import ADAPTER, RunConfig, files, jobs, path, resolve
 from medlib.data import sources
-from medlib.evaluation import measured
+from medlib.data.suite import Suite
+from medlib.evaluation import measured, summary
 from medlib.stats.text import cells_text, percent, points, to_markdown
 from medlib.systems import Session
 from medlib.training import supervised
@@ -38,25 +39,36 @@ def one(profile: str, pairs: int, seed: int, test_pairs: int, folder: str) -> di
         the note contradicts the image.
     """
     run_dir = path(folder) / f"{pairs}-{seed}"
-    file = run_dir / f"result-{test_pairs}.json"
     # the held-out suite of another seed is not read, so it is as small as it may be
     config = resolve(profile, train_pairs=pairs, seed=seed, run_dir=str(run_dir), test_pairs=12, processes=1)
-    supervised.train(config)
     shared = resolve(profile, seed=0, test_pairs=test_pairs)
     suites = {"heldout": sources.suite(shared, "test"), "contradiction": sources.contradiction(shared, "test")}
+    found = scores(config, suites, run_dir / f"result-{test_pairs}.json")[ADAPTER]
+    return {
+        "pairs": pairs,
+        "seed": seed,
+        "accuracy": found["heldout"]["accuracy"],
+        "by_cell": found["heldout"]["accuracy_by_cell"],
+        "contradiction": found["contradiction"]["accuracy"]["value"],
+    }
+
+
+def scores(config: RunConfig, suites: dict[str, Suite], file: Path, systems: tuple[str, ...] = (ADAPTER,)) -> dict:
+    """Train what is missing and ask each system about each suite; read from ``file`` if it is done.
+
+    Returns
+    -------
+    dict
+        ``measured`` (of `measured.facts`), and of each system by suite the `stats.score` and ``whole_pairs``.
+    """
+    supervised.train(config)
     facts = measured.facts(config, suites)
     if before := kept(file, facts):
         return before
-    session = Session(config, {})
-    heldout, notes = (stats.score(session.ask(ADAPTER, suite)) for suite in suites.values())
-    result = {
-        "measured": facts,
-        "pairs": pairs,
-        "seed": seed,
-        "accuracy": heldout["accuracy"],
-        "by_cell": heldout["accuracy_by_cell"],
-        "contradiction": notes["accuracy"]["value"],
-    }
+    session, result = Session(config, {"train": sources.suite(config, "train")}), {"measured": facts}
+    for name in systems:
+        frames = {key: session.ask(name, suite) for key, suite in suites.items()}
+        result[name] = {key: stats.score(f) | {"whole_pairs": summary.pairs_right(f)} for key, f in frames.items()}
     files.write_json(file, result)
     return result
 
