@@ -86,17 +86,8 @@ class Report:
         if repeated := int(read["sha256"].duplicated().sum()):
             lines.append(f"{repeated:,} files repeat the pixels of another")
         label = self.data.rows.drop_duplicates("file").set_index("file")["label"]
-        suspected = read["strokes"] >= marks.SUSPECTED
-        for modality, part in read.groupby("modality", sort=False):
-            here = suspected[part.index]
-            if not here.any():
-                continue
-            shares = here.groupby(part["file"].map(label)).mean()
-            by_label = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-            count = f"{int(here.sum()):,} of {len(part):,} {modality} images ({by_label})"
-            most = ": so many that it may be anatomy" if here.mean() > 0.5 else ""
-            files = listing(list(part.loc[here, "file"].head(3)))
-            lines.append(f"letters or calipers suspected in {count}{most}; look at some, such as\n{files}")
+        for text, suspects in marks.suspicions(read.assign(label=read["file"].map(label))):
+            lines.append(f"{text}; look at some, such as\n{listing(suspects[:3])}")
         return lines
 
     def _duplicates(self) -> list[str]:

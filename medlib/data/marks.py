@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
@@ -28,3 +29,24 @@ def stroke_count(image: Image.Image) -> int:
     boxes = ndimage.find_objects(labels)
     sizes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes]
     return sum(HEIGHT[0] <= height <= HEIGHT[1] and width <= HEIGHT[1] for height, width in sizes)
+
+
+def suspicions(images: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """A sentence for each modality with suspected images, and these images' files.
+
+    Parameters
+    ----------
+    images : DataFrame
+        One row an image: ``file``, ``modality``, ``strokes`` (of `stroke_count`), and ``label`` to tell shares by.
+    """
+    found = []
+    for modality, part in images.groupby("modality", sort=False):
+        here = part["strokes"] >= SUSPECTED
+        if not here.any():
+            continue
+        shares = here.groupby(part["label"]).mean()
+        by_label = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        most = ": so many that it may be anatomy" if here.mean() > 0.5 else ""
+        count = f"{here.sum():,} of {len(part):,} {modality} images ({by_label})"
+        found.append((f"letters or calipers suspected in {count}{most}", list(part.loc[here, "file"])))
+    return found

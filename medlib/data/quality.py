@@ -26,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from medlib.config import DataError
+from medlib.data import marks
 from medlib.data.cases import LabelledCase
 from medlib.data.images import load_image, pixel_hash, scan_problem
 
@@ -64,6 +65,7 @@ class ImageFacts:
     content_hash: str
     problem: str | None
     bright_share: float  # share of pixels above half range
+    strokes: int  # of a letter's size, see `medlib.data.marks`
 
 
 def audit(
@@ -71,6 +73,7 @@ def audit(
     images_dir: str | Path,
     splits: dict[str, str] | None = None,
     max_images: int = 24,
+    drawn: bool = True,
 ) -> list[Issue]:
     """Run every check.
 
@@ -83,9 +86,11 @@ def audit(
     splits : dict, optional
         LabelledCase id -> "train" or "val". ``factors["published_split"]``, where given, is looked
         at as a second split.
-    max_pictures : int
+    max_images : int
         Keypoints are matched between at most this many images per modality (time grows with
         its square); a seeded sample is drawn from more.
+    drawn : bool
+        Whether the images may be this project's own; these have no letters or calipers to look for.
 
     Returns
     -------
@@ -101,6 +106,7 @@ def audit(
     issues += check_masks(scenarios, images)
     issues += check_exact_duplicates(scenarios, images, all_splits)
     issues += check_overlaps(scenarios, images, all_splits, max_images)
+    issues += [] if drawn else check_marks(scenarios, images)
     issues += check_contradictions(scenarios)
     issues += check_word_shortcuts(scenarios)
     issues += check_balance(scenarios, all_splits)
@@ -167,6 +173,7 @@ def _image(modality: str, image: Image.Image) -> ImageFacts:
         content_hash=pixel_hash(image),
         problem=scan_problem(image),
         bright_share=float((grey > (int(grey.min()) + int(grey.max())) / 2).mean()),
+        strokes=marks.stroke_count(image),
     )
 
 
@@ -200,6 +207,20 @@ def check_masks(scenarios: list[LabelledCase], images: dict[str, ImageFacts]) ->
         files = tuple(sorted({s.image for s in masks}))
         issues.append(Issue("mask", "error", message, ids, files, evidence))
     return issues
+
+
+def check_marks(scenarios: list[LabelledCase], images: dict[str, ImageFacts]) -> list[Issue]:
+    """Letters and calipers suspected, and in which share of each finding (or verdict, if none is known)."""
+    cases = {s.image: s for s in scenarios if s.image in images}
+    rows = [
+        (file, images[file].modality, images[file].strokes, case.factors.get("image_finding", case.verdict))
+        for file, case in cases.items()
+    ]
+    found = marks.suspicions(pd.DataFrame(rows, columns=["file", "modality", "strokes", "label"]))
+    return [
+        Issue("letters or calipers", "info", f"{text}; look at some", files=tuple(files[:3]))
+        for text, files in found
+    ]
 
 
 def _best_threshold(values: np.ndarray, labels: np.ndarray) -> tuple[int, float]:

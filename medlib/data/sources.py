@@ -85,7 +85,9 @@ def audit(config: RunConfig) -> list[Issue]:
         sides = {side: read_scenarios(CORE_DIR / f"{side}.jsonl") for side in ("train", "val")}
         images_dir = core_images(config)
     side_of = {s.id: side for side, scenarios in sides.items() for s in scenarios}
-    return quality.audit([s for scenarios in sides.values() for s in scenarios], images_dir, side_of)
+    return quality.audit(
+        [s for scenarios in sides.values() for s in scenarios], images_dir, side_of, drawn=not config.data_dir
+    )
 
 
 def is_drawn(suite: Suite, scenario: LabelledCase) -> bool:

@@ -102,6 +102,20 @@ def test_masks_and_what_their_area_gives_away(tmp_path):
     assert not found(issues, "broken image")
 
 
+def test_letters_are_suspected_in_images_of_ones_own_only(tmp_path):
+    cases = [scenario("plain"), scenario("written", factors={"image_finding": "benign_mass"})]
+    soft = Image.fromarray(
+        (gaussian_filter(np.random.default_rng(0).normal(size=(400, 400)), 9) * 500 + 90).astype(np.uint8)
+    )
+    for case in cases:
+        soft.save(tmp_path / case.image)
+        ImageDraw.Draw(soft).text((30, 200), "RT 12 UOQ 3:00", fill=255)
+    assert not found(audit(cases, tmp_path), "letters or calipers")
+    (issue,) = found(audit(cases, tmp_path, drawn=False), "letters or calipers")
+    assert issue.severity == "info" and issue.files == ("written.png",)
+    assert "1 of 2 histopathology images (CORRECT 0%, benign_mass 100%)" in issue.message
+
+
 def test_broken_missing_and_blank_images(tmp_path):
     buffer = BytesIO()
     textured_field(0, 100).save(buffer, "PNG")

@@ -29,7 +29,7 @@ from medlib.reporting.show import ALPHA
 from medlib.stats.text import p_text, percent, rate_text
 
 FITTED = ("core_train", "train", "val")  # suites that training or early stopping sees; others test
-IMAGE_CHECKS = ("broken image", "mask", "exact duplicate", "overlap")
+IMAGE_CHECKS = ("broken image", "mask", "exact duplicate", "overlap", "letters or calipers")
 DRAWN_FACTORS = ("wording", "modality", "sex", "age", "image shows")  # the figure has no room for all
 MARKS = (("s", ORANGE), ("o", BLUE), ("D", RED), ("^", GREY))
 
@@ -210,19 +210,19 @@ def image_issues(found: Sequence[Issue]) -> list[Issue]:
 
 
 def image_sentence(found: Sequence[Issue]) -> str:
-    """How many faults the images of the core set have."""
+    """How many faults the images have."""
     about = image_issues(found)
     faults = [issue for issue in about if issue.severity != "info"]
     if not faults:
         return (
-            "The images of the core set in use have **no fault**: none is broken or a mask, no "
+            "The images in use have **no fault**: none is broken or a mask, no "
             "two show one field. What the audit says of their words and labels is in `01_data`."
         )
     counts = pd.Series([issue.check for issue in faults]).value_counts()
     listed = ", ".join(f"{check} ({count})" for check, count in counts.items())
     files = sorted({file for issue in faults for file in issue.files})
     return (
-        f"The images of the core set in use have **faults: {listed}**, in {len(files)} files. All "
+        f"The images in use have **faults: {listed}**, in {len(files)} files. All "
         "that the audit finds, in words and labels too, is in `01_data`."
     )
 
