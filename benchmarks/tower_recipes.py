@@ -1,6 +1,7 @@
 """What each switch of the tower's recipe does on images of one's own: mean recall over the findings, validation.
 
-Every variant differs from the first in one setting and trains as long. An interruption costs one variant.
+Every variant up to `COMBINED` differs from the first in one setting and trains as long; those combine what won. An
+interruption costs one variant.
 
     python benchmarks/tower_recipes.py --data DIR --out FOLDER
 """
@@ -25,7 +26,7 @@ from medlib.models.standin import own
 from medlib.stats.text import percent, to_markdown
 
 VARIANTS: dict[str, dict] = {
-    "as it is": {},
+    "crops down to 0.4 of the area, 112 pixels": {},
     "smaller crops, up to 0.2 of the area": {"crop": 0.2},
     "hardly any crop, 0.8 of the area": {"crop": 0.8},
     "half of the views with equalised histogram": {"equalised": 0.5},
@@ -35,6 +36,11 @@ VARIANTS: dict[str, dict] = {
     "contrastive warm-up of two epochs": {"warm_up_epochs": 2},
     "learning rate 0.001": {"lr": 1e-3},
     "168 pixels per side": {"size": 168},
+}
+COMBINED: dict[str, dict] = {
+    "0.8 of the area, 10 epochs": {"crop": 0.8, "epochs": 10},
+    "0.8 of the area, grey levels not altered, 10 epochs": {"crop": 0.8, "contrast": 0.0, "epochs": 10},
+    "0.8 of the area, 168 pixels, 10 epochs": {"crop": 0.8, "size": 168, "epochs": 10},
 }
 
 
@@ -46,8 +52,8 @@ def measured(data: str, out: Path, epochs: float, seed: int) -> pd.DataFrame:
         {"Recipe": name, "Mean recall": percent(value)} for name, value in forests(suites, words, seed).items()
     ]
     sides = [own.load_side(suites, side, words, 336) for side in ("train", "val")]
-    for name, change in tqdm(VARIANTS.items(), desc="variants"):
-        recipe = own.Recipe(epochs=epochs, **change)
+    for name, change in tqdm((VARIANTS | COMBINED).items(), desc="variants"):
+        recipe = own.Recipe(**{"epochs": epochs, "crop": 0.4} | change)
         folder = out / "-".join(map(str, ["base", *(part for item in change.items() for part in item)]))
         kept = folder / "measured.json"
         if not kept.is_file():

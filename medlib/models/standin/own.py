@@ -53,7 +53,7 @@ class Recipe(BaseModel):
     warm_up_epochs: float = Field(0, ge=0, description="the same for a contrastive warm-up of the tower")
     batch_size: int = Field(32, ge=2, description="images of a step of the tower")
     lr: float = Field(5e-4, gt=0)
-    crop: float = Field(0.4, gt=0, le=1, description="smallest share of an image's area that is shown")
+    crop: float = Field(0.8, gt=0, le=1, description="smallest share of an image's area that is shown")
     contrast: float = Field(0.3, ge=0, lt=1, description="largest relative change of contrast and brightness")
     balanced: float = Field(1, ge=0, le=1, description="1: all findings equally often; 0: all images")
     equalised: float = Field(0, ge=0, le=1, description="share of views with equalised histogram")
