@@ -36,10 +36,15 @@ import yaml
 from medlib.config import ROOT, files
 from medlib.stats.text import to_markdown
 
-RUN, SUITE = "runs/killed", "data/suites/test-24-0"
+RUN, SUITE, LABELLED = "runs/killed", "data/suites/test-24-0", "runs/labelled"
 #: Each starts from what those before it left.
 COMMANDS = {
     "data": ["data", "--profile", "tiny"],
+    "sweep": ["sweep", "--trials", "2", "--profile", "tiny", "--run-dir", "runs/sweep"],
+    "standin": [
+        *("standin", "--data", LABELLED, "--out", "runs/standins"),
+        *("--set", "epochs=4", "--set", "encoder_epochs=4", "--set", "decoder_steps=60", "--set", "size=56"),
+    ],
     "train": ["train", "--profile", "tiny", "--run-dir", RUN],
     "evaluate": ["evaluate", "--run-dir", RUN],
     "preferences": ["preferences", f"{RUN}/exported-preferences.jsonl", "--run-dir", RUN],
@@ -129,7 +134,7 @@ def serve() -> None:
     """Run a command for every line of the input: its arguments as JSON; prints process group and exit status."""
     import medlib
 
-    heavy = ("papermill", "peft", "seaborn", "sklearn.ensemble", "sklearn.linear_model", "trl")
+    heavy = ("optuna", "papermill", "peft", "seaborn", "sklearn.ensemble", "sklearn.linear_model", "trl")
     names = [module.name for module in pkgutil.walk_packages(medlib.__path__, "medlib.")]
     for name in (*names, *heavy):
         if not name.endswith("__main__"):
@@ -151,6 +156,18 @@ def _command(arguments: list[str]) -> None:
         os.dup2(log, stream)
     sys.argv = ["medlib", *arguments]
     main()
+
+
+def draw_labelled(folder: Path) -> None:
+    """Labelled images, as folders of modality, finding and group, for the command `standin`."""
+    from medlib.data.synthetic import lexicon
+    from medlib.data.synthetic.draw import draw
+
+    for number, finding in enumerate(lexicon.FINDINGS):
+        for image in range(12):
+            file = folder / finding.modality / finding.name / f"{number}-{image // 2}" / f"{number}-{image}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draw(finding.modality, finding.name, 1000 * number + image, 112).save(file)
 
 
 class Server:
@@ -275,6 +292,7 @@ def main() -> None:
     chosen, rng = arguments.commands.split(","), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         project, seconds, expected = Project(Path(folder)), {}, {}
+        draw_labelled(project.folder / LABELLED)
         for name in list(COMMANDS)[: max(map(list(COMMANDS).index, chosen)) + 1]:
             project.keep(name)
             seconds[name] = project.finish(name)
