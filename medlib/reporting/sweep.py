@@ -53,8 +53,8 @@ def sweep(
 ) -> optuna.Study:
     """Try ``trials`` recipes and keep what each scored; a second call resumes where the first stopped.
 
-    Proposals depend on the seed, the trial's number and the scores so far: a sweep that was stopped
-    proposes what it would have proposed, and machines that share a study never repeat each other.
+    Proposals depend on the seed, the number of recipes before and the scores so far: a sweep that was stopped or
+    killed proposes what it would have proposed, and machines that share a study never repeat each other.
 
     Parameters
     ----------
@@ -87,11 +87,10 @@ def sweep(
         if _is_surplus(study, trial, trials):
             trial.set_user_attr("surplus", True)
             raise optuna.TrialPruned
-        study.sampler = _sampler(config.seed * 100_003 + trial.number)
+        place = _place(study, trial)
+        study.sampler = _sampler(config.seed * 100_003 + place)
         values = {key: _suggest(trial, key, limits) for key, limits in limits_by_name.items()}
-        folder = str(trial.user_attrs.get("folder", ""))
-        if not re.fullmatch(r"\d{3,9}", folder):  # of a new trial; others write to a shared study, too
-            folder = f"{trial.number:03d}"
+        folder = _folder(trial, place)
         trial.set_user_attr("folder", folder)
         own = {**values, "run_dir": f"{config.run_dir}/trials/{folder}"}
         try:
@@ -116,11 +115,11 @@ def train_notebook(config: RunConfig) -> float:
 
 
 def table(study: optuna.Study) -> pd.DataFrame:
-    """One row per trial, best first: trial, parameters, validation_loss, minutes, state."""
+    """One row per trial, best first: trial (its folder), parameters, validation_loss, minutes, state."""
     names = sorted({name for trial in study.trials for name in trial.params})
     rows = [
         {
-            "trial": t.number,
+            "trial": int(_folder(t, t.number)),
             **{name: t.params.get(name) for name in names},
             "validation_loss": t.value,
             "minutes": t.duration.total_seconds() / 60 if t.duration else None,
@@ -235,6 +234,18 @@ def _counted(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.Frozen
         for t in trials
         if t.state != TrialState.WAITING and t.number not in replaced and not t.user_attrs.get("surplus")
     ]
+
+
+def _folder(trial: optuna.Trial | optuna.trial.FrozenTrial, place: int) -> str:
+    """The folder that a trial has or, if it is new, gets."""
+    given = str(trial.user_attrs.get("folder", ""))
+    return given if re.fullmatch(r"\d{3,9}", given) else f"{place:03d}"  # others write to a shared study, too
+
+
+def _place(study: optuna.Study, trial: optuna.Trial) -> int:
+    """Recipes that were begun before a trial's; one that is tried again is one recipe."""
+    earlier = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
+    return sum(not RETRY.retry_history(t) and not t.user_attrs.get("surplus") for t in earlier)
 
 
 def _is_surplus(study: optuna.Study, trial: optuna.Trial, wanted: int) -> bool:

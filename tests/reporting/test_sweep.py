@@ -94,6 +94,9 @@ def test_an_interrupted_trial_is_marked_failed_and_tried_again_in_its_folder(sma
     study = run(small, 3, objective=interrupted)
     assert asked[1] == asked[2]  # same folder and same recipe, so that training resumes
     assert Counter(t.state.name for t in study.trials) == {"COMPLETE": 3, "FAIL": 1}
+    assert [folder[-3:] for folder, _ in asked[2:]] == ["001", "002"]
+    undisturbed = run(small, 3, name="another")
+    assert recipes(undisturbed) == [t.params for t in study.trials if t.state.name == "COMPLETE"]
 
 
 def worker(config, storage, log, seconds):
