@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from medlib.cli.options import data_place
 from medlib.config import resolve
 from medlib.data import own_suites
-from medlib.data.blind import STATISTICS, TREES, statistics_of_file
+from medlib.data.blind import STATISTICS, TREES, statistics_of_files
 from medlib.models.standin import own
 from medlib.stats.text import percent, to_markdown
 
@@ -72,10 +72,7 @@ def measured(data: str, out: Path, epochs: float, seed: int) -> pd.DataFrame:
 def forests(suites: own_suites.OwnSuites, words, seed: int) -> dict[str, float]:
     """Mean recall of the auditor that sees image statistics only, with the file's size among them and without."""
     train, val = (own.image_rows(suites, side, words) for side in ("train", "val"))
-    tables = [
-        pd.DataFrame([statistics_of_file(suites.data.images_dir / file) for file in rows["file"]])
-        for rows in (train, val)
-    ]
+    tables = [statistics_of_files(suites.data.images_dir, rows["file"]) for rows in (train, val)]
     labels, gold = own.labels_of(train, words), own.labels_of(val, words)
     found = {}
     for name, columns in (("width and height too", STATISTICS), ("no width and height", STATISTICS[:-2])):

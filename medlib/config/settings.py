@@ -164,11 +164,18 @@ class Api(BaseModel):
     @field_validator("api_base_url")
     @classmethod
     def _is_an_address(cls, value: str | None) -> str | None:
-        try:
-            urlsplit(value or "").port  # noqa: B018  # asked for what it raises
-        except ValueError:
-            raise ValueError("not an address, such as https://host:8000/v1") from None  # its own text repeats it
+        host(value or "")
         return value
+
+
+def host(address: str) -> str | None:
+    """Host of an endpoint's address; ValueError, which does not repeat it, if it is none."""
+    try:
+        parts = urlsplit(address)
+        parts.port  # noqa: B018  # asked for what it raises
+    except ValueError:
+        raise ValueError("not an address, such as https://host:8000/v1") from None
+    return parts.hostname
 
 
 class Feedback(BaseModel):

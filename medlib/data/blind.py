@@ -6,7 +6,7 @@ Both are cross-validated by group, so neither can remember a patient.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,11 @@ def image_statistics(image: Image.Image, size: tuple[int, int] | None = None) ->
 def statistics_of_file(path: str | Path) -> dict[str, float]:
     """`image_statistics` of a file, with its own width and height; DataError for a broken one."""
     return image_statistics(load_image(path), file_size(path))
+
+
+def statistics_of_files(folder: Path, names: Iterable[str]) -> pd.DataFrame:
+    """`statistics_of_file` of files in a folder, a row each; columns `STATISTICS`."""
+    return pd.DataFrame([statistics_of_file(folder / name) for name in names], columns=list(STATISTICS))
 
 
 def file_size(path: str | Path) -> tuple[int, int] | None:

@@ -11,13 +11,12 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 from medlib.config import NotRun, RunConfig, provenance
 from medlib.data import sources
-from medlib.data.blind import STATISTICS, TREES, statistics_of_file
+from medlib.data.blind import STATISTICS, TREES, statistics_of_files
 from medlib.data.cases import LabelledCase
 from medlib.data.images import PIXELS_VERSION
 from medlib.data.suite import Suite
@@ -48,7 +47,10 @@ def fit(config: RunConfig, train: Suite):
     """A function that gives P(CORRECT) of each case of a suite, float array (n,)."""
     cases = {s.image: s for s in train.scenarios}
     forest = RandomForestClassifier(TREES, random_state=config.seed, class_weight="balanced", oob_score=True)
-    forest.fit(_statistics(train, cases), [_label(s.modality, s.factors["image_finding"]) for s in cases.values()])
+    forest.fit(
+        statistics_of_files(train.images_dir, cases),
+        [_label(s.modality, s.factors["image_finding"]) for s in cases.values()],
+    )
     agree = functools.partial(agreements, config, list(forest.classes_))
     # what the forest says of the images that a tree did not see, as it will of new ones
     seen = dict(zip(cases, np.nan_to_num(forest.oob_decision_function_)))
@@ -61,7 +63,9 @@ def fit(config: RunConfig, train: Suite):
     def predict(suite: Suite) -> np.ndarray:
         images = [(suite.images_dir, s.image) for s in suite.scenarios]
         if new := [key for key in dict.fromkeys(images) if key not in known]:
-            known.update(zip(new, forest.predict_proba(_statistics(suite, [name for _, name in new]))))
+            known.update(
+                zip(new, forest.predict_proba(statistics_of_files(suite.images_dir, [name for _, name in new])))
+            )
         shown = np.stack([known[key] for key in images])
         return verdicts.predict_proba(agree(suite.scenarios, shown))[:, 1]
 
@@ -91,7 +95,3 @@ def agreements(
 
 def _label(modality: str, finding) -> str:
     return f"{modality}/{finding}"
-
-
-def _statistics(suite: Suite, images) -> pd.DataFrame:
-    return pd.DataFrame([statistics_of_file(suite.images_dir / name) for name in images])[list(STATISTICS)]

@@ -18,14 +18,13 @@ import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
 
-from medlib.config import ROOT, VERDICTS, DataError, NotRun
+from medlib.config import ROOT, VERDICTS, DataError, NotRun, settings
 from medlib.data import sources
 from medlib.data.cases import LabelledCase
 from medlib.data.images import PIXELS_VERSION
@@ -143,20 +142,14 @@ def openai_api(session: Session) -> System:
 
 def api_key(base_url: str | None) -> str | None:
     """The key for an endpoint: ``MEDLIB_API_KEY``, else OpenAI's own where ``base_url`` is no other host."""
-    known = "api.openai.com", _host(os.environ.get("OPENAI_BASE_URL", ""))
+    try:
+        known = "api.openai.com", settings.host(os.environ.get("OPENAI_BASE_URL", ""))
+    except ValueError as error:
+        raise NotRun(f"OPENAI_BASE_URL: {error}") from None
     if key := os.environ.get("MEDLIB_API_KEY"):
         return key
-    elsewhere = base_url and urlsplit(base_url).hostname not in known
+    elsewhere = base_url and settings.host(base_url) not in known
     return None if elsewhere else os.environ.get("OPENAI_API_KEY")
-
-
-def _host(address: str) -> str | None:
-    try:
-        parts = urlsplit(address)
-        parts.port  # noqa: B018  # asked for what it raises
-        return parts.hostname
-    except ValueError:
-        raise NotRun("OPENAI_BASE_URL: not an address, such as https://host:8000/v1") from None
 
 
 class _Endpoint:
